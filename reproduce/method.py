@@ -1,0 +1,51 @@
+"""The whole interface of a method: what it changes before training, and what it adds to the loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from reproduce.sites import Record, Role, Site, Trace, sites_of
+
+__all__ = [
+    "Method",
+    "NonNegative",
+    "Positive",
+    "PositiveCount",
+    "Record",
+    "Role",
+    "Site",
+    "Trace",
+    "sites_of",
+]
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+class Method(BaseModel):
+    """One published idea. Its fields are its hyperparameters; it is frozen, and keeps no state between steps.
+
+    ``version`` grows when a change moves numbers: Results of older versions are then shown as superseded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: ClassVar[int] = 1
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Change the network before training (fill Sites, add parameters). Default: change nothing."""
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """What is added to the loss at this step: a 0-dim tensor, already weighted.
+
+        Args:
+            trace: what the Sites recorded in this step's forward pass.
+            progress: fraction of training done, 0-dim in [0, 1].
+            generator: the only source of randomness a method may use; lives on the model's device.
+        """
+        return trace.zero()

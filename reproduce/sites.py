@@ -1,0 +1,122 @@
+"""Sites: the named places in a model where papers act, and the Trace of what passed them in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["pre", "post", "dropped", "code"]
+Axes = Literal["nc", "nchw", "tnc", "ntc"]
+
+
+class Site(nn.Module):
+    """An identity module that records what passes it while training, and may hold a transform.
+
+    Args:
+        role: ``"pre"`` before a non-linearity, ``"post"`` after it (a recurrent output counts as post),
+            ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's code.
+        axes: meaning of the tensor's axes: ``n`` batch, ``t`` time, ``c`` features, ``h`` ``w`` space.
+        shape: shape of one sample without batch and time, ``(features,)`` or ``(channels, height, width)``.
+
+    A method may put a module into ``transform`` (batch normalisation, say): the Site then records its output.
+    """
+
+    def __init__(self, role: Role, axes: Axes, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        if role not in get_args(Role) or axes not in get_args(Axes):
+            raise ValueError(
+                f"a Site has role {get_args(Role)} and axes {get_args(Axes)}; got {role!r}, {axes!r}"
+            )
+        self.role: Role = role
+        self.axes: Axes = axes
+        self.shape = shape
+        self.name = ""  # its path in the model, given by `watch`
+        self.transform: nn.Module | None = None
+        self.trace: Trace | None = None
+
+    @property
+    def features(self) -> int:
+        """Number of channels or units."""
+        if self.shape is None:
+            raise ValueError(f"Site {self.name!r} has not seen a batch yet: give attach() an example input")
+        return self.shape[0]
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if self.transform is not None:
+            activation = self.transform(activation)
+        if self.training and self.trace is not None:
+            self.trace.add(self, activation)
+        return activation
+
+    def extra_repr(self) -> str:
+        return f"{self.role}, {self.axes}, {self.shape}"
+
+
+class Record(NamedTuple):
+    """One activation that passed one Site in this step."""
+
+    site: Site
+    activation: Tensor
+
+    @property
+    def samples(self) -> Tensor:
+        """The activation as (samples, features): space and time count as samples."""
+        value = self.activation
+        if self.site.axes == "nchw":
+            value = value.movedim(1, -1)
+        return value.reshape(-1, value.shape[-1])
+
+
+class Trace:
+    """What the Sites of a model recorded in the current training step, and the model's weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.records: list[Record] = []
+        self._zero: Tensor | None = None
+
+    def add(self, site: Site, activation: Tensor) -> None:
+        self.records.append(Record(site, activation))
+
+    def clear(self) -> None:
+        self.records.clear()
+
+    def select(self, role: Role) -> list[Record]:
+        """Records of one role, in the order of the forward pass.
+
+        Raises:
+            ValueError: if this model has no Site of that role, because a penalty on nothing is a mistake.
+        """
+        chosen = [record for record in self.records if record.site.role == role]
+        if not chosen:
+            present = sorted({record.site.role for record in self.records})
+            raise ValueError(
+                f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`"
+            )
+        return chosen
+
+    def zero(self) -> Tensor:
+        """A 0-dim zero on the model's device."""
+        if self._zero is None:
+            parameter = next(self.model.parameters())
+            self._zero = torch.zeros((), device=parameter.device, dtype=torch.float32)
+        return self._zero
+
+
+def sites_of(model: nn.Module) -> Iterator[Site]:
+    """All Sites of a model, each knowing its path afterwards."""
+    for name, module in model.named_modules():
+        if isinstance(module, Site):
+            module.name = name
+            yield module
+
+
+def watch(model: nn.Module) -> Trace:
+    """Connect every Site of ``model`` to one new Trace, and return it."""
+    trace = Trace(model)
+    for site in sites_of(model):
+        site.trace = trace
+    return trace

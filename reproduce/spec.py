@@ -1,0 +1,320 @@
+"""Experiments as strict TOML: one table or figure of a paper, its arms, seeds, claims. No torch here."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Scale = Literal["quick", "reduced", "paper"]
+Scalar = bool | int | float | str
+Count = Annotated[int, Field(ge=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class SpecError(Exception):
+    """An experiment, card or argument that cannot be used; the message is one line for the user."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
+# None and mean "as before". A default other than None, once landed, never changes.
+
+
+class TaskSpec(_Strict):
+    """A problem held fixed: dataset x model x loss x metric."""
+
+    kind: str  # a file in reproduce/tasks
+    dataset: str  # a card in datasets/
+    model: str  # a file in reproduce/models
+    model_options: dict[str, Scalar] = {}
+    validation: int | None = None  # training examples held out, the last ones; None: the dataset's own split
+    train_examples: int | None = None  # use only the first so many training examples
+    normalise: Literal["channel", "mean_image", "pixel", "binary", "unit"] | None = None  # images
+
+
+class ConstantRate(_Strict):
+    kind: Literal["constant"] = "constant"
+
+
+class StepRate(_Strict):
+    """Multiply the rate by ``factor`` at each milestone."""
+
+    kind: Literal["step"]
+    milestones: tuple[int, ...]
+    factor: float | tuple[float, ...] = 0.1  # one for all, or one per milestone
+    unit: Literal["epochs", "steps"] = "epochs"
+
+
+class DecayRate(_Strict):
+    """Multiply the rate by ``factor`` every epoch after the first ``after`` epochs."""
+
+    kind: Literal["decay"]
+    after: int
+    factor: float
+
+
+class PlateauRate(_Strict):
+    """Multiply the rate by ``factor`` when validation has not improved for over ``patience`` evaluations."""
+
+    kind: Literal["plateau"]
+    factor: float = 0.25
+    patience: int = 0
+
+
+class CosineRate(_Strict):
+    kind: Literal["cosine"]
+
+
+Schedule = Annotated[
+    ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")
+]
+
+
+class Clip(_Strict):
+    """Gradient clipping to an L2 norm: of all gradients together, or of each tensor apart."""
+
+    norm: float = Field(gt=0)
+    per: Literal["global", "tensor"] = "global"
+
+
+class Recipe(_Strict):
+    """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_biases: bool = True  # weight decay on biases and scalars too
+    bias_rate: float = 1.0  # rate of biases and scalars as a fraction of learning_rate
+    schedule: Schedule = ConstantRate()
+    warmup_steps: int | None = None  # so many first steps at learning_rate * warmup_factor
+    warmup_factor: float | None = None
+    clip: Clip | None = None
+    augment: Literal["crop_flip"] | None = None  # zero-pad 4, random crop, random horizontal flip
+    mixup: float | None = None  # alpha of Beta(alpha, alpha)
+    window: Count | None = None  # language modeling: truncated back-propagation length
+    eval_batch_size: Count = 500
+    evaluate_every: Count = 1  # epochs
+    selection: Literal["last", "best_validation", "best_test"] = "last"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    probe_examples: Count = 256  # for the statistics of Sites
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class Arm(_Strict):
+    """One row of a table: a method with its parameters, and what the paper changed beside it."""
+
+    method: str = "vanilla"
+    label: str = ""
+    params: dict[str, Any] = {}
+    grid: dict[str, tuple[Any, ...]] = {}  # parameters to choose by mean validation metric
+    model: str | None = None
+    model_options: dict[str, Scalar] = {}
+    recipe: dict[str, Any] = {}
+    tasks: tuple[str, ...] | None = None  # only on these tasks
+    pending: str | None = None  # why this arm cannot run yet; it is then shown, never run
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every choice of the grid, merged with the fixed parameters."""
+        names = list(self.grid)
+        combinations = itertools.product(*(self.grid[name] for name in names))
+        return [{**self.params, **dict(zip(names, values, strict=True))} for values in combinations]
+
+
+class Claim(_Strict):
+    """One statement of the paper with its address, and the tolerance set before the run.
+
+    Without ``over``: the metric of ``arm`` is ``value``. With ``over``: ``arm`` minus ``over`` is ``value``, or,
+    where the paper gives no number (a curve, a sentence), lies in ``direction``.
+    """
+
+    task: str
+    arm: str
+    metric: str  # "test.error", "validation.perplexity"
+    over: str | None = None
+    value: float | None = None
+    tolerance: float | None = Field(default=None, gt=0)
+    direction: Literal["lower", "higher"] | None = None
+    source: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_statement(self) -> Claim:
+        if (self.value is None) == (self.direction is None):
+            raise ValueError("a claim states exactly one of value and direction")
+        if (self.value is None) != (self.tolerance is None):
+            raise ValueError("a claim with a value needs a tolerance, and one with a direction has none")
+        if self.direction is not None and self.over is None:
+            raise ValueError("a claim of direction compares two arms: name the other one in 'over'")
+        return self
+
+
+class Experiment(_Strict):
+    """One table or figure of a paper."""
+
+    title: str
+    question: str = ""
+    scale: Scale
+    source: str = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
+    recipe: Recipe
+    arms: dict[str, Arm] = Field(min_length=1)
+    baseline: str | None = None  # the arm that differences are taken against
+    claims: tuple[Claim, ...] = ()
+    figures: tuple[str, ...] = ("seeds", "learning_curves", "site_statistics")
+    deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Experiment:
+        for name, arm in self.arms.items():
+            for task in arm.tasks or ():
+                if task not in self.tasks:
+                    raise ValueError(f"arm {name!r} names task {task!r}, which is none of {list(self.tasks)}")
+        for claim in self.claims:
+            for arm_name in filter(None, (claim.arm, claim.over)):
+                if arm_name not in self.arms:
+                    raise ValueError(f"a claim names arm {arm_name!r}, which is none of {list(self.arms)}")
+            if claim.task not in self.tasks:
+                raise ValueError(f"a claim names task {claim.task!r}, which is none of {list(self.tasks)}")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        return self
+
+
+class Cell(_Strict):
+    """One training that an experiment asks for, before the method's own defaults are filled in."""
+
+    task_name: str
+    arm_name: str
+    task: TaskSpec
+    recipe: Recipe
+    method: str
+    params: dict[str, Any]  # as given
+    seed: int
+
+
+def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
+    """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons."""
+    found = []
+    for seed in seeds or experiment.seeds:
+        for task_name, task in experiment.tasks.items():
+            for arm_name, arm in experiment.arms.items():
+                if arm.pending or (arm.tasks is not None and task_name not in arm.tasks):
+                    continue
+                changed = {"model_options": {**task.model_options, **arm.model_options}}
+                arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
+                recipe = Recipe.model_validate(
+                    {**experiment.recipe.model_dump(exclude_none=True), **arm.recipe}, strict=False
+                )
+                for params in arm.points():
+                    found.append(
+                        Cell(
+                            task_name=task_name,
+                            arm_name=arm_name,
+                            task=arm_task,
+                            recipe=recipe,
+                            method=arm.method,
+                            params=params,
+                            seed=seed,
+                        )
+                    )
+    return found
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into a strict model.
+
+    Raises:
+        SpecError: one line that names file, line, key, what was found and what was expected.
+    """
+    try:
+        text = path.read_text("utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return model.model_validate(_tuples(content))
+    except ValidationError as error:
+        raise SpecError(_explain(path, text, error)) from error
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read one experiment file strictly; see `read_toml` for errors."""
+    return read_toml(path, Experiment)
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays as tuples, since every model here is frozen and strict."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    location = [part for part in first["loc"] if not _is_union_tag(part)]
+    key = ".".join(str(part) for part in location)
+    line = _line_of(text, location)
+    where = f"{path}:{line}" if line else str(path)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {key!r}"
+    elif first["type"] == "missing":
+        message = f"missing key {key!r}"
+    else:
+        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
+        message = f"{key + ': ' if key else ''}{first['msg']}{found}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {message}{more}"
+
+
+def _is_union_tag(part: int | str) -> bool:
+    return isinstance(part, str) and part in {"constant", "step", "decay", "plateau", "cosine"}
+
+
+def _line_of(text: str, location: list[int | str]) -> int | None:
+    """The line of a key: tables are followed, the last name that appears as a key counts."""
+    names = [part for part in location if isinstance(part, str)]
+    index = next((part for part in location if isinstance(part, int)), 0)
+    table: list[str] = []
+    seen_array = -1
+    best: int | None = None
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[(\[?)\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = [part.strip().strip("\"'") for part in header.group(2).split(".")]
+            seen_array += bool(header.group(1)) and table == names[: len(table)]
+            if header.group(1) and seen_array != index:
+                table = []
+                continue
+            if table == names[: len(table)] and len(table) > depth:
+                best, depth = number, len(table)
+            continue
+        key = re.match(r"\s*([\w\"'.-]+)\s*=", line)
+        if key:
+            full = table + [part.strip("\"'") for part in key.group(1).split(".")]
+            if full == names[: len(full)] and len(full) > depth:
+                best, depth = number, len(full)
+    return best
