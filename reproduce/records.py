@@ -124,9 +124,7 @@ def canonical_json(value: Any) -> str:
 
 
 def _seal_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(
-        canonical_json({k: v for k, v in content.items() if k != "seal"}).encode()
-    ).hexdigest()
+    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "seal"}).encode()).hexdigest()
 
 
 def write_result(result: Result, path: Path) -> Result:
@@ -155,9 +153,7 @@ def read_result(path: Path) -> Result:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
         raise ResultError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}")
     if content.get("seal") != _seal_of(content):
-        raise ResultError(
-            f"{path}: its seal does not match its content; it was edited or damaged after the run"
-        )
+        raise ResultError(f"{path}: its seal does not match its content; it was edited or damaged after the run")
     try:
         result = Result.model_validate(content)
     except ValidationError as error:

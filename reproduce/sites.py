@@ -27,9 +27,7 @@ class Site(nn.Module):
     def __init__(self, role: Role, axes: Axes, shape: tuple[int, ...] | None) -> None:
         super().__init__()
         if role not in get_args(Role) or axes not in get_args(Axes):
-            raise ValueError(
-                f"a Site has role {get_args(Role)} and axes {get_args(Axes)}; got {role!r}, {axes!r}"
-            )
+            raise ValueError(f"a Site has role {get_args(Role)} and axes {get_args(Axes)}; got {role!r}, {axes!r}")
         self.role: Role = role
         self.axes: Axes = axes
         self.shape = shape
@@ -93,9 +91,7 @@ class Trace:
         chosen = [record for record in self.records if record.site.role == role]
         if not chosen:
             present = sorted({record.site.role for record in self.records})
-            raise ValueError(
-                f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`"
-            )
+            raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")
         return chosen
 
     def zero(self) -> Tensor:

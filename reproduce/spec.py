@@ -73,9 +73,7 @@ class CosineRate(_Strict):
     kind: Literal["cosine"]
 
 
-Schedule = Annotated[
-    ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")
-]
+Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")]
 
 
 class Clip(_Strict):
@@ -115,6 +113,8 @@ class Recipe(_Strict):
     def _one_length(self) -> Recipe:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps")
+        if (self.warmup_steps is None) != (self.warmup_factor is None):
+            raise ValueError("warmup_steps and warmup_factor go together")
         return self
 
 
@@ -141,7 +141,7 @@ class Arm(_Strict):
 class Claim(_Strict):
     """One statement of the paper with its address, and the tolerance set before the run.
 
-    Without ``over``: the metric of ``arm`` is ``value``. With ``over``: ``arm`` minus ``over`` is ``value``, or,
+    Without ``over``, the metric of ``arm`` is ``value``. With it, ``arm`` minus ``over`` is ``value`` or,
     where the paper gives no number (a curve, a sentence), lies in ``direction``.
     """
 

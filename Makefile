@@ -1,0 +1,56 @@
+# One command from a fresh clone to a page: `make reproduce-per`. `make` alone lists the targets.
+PYTHON ?= python3
+SCALE  ?= quick
+export REPRODUCE_DATA := $(if $(DATA),$(DATA),$(REPRODUCE_DATA))
+
+venv   := .venv
+ready  := $(venv)/.ready
+python := $(venv)/bin/python
+common := $(if $(SEEDS),--seeds "$(SEEDS)")
+train  := --scale $(SCALE) $(common) $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test bench new-method clean
+
+help: ## show this list
+	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "options: SCALE=quick|reduced|paper  SEEDS=0,1,2 or a number of seeds  DEVICE=cpu|cuda  JOBS=n  DATA=folder with datasets"
+
+$(ready): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 or newer needed: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "setting up $(venv): torch, torchvision and the rest, about 6 GB, a few minutes"
+	@$(PYTHON) -m venv $(venv)
+	@$(python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+setup: $(ready) ## make .venv with the versions in constraints.txt
+
+list: $(ready) ## the methods and their experiments
+	@$(python) -m reproduce list
+
+reproduce-all: $(ready) ## every method, and one index page over them
+	@$(python) -m reproduce run all $(train)
+
+reproduce-%: $(ready)
+	@$(python) -m reproduce run $* $(train)
+
+report: $(ready) ## rebuild the committed pages in reports/ from reports/evidence/ alone
+	@$(python) -m reproduce report
+
+test: $(ready) ## ruff, mypy and the whole test suite
+	@$(venv)/bin/ruff check .
+	@$(venv)/bin/ruff format --check .
+	@$(venv)/bin/mypy
+	@$(venv)/bin/pytest
+
+bench: $(ready) ## time every method against vanilla; ratios and JSON
+	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))
+
+new-method: $(ready) ## a new method's folder: make new-method NAME=x
+	@$(python) -m reproduce new "$(NAME)"
+
+clean: ## remove local results, caches and the environment; downloaded data stays
+	rm -rf runs $(venv) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,123 @@
+"""Activity penalties: L1 and L2 norms of activations, and AR and TAR of Merity, McCann & Socher (2017)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+import reproduce.method
+from reproduce.method import NonNegative, Record, Role, Trace
+
+Reduction = Literal["sum", "mean"]
+
+
+def l1_activity(activations: Tensor, reduction: Reduction = "sum") -> Tensor:
+    """Mean over samples of ``|h|_1``, the sum (or mean) over units of absolute values; 0-dim.
+
+    Activations have shape (..., units); every leading axis counts samples. Computed in float32 at least.
+    Joo et al. (2020), section 4.2.
+
+    Raises:
+        ValueError: no activations, or an unknown reduction.
+    """
+    return _over_units(_checked(activations).abs(), reduction)
+
+
+def l2_activity(activations: Tensor, reduction: Reduction = "sum") -> Tensor:
+    """Mean over samples of ``|h|_2^2``, the sum (or mean) over units of squares; as `l1_activity`."""
+    return _over_units(_checked(activations).square(), reduction)
+
+
+def activation_regularization(dropped: Tensor) -> Tensor:
+    """AR: the mean of all squares of a recurrent output after its dropout mask (time, batch, units); 0-dim.
+
+    The authors' code; their text writes ``L2(m * h_t)``. Raises ValueError for no activations.
+    """
+    return _checked(dropped).square().mean()
+
+
+def temporal_activation_regularization(outputs: Tensor) -> Tensor:
+    """TAR: the mean of all squares of ``h_{t+1} - h_t`` of an output before dropout; 0-dim.
+
+    The output has shape (time, batch, units). A window of a single step has no differences, and its TAR is
+    zero. Raises ValueError for another shape or no activations.
+    """
+    outputs = _checked(outputs)
+    if outputs.dim() != 3:
+        raise ValueError(f"TAR is for outputs of shape (time, batch, units), got {tuple(outputs.shape)}")
+    if len(outputs) == 1:
+        return outputs.new_zeros(())
+    return outputs.diff(dim=0).square().mean()
+
+
+def _checked(activations: Tensor) -> Tensor:
+    """In float32 at least, since squares overflow float16."""
+    if activations.dim() == 0 or activations.numel() == 0:
+        raise ValueError(f"activations must be (..., units) and not empty, got {tuple(activations.shape)}")
+    if not activations.is_floating_point():
+        raise ValueError(f"activations must be floating point, got {activations.dtype}")
+    return activations.to(torch.promote_types(activations.dtype, torch.float32))
+
+
+def _over_units(magnitudes: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "sum":
+        return magnitudes.sum(-1).mean()
+    if reduction == "mean":
+        return magnitudes.mean()
+    raise ValueError(f"reduction is 'sum' or 'mean', got {reduction!r}")
+
+
+class Method(reproduce.method.Method):
+    """L1 or L2 norm of the activations of every layer, or AR and TAR of the last recurrent layer.
+
+    ``kind = "l1"`` and ``"l2"``: ``strength`` times the sum over Sites. ``kind = "ar_tar"``: ``strength``
+    times AR of the last "dropped" Site plus ``temporal_strength`` times TAR of the last "post" Site;
+    ``sites``, ``features`` and ``reduction`` then have no effect.
+    """
+
+    kind: Literal["l1", "l2", "ar_tar"] = "l2"
+    strength: NonNegative = 1e-4  # lambda, and alpha of AR; from the grid of Joo et al. (2020)
+    temporal_strength: NonNegative = 0.0  # beta of TAR
+    sites: Role = "post"
+    features: Literal["flatten", "channels"] = "flatten"  # a sample of a map: all of it, or one location
+    reduction: Reduction = "sum"  # over units
+
+    @model_validator(mode="after")
+    def _temporal_needs_time(self) -> Method:
+        if self.kind != "ar_tar" and self.temporal_strength != 0:
+            raise ValueError(f"temporal_strength {self.temporal_strength} needs kind = 'ar_tar', got {self.kind!r}")
+        return self
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted penalty; exactly zero, and blind to the activations, where all strengths are zero."""
+        if self.strength == 0 and self.temporal_strength == 0:
+            return trace.zero()
+        if self.kind == "ar_tar":
+            return self._recurrent(trace)
+        term = l1_activity if self.kind == "l1" else l2_activity
+        terms = [term(self._units_last(record), self.reduction) for record in trace.select(self.sites)]
+        return self.strength * torch.stack(terms).sum()
+
+    def _recurrent(self, trace: Trace) -> Tensor:
+        total = trace.zero()
+        if self.strength:
+            total = total + self.strength * activation_regularization(self._last(trace, "dropped"))
+        if self.temporal_strength:
+            total = total + self.temporal_strength * temporal_activation_regularization(self._last(trace, "post"))
+        return total
+
+    def _last(self, trace: Trace, role: Role) -> Tensor:
+        record = trace.select(role)[-1]
+        if record.site.axes == "tnc":
+            return record.activation
+        if record.site.axes == "ntc":
+            return record.activation.transpose(0, 1)
+        raise ValueError(f"AR and TAR need a recurrent output; Site {record.site.name!r} has {record.site.axes!r}")
+
+    def _units_last(self, record: Record) -> Tensor:
+        if record.site.axes != "nchw":
+            return record.activation
+        return record.activation.flatten(1) if self.features == "flatten" else record.activation.movedim(1, -1)

@@ -1,0 +1,63 @@
+"""Batch normalization (Ioffe & Szegedy 2015): standardise each feature over the mini-batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+import reproduce.method
+from reproduce.method import Positive, Site, sites_of
+
+_NORMALIZERS = {"nc": nn.BatchNorm1d, "nchw": nn.BatchNorm2d}
+
+
+class Method(reproduce.method.Method):
+    """Put ``y = scale (x - mean) / sqrt(var + eps) + shift`` (Algorithm 1) into every Site of one role.
+
+    ``mean`` and the biased ``var`` are taken over the mini-batch, and over space for convolutional maps; the
+    running averages of both serve evaluation. ``momentum`` is the weight of the newest batch in them.
+    """
+
+    sites: Literal["pre", "post"] = "pre"  # section 3.2: immediately before the non-linearity
+    eps: Positive = 1e-5  # ours: the paper gives no value
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1  # ours: the paper says "moving averages"
+    affine: bool = True  # gamma and beta are learned
+    initial_scale: Positive = 1.0  # gamma at the start; ours
+
+    @model_validator(mode="after")
+    def _scale_needs_affine(self) -> Method:
+        if not self.affine and self.initial_scale != 1:
+            raise ValueError(f"initial_scale {self.initial_scale} has no effect with affine = false")
+        return self
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Fill the Sites with normalizations that have their own statistics.
+
+        Raises:
+            ValueError: for a recurrent Site, a Site that is already filled, or a model without such Sites.
+        """
+        chosen = [site for site in sites_of(model) if site.role == self.sites]
+        if not chosen:
+            raise ValueError(f"the model has no {self.sites!r} Site to normalize: choose other `sites`")
+        device = next((parameter.device for parameter in model.parameters()), None)
+        layers = [self._normalizer(site) for site in chosen]
+        for site, layer in zip(chosen, layers, strict=True):
+            site.transform = layer.to(device)
+
+    def _normalizer(self, site: Site) -> nn.Module:
+        if site.axes not in _NORMALIZERS:
+            raise ValueError(
+                f"Site {site.name!r} holds a sequence (axes {site.axes!r}), whose time steps batch "
+                "normalization cannot treat apart: use recurrent batch normalization"
+            )
+        if site.transform is not None:
+            raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
+        layer = _NORMALIZERS[site.axes](
+            site.features, eps=self.eps, momentum=self.momentum, affine=self.affine
+        )
+        if self.affine:
+            nn.init.constant_(layer.weight, self.initial_scale)
+        return layer

@@ -1,0 +1,248 @@
+"""PER, projected error function regularization (Joo, Kang & Kim, ICLR 2020), exact and with random slices."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import reproduce.method
+from reproduce.method import NonNegative, PositiveCount, Record, Role, Trace
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+_LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
+_NODES = 96
+
+
+def per_loss(activations: Tensor) -> Tensor:
+    """The expectation of PER over all directions (eq. 5 in closed form), averaged over samples; 0-dim.
+
+    ``E_theta E_Z |<theta, h> - Z| = sqrt(2/pi) 1F1(-1/2; d/2; -|h|^2/2)`` with theta uniform on the sphere
+    and Z ~ N(0, 1); its gradient is ``h sqrt(2/pi)/d 1F1(1/2; d/2+1; -|h|^2/2)``. Activations have shape
+    (..., d); every leading axis counts samples. Relative error in float32 below 1e-6, of the gradient below
+    2e-6. Half precision is accumulated, and the loss returned, in float32. Can be differentiated twice.
+
+    Raises:
+        ValueError: activations without a feature axis, without elements, or not floating point.
+    """
+    _check(activations)
+    return _ExactLoss.apply(activations)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def sliced_per_loss(
+    activations: Tensor,
+    n_slices: int = 256,
+    generator: torch.Generator | None = None,
+    directions: Tensor | None = None,
+) -> Tensor:
+    """PER with random slices: the mean of ``p erf(p/sqrt2) + sqrt(2/pi) exp(-p^2/2)``, p = <theta, h>.
+
+    Equation 5 with the Monte Carlo directions of Algorithm 1, shared by all samples; its gradient is the mean
+    of ``erf(p/sqrt2) theta`` (eq. 6). Activations have shape (..., d); ``directions`` (slices, d), drawn from
+    ``generator`` where they are not given. 0-dim, computed in float32 at least.
+
+    Raises:
+        ValueError: activations as for `per_loss`; directions of another width; fewer than one slice.
+    """
+    _check(activations)
+    dimension = activations.shape[-1]
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    if directions is None:
+        directions = sample_directions(dimension, n_slices, generator, activations.device, precision)
+    elif directions.dim() != 2 or directions.shape[1] != dimension or len(directions) == 0:
+        raise ValueError(
+            f"directions must be (slices, {dimension}) for activations of width {dimension}, "
+            f"got {tuple(directions.shape)}"
+        )
+    with torch.autocast(activations.device.type, enabled=False):
+        projections = activations.to(precision).reshape(-1, dimension) @ directions.to(precision).mT
+        smooth = _SQRT_2_OVER_PI * torch.exp(-0.5 * projections.square())
+        return torch.addcmul(smooth, projections, torch.erf(projections * math.sqrt(0.5))).mean()
+
+
+def sample_directions(
+    dimension: int,
+    n_slices: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Directions (n_slices, dimension), uniform on the unit sphere: normal vectors over their lengths.
+
+    Raises:
+        ValueError: fewer than one slice or dimension.
+    """
+    if n_slices < 1 or dimension < 1:
+        raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {dimension}")
+    normal = torch.randn(n_slices, dimension, generator=generator, device=device, dtype=dtype)
+    return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
+
+
+def value_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    """PER of a sample of given mean square ``q = |h|^2/d``, and the slope with ``gradient = slope * h``.
+
+    ``value = sqrt(2/pi) sqrt(1+q) F(u)`` with ``u = q/(1+q)`` and F a short Chebyshev series that depends on
+    the dimension d; ``slope = (2/d) dvalue/dq = sqrt(2/pi)/d (F + 2 (1-u) F'(u)) / sqrt(1+q)`` exactly. One
+    dimension has the error function itself.
+    """
+    if dimension == 1:
+        length = mean_square.sqrt()
+        positive = length.clamp_min(1e-9)  # erf(x)/x has reached its limit there
+        slope = torch.erf(positive * math.sqrt(0.5)) / positive
+        return mean_square * slope + _SQRT_2_OVER_PI * torch.exp(-0.5 * mean_square), slope
+    series = _series(dimension, mean_square.dtype, mean_square.device)
+    q = mean_square.reshape(-1)
+    scale = q + 1
+    both = _clenshaw(series, (q - 1) / scale)  # at 2u - 1
+    value, slope = both[0] * scale.sqrt(), both[1] * scale.rsqrt()
+    return value.reshape(mean_square.shape), slope.reshape(mean_square.shape)
+
+
+def _clenshaw(series: tuple[Tensor, ...], position: Tensor) -> Tensor:
+    """Two Chebyshev series, whose coefficients are of shape (2, 1), at points (n,) in [-1, 1]; (2, n)."""
+    current, previous = series[-1], torch.zeros_like(series[-1])
+    for coefficient in series[-2:0:-1]:
+        current, previous = torch.addcmul(coefficient - previous, position, current, value=2), current
+    return torch.addcmul(series[0] - previous, position, current)
+
+
+@lru_cache(maxsize=256)
+def _series(dimension: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Chebyshev coefficients in 2u-1 of F and of F + 2 (1-u) F', each times its constant; (2, 1) per order."""
+    shape = _chebyshev(dimension, 1e-8 if dtype == torch.float32 else 1e-11)
+    derivative = [0.0] * (len(shape) + 2)
+    for order in range(len(shape) - 1, 0, -1):
+        derivative[order - 1] = derivative[order + 1] + 2 * order * shape[order]
+    derivative[0] /= 2
+    tilt = [value + 2 * slope for value, slope in zip(shape, derivative, strict=False)]
+    for order in range(len(shape) - 1):  # 2 (1-u) dF/du = 2 (1-x) dF/dx with x = 2u-1, and x T_k below
+        tilt[order + 1] -= derivative[order] * (2 if order == 0 else 1)
+        if order > 0:
+            tilt[order - 1] -= derivative[order]
+    values = [
+        [[_SQRT_2_OVER_PI * first], [_SQRT_2_OVER_PI / dimension * second]]
+        for first, second in zip(shape, tilt, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64).to(device=device, dtype=dtype).unbind()
+
+
+def _chebyshev(dimension: int, negligible: float) -> list[float]:
+    """Interpolate F on [0, 1], and leave out terms that move its derivative by less than ``negligible``."""
+    factor = _expansion if dimension >= _LARGE_DIMENSION else _kummer
+    turns = [2 * node + 1 for node in range(_NODES)]  # angles in units of pi / (2 nodes), kept exact
+    values = [factor((1 + _cosine(turn)) / 2, dimension / 2) for turn in turns]
+    series = [
+        (2 if order else 1)
+        / _NODES
+        * math.fsum(value * _cosine(order * turn) for value, turn in zip(values, turns, strict=True))
+        for order in range(_NODES)
+    ]
+    while len(series) > 3 and abs(series[-1]) * len(series) ** 2 < negligible:
+        series.pop()
+    return series
+
+
+def _cosine(turn: int) -> float:
+    return math.cos(math.pi * (turn % (4 * _NODES)) / (2 * _NODES))
+
+
+def _kummer(u: float, b: float) -> float:
+    """``F(u) = 1F1(-1/2; b; -b q) / sqrt(1+q)``, q = u/(1-u), to double precision for b < 20."""
+    x = b * u / (1 - u)
+    term, total, index = 1.0, 1.0, 0
+    if x < 100:  # Kummer's transformation: exp(-x) 1F1(b+1/2; b; x), whose terms are all positive
+        while term > 1e-17 * total:
+            term *= (b + 0.5 + index) / (b + index) * x / (index + 1)
+            total += term
+            index += 1
+        return math.exp(-x) * total * math.sqrt(1 - u)
+    for index in range(40):  # the asymptotic series for large x
+        term *= (index - 0.5) * (0.5 - b + index) / ((index + 1) * x)
+        total += term
+    return math.gamma(b) / math.gamma(b + 0.5) * math.sqrt(b * u) * total
+
+
+def _expansion(u: float, b: float) -> float:
+    """F(u) to third order in 1/b, uniformly in u: error below 5e-8 for d = 2b = 32, falling as 1/d^4."""
+    first = u**2 / 8
+    second = -(u**2) / 8 + u**3 / 4 - 15 * u**4 / 128
+    third = u**2 / 8 - 3 * u**3 / 4 + 45 * u**4 / 32 - 35 * u**5 / 32 + 315 * u**6 / 1024
+    return 1 + first / b + second / b**2 + third / b**3
+
+
+class _ExactLoss(torch.autograd.Function):
+    """One pass over the activations forward, and one multiplication backward."""
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor) -> Tensor:
+        precision = torch.promote_types(activations.dtype, torch.float32)
+        length = torch.linalg.vector_norm(activations, dim=-1, dtype=precision)
+        value, slope = value_and_slope(length.square() / activations.shape[-1], activations.shape[-1])
+        ctx.save_for_backward(activations, slope)
+        return value.mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        activations, slope = ctx.saved_tensors
+        weight = gradient / slope.numel()
+        if torch.is_grad_enabled():  # create_graph: the same in operations that autograd can differentiate again
+            return _differentiable_gradient(activations, weight)
+        return torch.mul(activations, (weight * slope).unsqueeze(-1), out=torch.empty_like(activations))
+
+
+def _differentiable_gradient(activations: Tensor, weight: Tensor) -> Tensor:
+    wide = activations.to(weight.dtype)
+    if wide.shape[-1] == 1:
+        return (weight * torch.erf(wide * math.sqrt(0.5))).to(activations.dtype)
+    _, slope = value_and_slope(wide.square().mean(-1), wide.shape[-1])
+    return (weight * slope.unsqueeze(-1) * wide).to(activations.dtype)
+
+
+def _check(activations: Tensor) -> None:
+    if activations.dim() == 0 or activations.numel() == 0:
+        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
+    if not activations.is_floating_point():
+        raise ValueError(f"activations must be floating point, got {activations.dtype}")
+
+
+class Method(reproduce.method.Method):
+    """PER on every Site of one role, summed over Sites and weighted by ``strength``.
+
+    ``reduction = "mean"`` averages over samples (eq. 5): examples, time steps and, with ``features =
+    "channels"``, locations, as the task loss averages over its predictions. ``"sum"`` adds the samples up,
+    which is Algorithm 1 read literally beside a batch-mean task loss.
+    """
+
+    strength: NonNegative = 1e-4  # lambda; the paper searches 3e-4, 1e-4, 3e-5, 1e-5
+    mode: Literal["exact", "sliced"] = "exact"
+    n_slices: PositiveCount = 256  # section 4
+    sites: Role = "post"  # eq. 1: h = phi(W h + b)
+    features: Literal["flatten", "channels"] = "flatten"  # a sample of a map: all of it, or one location
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
+        if self.strength == 0:
+            return trace.zero()
+        directions: dict[int, Tensor] = {}  # one set for each distinct width in this step
+        terms = []
+        for record in trace.select(self.sites):
+            samples = self._samples(record)
+            width = samples.shape[-1]
+            if self.mode == "exact":
+                term = per_loss(samples)
+            else:
+                if width not in directions:
+                    directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
+                term = sliced_per_loss(samples, directions=directions[width])
+            terms.append(term * (samples.numel() // width) if self.reduction == "sum" else term)
+        return self.strength * torch.stack(terms).sum()
+
+    def _samples(self, record: Record) -> Tensor:
+        """The activation as (..., d), without a copy."""
+        if record.site.axes != "nchw":
+            return record.activation
+        return record.activation.flatten(1) if self.features == "flatten" else record.activation.movedim(1, -1)

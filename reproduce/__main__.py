@@ -1,0 +1,359 @@
+"""The command line: `python -m reproduce`. The only file that ties everything together."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reproduce.discover import METHODS, ROOT, MethodFolder, all_methods, find_method
+from reproduce.records import Result, read_result, read_results
+from reproduce.report import page
+from reproduce.spec import Experiment, Scale, SpecError
+
+# `list`, `status` and `report` answer at once: torch is imported only by the commands that train.
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reproduce published ways of regularizing activations, and judge their claims.",
+)
+console = Console()
+EVIDENCE = ROOT / "reports" / "evidence"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
+ScaleOption = Annotated[str, typer.Option("--scale", help="quick, reduced or paper.")]
+SeedsOption = Annotated[
+    str, typer.Option("--seeds", help="'0,1,2', or '5' for the first five; default: as the experiment says.")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", envvar="REPRODUCE_DATA", help="A folder with datasets; looked into first.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where Results and checkpoints go.")]
+OnlyOption = Annotated[str, typer.Option("--only", help="Only experiments of these names, comma-separated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def one_line_errors(function: Function) -> Function:
+    """Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except SpecError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except PermissionError as error:
+            print(f"error: no permission to write {error.filename}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def chosen_methods(name: str) -> dict[str, MethodFolder]:
+    if name == "all":
+        return all_methods()
+    folder = find_method(name)
+    return {folder.name: folder}
+
+
+def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") -> dict[str, Experiment]:
+    """The experiments of one method at one scale (all scales when None).
+
+    Raises:
+        SpecError: unknown scale or experiment.
+    """
+    if scale is not None and scale not in Scale.__args__:  # type: ignore[attr-defined]
+        raise SpecError(f"unknown scale {scale!r}: use quick, reduced or paper")
+    experiments = folder.experiments()
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in experiments:
+            raise SpecError(
+                f"method {folder.name} has no experiment {name!r}: it has {', '.join(experiments) or 'none'}"
+            )
+    return {
+        name: experiment
+        for name, experiment in experiments.items()
+        if (name in names if names else scale is None or experiment.scale == scale)
+    }
+
+
+def parse_seeds(text: str) -> tuple[int, ...] | None:
+    """'0,1,2' as it stands; a single number n as the first n seeds; nothing as None."""
+    if not text:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"--seeds {text!r}: expected '0,1,2' or a number of seeds") from None
+    if min(numbers) < 0 or numbers == (0,):
+        raise SpecError(f"--seeds {text!r}: expected at least one seed, none negative")
+    return numbers if len(numbers) > 1 or text.endswith(",") else tuple(range(numbers[0]))
+
+
+def data_root(text: str) -> Path | None:
+    if not text:
+        return None
+    root = Path(text)
+    if not root.is_dir():
+        raise SpecError(f"--data {text}: no such folder")
+    return root.resolve()
+
+
+def local_results(runs: Path) -> tuple[list[Result], list[str]]:
+    return read_results(runs.glob("*/result.json"))
+
+
+@app.command("list")
+@one_line_errors
+def list_methods(as_json: JsonOption = False) -> None:
+    """The methods and their experiments."""
+    rows = [
+        {
+            "method": folder.name,
+            "title": folder.title,
+            "experiments": {n: e.scale for n, e in folder.experiments().items()},
+        }
+        for folder in all_methods().values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("method", "title", "quick", "reduced", "paper"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        by_scale: dict[str, list[str]] = {"quick": [], "reduced": [], "paper": []}
+        for name, scale in row["experiments"].items():  # type: ignore[attr-defined]
+            by_scale[scale].append(name)
+        table.add_row(str(row["method"]), str(row["title"]), *(", ".join(names) for names in by_scale.values()))
+    console.print(table)
+
+
+@app.command()
+@one_line_errors
+def plan(
+    method: MethodName,
+    scale: ScaleOption = "quick",
+    seeds: SeedsOption = "",
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """The runs that would be trained, what is sealed already, and the estimated time."""
+    from reproduce.plan import estimated_seconds
+
+    planned = planned_runs(method, scale, seeds, data, only)
+    sealed, _ = local_results(runs)
+    evidence, _ = read_results(EVIDENCE.glob("*.json"))
+    ids = {result.id for result in sealed}
+    rows = [
+        {
+            "id": run.id,
+            "run": run.label,
+            "sealed": run.id in ids,
+            "estimated_seconds": estimated_seconds(run, [*sealed, *evidence]),
+        }
+        for run in planned
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "state", "estimate"):
+        table.add_column(heading, justify="right" if heading == "estimate" else "left")
+    for row in rows:
+        seconds = row["estimated_seconds"]
+        estimate = "" if row["sealed"] else "unknown" if seconds is None else f"{seconds:.0f} s"
+        table.add_row(str(row["run"]), "sealed" if row["sealed"] else "to train", estimate)
+    console.print(table)
+    missing = [row for row in rows if not row["sealed"]]
+    known = [float(row["estimated_seconds"]) for row in missing if row["estimated_seconds"] is not None]
+    unknown = f", {len(missing) - len(known)} of unknown length" if len(known) < len(missing) else ""
+    print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
+
+
+def planned_runs(method: str, scale: str, seeds: str, data: str, only: str) -> list[Any]:
+    """All Runs of the chosen methods' experiments, each once."""
+    from reproduce.plan import plan as plan_experiments
+
+    root = data_root(data)
+    found: dict[str, Any] = {}
+    for folder in chosen_methods(method).values():
+        experiments = chosen_experiments(folder, scale, only if method != "all" else "")
+        for run in plan_experiments(experiments, root, parse_seeds(seeds)):
+            found.setdefault(run.id, run)
+    return list(found.values())
+
+
+@app.command()
+@one_line_errors
+def run(
+    method: MethodName,
+    scale: ScaleOption = "quick",
+    seeds: SeedsOption = "",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    jobs: Annotated[int, typer.Option("--jobs", help="Worker processes; 0: one per core, one on a GPU.")] = 0,
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Train what is not sealed yet, judge the claims, write the page."""
+    from reproduce.engines import local
+    from reproduce.progress import reporter
+    from reproduce.run import Workplace, default_device, torch_device
+
+    if jobs < 0:
+        raise SpecError(f"--jobs {jobs}: expected 0 or more")
+    chosen = torch_device(device or default_device())
+    planned = planned_runs(method, scale, seeds, data, only)
+    if not planned:
+        print(f"{method} has no experiments at scale {scale}: nothing to train", file=sys.stderr)
+    sealed, _ = local_results(runs)
+    ids = {result.id for result in sealed}
+    missing = [run for run in planned if run.id not in ids]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(missing)))
+    place = Workplace(
+        runs=runs,
+        root=data_root(data),
+        cache=ROOT / "data",
+        device=str(chosen),
+        threads=max(1, cores // jobs),
+    )
+    failures: list[str] = []
+    if not as_json:
+        print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
+    if missing:
+        with reporter(len(missing), console, quiet=as_json) as heard:
+            _, failures = local.run_all(missing, place, jobs, heard)
+    pages = write_pages(
+        {name: chosen_experiments(folder, scale, only) for name, folder in chosen_methods(method).items()},
+        *local_results(runs),
+        output=runs / "report",
+        quiet=as_json,
+    )
+    if as_json:
+        results = [result for result in local_results(runs)[0] if result.id in {run.id for run in planned}]
+        finals = {r.id: r.final.model_dump() if r.final else None for r in results}
+        print(json.dumps({"pages": [str(path) for path in pages], "results": finals, "failures": failures}, indent=1))
+    if failures:
+        raise typer.Exit(1)
+
+
+def write_pages(
+    experiments: dict[str, dict[str, Experiment]],
+    results: list[Result],
+    problems: list[str],
+    output: Path,
+    quiet: bool = False,
+) -> list[Path]:
+    """A page for each method, and the index over them when there are several."""
+    paths = []
+    for name, of_method in experiments.items():
+        folder = find_method(name)
+        if not quiet and of_method:
+            page.terminal_summary(name, of_method, results, console)
+        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
+    if len(experiments) > 1:
+        paths.append(page.write_index({name: METHODS / name for name in experiments}, experiments, results, output))
+    if not quiet:
+        for problem in problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        for path in paths if len(paths) <= 3 else paths[-1:]:
+            print(f"page: {path}")
+    return paths
+
+
+@app.command()
+@one_line_errors
+def status(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """What lies in the runs folder: sealed, interrupted, unreadable."""
+    results, problems = local_results(runs)
+    interrupted = sorted(path.parent.name for path in runs.glob("*/checkpoint.pt"))
+    if as_json:
+        sealed = [{"id": result.id, "status": result.status} for result in results]
+        print(json.dumps({"sealed": sealed, "interrupted": interrupted, "unreadable": problems}, indent=1))
+        return
+    n_diverged = sum(result.status == "diverged" for result in results)
+    print(f"{len(results)} sealed ({n_diverged} diverged), {len(interrupted)} interrupted, {len(problems)} unreadable")
+    for name in interrupted:
+        print(f"  interrupted: {name}")
+    for problem in problems:
+        print(f"  unreadable: {problem}")
+
+
+@app.command()
+@one_line_errors
+def report(
+    method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
+    results: Annotated[Path, typer.Option("--results", help="Where the Results lie.")] = EVIDENCE,
+    output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = ROOT / "reports",
+) -> None:
+    """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
+    found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
+    experiments = {}
+    for name, folder in chosen_methods(method).items():
+        of_method = chosen_experiments(folder, None)
+        if results == EVIDENCE:  # quick experiments are for the reader's own machine
+            of_method = {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
+        experiments[name] = of_method
+    pages = write_pages(experiments, found, problems, output, quiet=True)
+    print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+@app.command()
+@one_line_errors
+def publish(
+    method: MethodName,
+    scale: ScaleOption = "reduced",
+    seeds: SeedsOption = "",
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    output: Annotated[Path, typer.Option("--output", help="Where evidence is kept.")] = EVIDENCE,
+) -> None:
+    """Copy the sealed local Results of an experiment into reports/evidence; what is there stays."""
+    planned = planned_runs(method, scale, seeds, data, only)
+    output.mkdir(parents=True, exist_ok=True)
+    n_new = n_missing = 0
+    for planned_run in planned:
+        source = runs / planned_run.config.folder / "result.json"
+        target = output / f"{planned_run.config.folder}.json"
+        if not source.exists():
+            n_missing += 1
+        elif not target.exists():
+            read_result(source)
+            shutil.copyfile(source, target)
+            n_new += 1
+    already = len(planned) - n_new - n_missing
+    print(f"{n_new} Results published to {output}, {already} already there, {n_missing} not trained yet")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

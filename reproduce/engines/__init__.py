@@ -1,0 +1,1 @@
+"""Engines hand Runs to the one loop: here and now (`local`), or over machines."""

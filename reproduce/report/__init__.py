@@ -1,0 +1,1 @@
+"""A page computed from Results and Claims and from nothing else. No torch in here."""

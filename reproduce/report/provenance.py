@@ -1,0 +1,79 @@
+"""Where the numbers of a page come from: runs, code, machines, data, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from reproduce.records import Result
+
+PACKAGES = ("torch", "torchvision", "numpy", "datasets")
+
+
+def provenance(
+    results: Iterable[Result], superseded: Iterable[Result], problems: Sequence[str]
+) -> dict[str, list[str]]:
+    """What to say, by heading: each a list of sentences or values."""
+    runs = {result.id: result for result in results}
+    ordered = [runs[key] for key in sorted(runs)]
+    environments = [result.environment for result in ordered]
+    old = {result.id for result in superseded} - set(runs)
+    said = {
+        "Runs": [_runs(ordered)],
+        "Code": _counted(f"commit {e.commit[:12]}" + (", with uncommitted changes" if e.dirty else "") for e in environments),
+        "Versions": _counted(_version(result) for result in ordered),
+        "Device": _counted(f"{e.device}, {e.precision}, {e.threads} threads" for e in environments),
+        "Software": _counted(_software(result) for result in ordered),
+        "Data": _counted(f"{r.config.task.dataset}, checksum {r.config.dataset_checksum[:12]}" for r in ordered),
+        "Selection": _counted(f"{r.final.selection.replace('_', ' ')}" + _warning(r) for r in ordered if r.final),
+        "Time": [_time(ordered)],
+        "Superseded": [f"{len(old)} Results of older versions or other data are not shown."] if old else [],
+        "Unreadable": [f"{len(problems)} Result files could not be read and count nowhere.", *problems]
+        if problems
+        else [],
+    }
+    return {heading: lines for heading, lines in said.items() if lines}
+
+
+def _runs(results: Sequence[Result]) -> str:
+    diverged = sum(result.status == "diverged" for result in results)
+    resumed = sum(result.environment.resumed > 0 for result in results)
+    text = f"{len(results)} runs"
+    text += f", {diverged} of them diverged" if diverged else ", none diverged" if results else ""
+    return text + (f", {resumed} went on from a checkpoint" if resumed else "")
+
+
+def _version(result: Result) -> str:
+    return f"{result.config.method} version {result.config.method_version}, loop version {result.config.loop_version}"
+
+
+def _software(result: Result) -> str:
+    packages = result.environment.packages
+    named = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
+    return ", ".join([f"Python {result.environment.python}", *named, result.environment.platform])
+
+
+def _warning(result: Result) -> str:
+    if result.final is not None and result.final.selection == "best_test":
+        return " epoch: chosen on the test set, as the paper did, and so too good"
+    return " epoch"
+
+
+def _time(results: Sequence[Result]) -> str:
+    seconds = sum(result.environment.wall_seconds for result in results)
+    peak = max((result.environment.peak_memory_bytes for result in results), default=0)
+    return f"{_duration(seconds)} of training in all; at most {peak / 2**30:.1f} GiB of memory in one run"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _counted(values: Iterable[str]) -> list[str]:
+    """Each distinct value once, with how many runs share it where they differ."""
+    counted = Counter(values)
+    if len(counted) == 1:
+        return list(counted)
+    return [f"{value} ({count} runs)" for value, count in sorted(counted.items())]

@@ -1,0 +1,140 @@
+"""How sure: means with intervals, differences paired by seed, and adjustment for many comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Both ends of a confidence interval, in the unit of the mean."""
+
+    low: float
+    high: float
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def meets(self, low: float, high: float) -> bool:
+        """Whether the interval and [low, high] have a point in common."""
+        return self.low <= high and low <= self.high
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n seeds, and Student's t interval: None for n = 1, where nothing is known of the spread."""
+
+    mean: float
+    n: int
+    deviation: float | None  # standard deviation with n - 1
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another over the seeds that both have: the estimate, and p of "no difference"."""
+
+    estimate: Estimate
+    seeds: tuple[int, ...]
+    p_value: float | None  # two-sided paired t test; None for n = 1
+
+
+def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean with a two-sided t interval, mean +- t_{n-1} s / sqrt(n).
+
+    Raises:
+        ValueError: no values, or a value that is not finite.
+    """
+    data = _finite(values)
+    n = len(data)
+    mean = float(np.mean(data))
+    if n == 1:
+        return Estimate(mean, 1, None, None)
+    deviation = float(np.std(data, ddof=1))
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Estimate(mean, n, deviation, Interval(mean - reach, mean + reach))
+
+
+def paired_difference(
+    arm: Mapping[int, float], over: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Difference | None:
+    """``arm`` minus ``over``, paired by seed; None when they share no seed.
+
+    The t interval of the differences. With equal differences at every seed the interval is a point and p is
+    0 (or 1 where all are zero): the limit, not a failure.
+    """
+    seeds = tuple(sorted(set(arm) & set(over)))
+    if not seeds:
+        return None
+    differences = [arm[seed] - over[seed] for seed in seeds]
+    estimate = mean_estimate(differences, confidence)
+    if estimate.deviation is None:
+        return Difference(estimate, seeds, None)
+    if estimate.deviation == 0:
+        return Difference(estimate, seeds, 0.0 if estimate.mean else 1.0)
+    return Difference(estimate, seeds, float(stats.ttest_1samp(differences, 0.0).pvalue))
+
+
+def signed_rank(differences: Sequence[float]) -> float:
+    """Two-sided exact p of Wilcoxon's signed-rank test: no assumption of normality, but at best 2^(1-n).
+
+    Raises:
+        ValueError: no values, or a value that is not finite.
+    """
+    data = _finite(differences)
+    if not np.any(data):
+        return 1.0
+    return float(stats.wilcoxon(data, method="exact" if len(data) <= 25 else "auto").pvalue)
+
+
+def bootstrap_interval(
+    values: Sequence[float], seed: int, confidence: float = CONFIDENCE, resamples: int = 9999
+) -> Interval | None:
+    """Percentile bootstrap interval of the mean, drawn from PCG64(``seed``); None for n = 1.
+
+    Too narrow for few values: with n seeds it tends to cover as if the t quantile were normal.
+
+    Raises:
+        ValueError: no values, or a value that is not finite.
+    """
+    data = _finite(values)
+    if len(data) == 1:
+        return None
+    generator = np.random.default_rng(seed)
+    means = data[generator.integers(0, len(data), (resamples, len(data)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment over those that are not None, in the given order.
+
+    Raises:
+        ValueError: a p outside [0, 1].
+    """
+    known = [p for p in p_values if p is not None]
+    if any(not 0 <= p <= 1 for p in known):
+        raise ValueError(f"p values lie in [0, 1]; got {known}")
+    if not known:
+        return list(p_values)
+    adjusted = iter(multipletests(known, method="holm")[1].tolist())
+    return [None if p is None else float(next(adjusted)) for p in p_values]
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0 or not np.isfinite(data).all():
+        raise ValueError(f"a statistic needs one or more finite values; got {list(values)}")
+    return data

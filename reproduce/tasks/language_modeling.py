@@ -1,0 +1,115 @@
+"""Word-level language modeling by truncated back-propagation: cross-entropy in nats, perplexity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reproduce import models
+from reproduce.data import WordData
+from reproduce.models import Sizes
+from reproduce.randomness import Generators
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks import Metrics
+
+
+class LanguageModeling:
+    """A corpus cut into ``batch_size`` streams, read in windows with the state carried across them.
+
+    The last window, shorter than the others, is left out of training so that every step has one shape; evaluation
+    reads every token. Perplexity is exp(sum of token losses / tokens), the ``rows - 1`` normalisation.
+    """
+
+    metric = "perplexity"
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: Recipe,
+        data: WordData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        if recipe.window is None:
+            raise SpecError("language modeling needs recipe.window, the length of truncated back-propagation")
+        if recipe.mixup or recipe.augment:
+            raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
+        self.window = recipe.window
+        self.recipe = recipe
+        self.device = device
+        train = data.train[: spec.train_examples] if spec.train_examples else data.train
+        self.train = streams(train, recipe.batch_size).to(device)
+        self.splits = {
+            "validation": streams(data.validation, recipe.eval_batch_size).to(device),
+            "test": streams(data.test, recipe.eval_batch_size).to(device),
+        }
+        self.steps_per_epoch = (len(self.train) - 1) // self.window
+        if self.steps_per_epoch < 1:
+            raise SpecError(f"window {self.window} is longer than a stream of {len(self.train)} tokens")
+        sizes = Sizes((), len(data.vocabulary))
+        model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
+        self.model: Any = model.to(device)
+        self.state: tuple[Tensor, ...] = ()
+
+    def start_epoch(self) -> None:
+        self.state = self.model.initial_state(self.recipe.batch_size)
+
+    def loss(self, index: int) -> Tensor:
+        start = index * self.window
+        inputs = self.train[start : start + self.window]
+        targets = self.train[start + 1 : start + 1 + self.window]
+        logits, state = self._logits(inputs, self.state)
+        self.state = tuple(part.detach() for part in state)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _logits(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            logits, state = self.model(tokens, state)
+        return logits.float(), state
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        self.model.eval()
+        found = {name: self._evaluate_split(tokens) for name, tokens in self.splits.items()}
+        self.model.train()
+        return found
+
+    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+        state = self.model.initial_state(tokens.shape[1])
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for start in range(0, len(tokens) - 1, self.window):
+            end = min(start + self.window, len(tokens) - 1)
+            logits, state = self._logits(tokens[start:end], state)
+            targets = tokens[start + 1 : end + 1]
+            total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        self._logits(self.train[: self.window], self.model.initial_state(self.recipe.batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": list(self.state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = tuple(part.to(self.device) for part in state["state"])
+
+
+def streams(tokens: Tensor, batch_size: int) -> Tensor:
+    """(tokens,) to (rows, batch_size): consecutive streams as columns; tokens that fill no row are dropped."""
+    rows = len(tokens) // batch_size
+    if rows < 2:
+        raise SpecError(f"{len(tokens)} tokens are too few for {batch_size} streams")
+    return tokens[: rows * batch_size].view(batch_size, rows).t().contiguous()
+
+
+def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
+    if not isinstance(data, WordData):
+        raise SpecError(f"task language_modeling needs words; dataset {spec.dataset!r} holds images")
+    return LanguageModeling(spec, recipe, data, generators, device)

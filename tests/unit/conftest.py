@@ -1,0 +1,190 @@
+"""Synthetic Results with the shapes of real ones: several seeds, arms, a diverged run, a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reproduce.records import Environment, EpochRecord, Final, Result, RunConfig, SiteStatistics
+from reproduce.spec import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+
+DEFAULTS = {"vanilla": {}, "batchnorm": {"eps": 1e-5}, "per": {"strength": 0.0, "mode": "exact"}}
+
+
+def example_experiment(**changes: Any) -> Experiment:
+    """Four arms on one task: a baseline, a better one, one with a grid, one that cannot run."""
+    content: dict[str, Any] = {
+        "title": "Table 9: a small network on digits",
+        "question": "Does the penalty lower the test error?",
+        "scale": "paper",
+        "source": "Nobody 2020, Table 9",
+        "seeds": (0, 1, 2),
+        "tasks": {"digits": TaskSpec(kind="image_classification", dataset="digits", model="mlp")},
+        "recipe": Recipe(epochs=8, batch_size=32, learning_rate=0.1),
+        "arms": {
+            "vanilla": Arm(label="Vanilla"),
+            "batchnorm": Arm(method="batchnorm", label="BN"),
+            "per": Arm(method="per", label="PER", grid={"strength": (1e-3, 1e-4)}),
+            "vcl": Arm(method="vcl", label="VCL", pending="the method is not built yet"),
+        },
+        "baseline": "vanilla",
+        "claims": (
+            Claim(task="digits", arm="vanilla", metric="test.error", value=7.21, tolerance=0.5, source="row 1"),
+            Claim(task="digits", arm="vcl", metric="test.error", value=7.0, tolerance=0.5, source="row 3"),
+            Claim(
+                task="digits",
+                arm="per",
+                over="vanilla",
+                metric="test.error",
+                value=-0.5,
+                tolerance=0.3,
+                source="rows 1 and 4",
+            ),
+            Claim(
+                task="digits",
+                arm="batchnorm",
+                over="vanilla",
+                metric="test.error",
+                direction="lower",
+                source="text",
+            ),
+        ),
+        "figures": ("seeds", "learning_curves", "site_statistics", "unit_quantiles"),
+        "deviations": ("The data are smaller.",),
+    }
+    return Experiment.model_validate({**content, **changes})
+
+
+def example_result(
+    cell: Cell,
+    test: float,
+    validation: float | None = None,
+    diverged: bool = False,
+    finished: str = "2026-01-01T00:00:00+00:00",
+    **changes: Any,
+) -> Result:
+    """A Result of one cell that ends at these numbers, with smooth curves toward them."""
+    defaults = DEFAULTS.get(cell.method, {})
+    config = RunConfig(
+        task=cell.task,
+        dataset_checksum=changes.pop("dataset_checksum", "c0ffee" * 10),
+        recipe=cell.recipe,
+        method=cell.method,
+        method_version=changes.pop("method_version", 1),
+        params={**defaults, **cell.params},
+        seed=cell.seed,
+        loop_version=changes.pop("loop_version", 1),
+    )
+    generator = np.random.default_rng([cell.seed, len(cell.arm_name)])
+    epochs = []
+    for epoch in range(1, 9):
+        slow = 1 + 6 * math.exp(-epoch / 2) + 0.02 * float(generator.normal())
+        squares = {"layers.0": 0.9 + 0.05 * epoch, "layers.1": 0.7 * slow}
+        sites = {
+            f"{layer}.{role}": SiteStatistics(
+                mean=0.1,
+                mean_square=square * (1 if role == "pre" else 0.5),
+                norm_dispersion=0.3,
+                effective_rank=20.0,
+                unit_quantiles=tuple(float(q * slow) for q in (-1.0, -0.6, 0.05, 0.7, 1.1)),
+            )
+            for layer, square in squares.items()
+            for role in ("pre", "post")
+        }
+        epochs.append(
+            EpochRecord(
+                epoch=epoch,
+                step=epoch * 37,
+                train_loss=math.nan if diverged and epoch == 8 else 0.3 * slow,
+                penalty=0.01,
+                learning_rate=0.1,
+                validation={} if validation is None else {"error": validation * slow},
+                test={"error": test * slow},
+                sites=sites,
+                seconds_per_step=0.001,
+            )
+        )
+    final = Final(
+        selection=cell.recipe.selection,
+        epoch=8,
+        validation={} if validation is None else {"error": validation},
+        test={"error": test},
+    )
+    return Result(
+        id=config.id,
+        config=config,
+        defaults=defaults,
+        status="diverged" if diverged else "completed",
+        diverged_step=290 if diverged else None,
+        metric="error",
+        parameters=12_345,
+        epochs=tuple(epochs),
+        final=None if diverged else final,
+        environment=Environment(
+            commit="0123456789abcdef0123456789abcdef01234567",
+            dirty=False,
+            packages={"torch": "2.15.0", "numpy": "2.4.0"},
+            python="3.11.9",
+            platform="Linux x86_64",
+            device="cpu",
+            precision="float32",
+            threads=1,
+            wall_seconds=12.5,
+            peak_memory_bytes=200 * 2**20,
+            finished=finished,
+        ),
+        seal=config.id,
+    )
+
+
+def example_results(experiment: Experiment) -> list[Result]:
+    """Every cell run: the first grid point better on validation, the second with a diverged seed."""
+    levels = {"vanilla": 7.2, "batchnorm": 6.9, "per": 6.6}
+    found = []
+    for cell in cells(experiment):
+        weak = cell.params.get("strength") == 1e-4
+        shift = (0.00, 0.08, -0.06)[cell.seed % 3]
+        own = 0.02 * (cell.seed * len(cell.arm_name) % 5)
+        test = levels[cell.arm_name] + shift + own + (0.2 if weak else 0.0)
+        found.append(
+            example_result(cell, test, test + 0.3, diverged=weak and cell.seed == 2)
+        )
+    return found
+
+
+@pytest.fixture
+def make_experiment() -> Callable[..., Experiment]:
+    return example_experiment
+
+
+@pytest.fixture
+def make_result() -> Callable[..., Result]:
+    return example_result
+
+
+@pytest.fixture
+def make_results() -> Callable[[Experiment], list[Result]]:
+    return example_results
+
+
+@pytest.fixture
+def card_folder(tmp_path: Path) -> Path:
+    """A method folder with a card that uses what cards use."""
+    folder = tmp_path / "methods" / "per"
+    folder.mkdir(parents=True)
+    (folder / "card.md").write_text(
+        "# Projected Error Function Regularization\n\n"
+        "## Idea\nPull activations toward a normal distribution, with $x < 1$ & no `$` trouble.\n\n"
+        "## Mathematics\n"
+        "$$\\mathcal{L}(h) = \\sqrt{\\tfrac{2}{\\pi}}\\; {}_1F_1\\left(-\\tfrac12; \\tfrac d2; "
+        "-\\tfrac{\\lVert h \\rVert^2}{2}\\right)$$\n\n"
+        "## Deviations\n1. The paper says A. We do B.\n2. The paper says C. We do D.\n\n"
+        "## Citation\n```bibtex\n@inproceedings{nobody2020, title={A <title>}}\n```\n",
+        "utf-8",
+    )
+    return folder

@@ -1,0 +1,192 @@
+"""What holds for every model: counts, shapes, Sites, and where its random numbers come from."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reproduce.models import Sizes, build, check_options, known_models
+from reproduce.models.initialisation import draw_weight
+from reproduce.sites import sites_of, watch
+from reproduce.spec import SpecError
+
+CIFAR = Sizes((3, 32, 32), 10)
+SMALL = {
+    "mlp": ({"width": 7, "depth": 2, "dropout": 0.3}, Sizes((1, 8, 8), 10)),
+    "lstm": ({"hidden": 6, "dropout": 0.3}, Sizes((), 11)),
+    "resnet": ({"depth": 8, "width": 4}, Sizes((1, 8, 8), 10)),
+    "cnn11": ({}, Sizes((1, 8, 8), 10)),
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def built(name: str, options: dict, sizes: Sizes, seed: int = 0) -> nn.Module:
+    return build(name, options, sizes, generator(seed), generator(100 + seed))
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def forward(model: nn.Module, name: str, sizes: Sizes) -> torch.Tensor:
+    if name == "lstm":
+        return model(torch.arange(6).reshape(3, 2), model.initial_state(2))[0]
+    return model(torch.randn(2, *sizes.input_shape, generator=generator(5)))
+
+
+def test_every_model_file_is_covered_here():
+    assert known_models() == sorted(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        *((name, {}) for name in SMALL),
+        ("mlp", {"initialisation": "torch"}),
+        ("mlp", {"initialisation": "lecun"}),
+        ("mlp", {"initialisation": "gaussian", "initialisation_std": 0.1}),
+        ("lstm", {"tied": True, "dropout_kind": "locked"}),
+        ("resnet", {"variant": "he"}),
+        ("cnn11", {"activation": "relu", "scalar_bias": True, "initialisation": "he"}),
+    ],
+)
+def test_every_parameter_comes_from_the_given_generator(name, changed):
+    options, sizes = SMALL[name][0] | changed, SMALL[name][1]
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = built(name, options, sizes).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = built(name, options, sizes).state_dict()
+    other = built(name, options, sizes, seed=1).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for key, value in first.items():
+        assert value.isfinite().all()
+        constant = bool((value == value.flatten()[0]).all())  # biases, and what Fixup sets to 0
+        assert torch.equal(value, other[key]) == constant
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_draws_from_its_generator_alone(name):
+    options, sizes = SMALL[name]
+    outputs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        outputs.append(forward(built(name, options, sizes).train(), name, sizes))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sites_know_their_shapes_and_logits_have_none(name):
+    options, sizes = SMALL[name]
+    model = built(name, options, sizes)
+    trace = watch(model)
+    logits = forward(model, name, sizes)
+    assert logits.shape == ((3, 2, 11) if name == "lstm" else (2, 10))
+    assert len(trace.records) == len(list(sites_of(model)))  # each Site is passed once
+    for site, activation in trace.records:
+        leading = 2 if site.axes == "tnc" else 1
+        assert activation.shape[leading:] == site.shape
+        assert activation.shape != logits.shape
+
+
+def test_a_deep_copy_computes_the_same_and_shares_the_stream_of_masks():
+    options, sizes = SMALL["mlp"]
+    model = built("mlp", options, sizes)
+    copied = copy.deepcopy(model)
+    assert copied.dropout is not model.dropout
+    assert copied.dropout.generator is model.dropout.generator
+    start = model.dropout.generator.get_state()
+    first = forward(model, "mlp", sizes)
+    model.dropout.generator.set_state(start)
+    assert torch.equal(forward(copied, "mlp", sizes), first)
+    assert not torch.equal(forward(copied, "mlp", sizes), first)  # the stream went on
+    assert torch.equal(forward(copied.eval(), "mlp", sizes), forward(model.eval(), "mlp", sizes))
+
+
+def test_bad_requests_name_model_and_option():
+    cases = [
+        ("transformer", {}, r"^unknown model 'transformer': the models are cnn11, lstm, mlp, resnet$"),
+        ("dropout", {}, r"^unknown model 'dropout'"),
+        ("mlp", {"depth": 1}, r"^model 'mlp': missing option 'width'$"),
+        (
+            "mlp",
+            {"width": 5, "depth": 1, "heads": 2},
+            r"^model 'mlp': unknown option 'heads' \(it has width, ",
+        ),
+        ("mlp", {"width": 5.5, "depth": 1}, r"^model 'mlp': option 'width': .*integer.*found 5.5$"),
+        (
+            "mlp",
+            {"width": 5, "depth": 1, "initialisation_std": 0.1},
+            r"^model 'mlp': initialisation 'gaussian'",
+        ),
+        ("mlp", {"width": 5, "depth": 1, "initialisation": "gaussian"}, r"'initialisation_std'$"),
+        ("lstm", {"hidden": 5, "embedding": 4, "tied": True}, r"^model 'lstm': option 'tied' .*4 .*5$"),
+        ("lstm", {"hidden": 5, "dropout": 1.0}, r"^model 'lstm': option 'dropout': .*found 1.0$"),
+        ("resnet", {"depth": 18}, r"^model 'resnet': option 'depth': .*6n \+ 2.*found 18$"),
+        ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': option .* \(and 1 more\)$"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(SpecError, match=message):
+            check_options(name, options)
+    for name in ("mlp", "resnet", "cnn11"):
+        with pytest.raises(SpecError, match=rf"^model '{name}': takes .* got \(\)$"):
+            build(name, SMALL[name][0], Sizes((), 10), generator(0), None)
+    with pytest.raises(SpecError, match=r"^model 'lstm': takes words.*\(3, 32, 32\)$"):
+        build("lstm", {"hidden": 5}, CIFAR, generator(0), None)
+
+
+def test_variances_of_the_initialisations():
+    """Mean and variance within 3 standard errors, from the fourth moment of each distribution."""
+    for shape in ((300, 200), (40, 20, 3, 5)):
+        weight = torch.empty(shape, dtype=torch.float64)
+        fan_in = math.prod(shape[1:])
+        for kind, variance, kurtosis in (
+            ("he", 2 / fan_in, 3.0),
+            ("lecun", 1 / fan_in, 3.0),
+            ("torch", 1 / (3 * fan_in), 1.8),
+            ("gaussian", 0.25, 3.0),
+        ):
+            draw_weight(weight, kind, generator(3), 0.5 if kind == "gaussian" else None)
+            count = weight.numel()
+            assert abs(weight.mean()) < 3 * math.sqrt(variance / count)
+            assert abs(weight.square().mean() - variance) < 3 * variance * math.sqrt((kurtosis - 1) / count)
+    with pytest.raises(ValueError, match="'gaussian'"):
+        draw_weight(weight, "gaussian", generator(3))
+
+
+def test_mlp_is_the_textbook_formula():
+    """BN's Figure 1 network, against matrix products written out."""
+    options = {"width": 100, "depth": 3, "activation": "sigmoid"}
+    options |= {"initialisation": "gaussian", "initialisation_std": 0.1}
+    model = built("mlp", options, Sizes((1, 28, 28), 10)).double()
+    assert parameter_count(model) == 785 * 100 + 2 * 101 * 100 + 101 * 10
+    assert [name for name, module in model.named_modules() if name.endswith((".pre", ".post"))] == [
+        f"layers.{index}.{role}" for index in range(3) for role in ("pre", "post")
+    ]
+    images = torch.rand(5, 1, 28, 28, dtype=torch.float64, generator=generator(0))
+    weights = list(model.parameters())
+    value = images.reshape(5, 784)
+    for weight, bias in zip(weights[:6:2], weights[1:6:2], strict=True):
+        assert not bias.any()
+        value = 1 / (1 + torch.exp(-(value @ weight.T + bias)))
+    torch.testing.assert_close(model(images), value @ weights[6].T + weights[7])
+
+
+def test_mlp_drops_after_the_last_hidden_layer():
+    options, sizes = {"width": 50, "depth": 1, "dropout": 0.5}, Sizes((4,), 3)
+    model = built("mlp", options, sizes)
+    hidden, seen = [], []
+    model.layers.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(torch.randn(6, 4, generator=generator(1)))
+    kept = seen[0] != 0
+    assert 0 < kept.sum() < (hidden[0] != 0).sum()
+    torch.testing.assert_close(seen[0][kept], 2 * hidden[0][kept])
