@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reproduce.data.cards import card_names, read_card
 from reproduce.discover import METHODS, ROOT, MethodFolder, all_methods, find_method
 from reproduce.records import Result, read_result, read_results
 from reproduce.report import page
@@ -268,13 +269,15 @@ def write_pages(
 ) -> list[Path]:
     """A page for each method, and the index over them when there are several."""
     paths = []
+    inexact = [name for name in card_names() if not read_card(name).exact]
     for name, of_method in experiments.items():
         folder = find_method(name)
         if not quiet and of_method:
-            page.terminal_summary(name, of_method, results, console)
-        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
+            console.print(page.terminal_summary(of_method, results, problems, inexact))
+        paths.append(page.write_page(name, folder.path, of_method, results, problems, output, inexact))
     if len(experiments) > 1:
-        paths.append(page.write_index({name: METHODS / name for name in experiments}, experiments, results, output))
+        everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
+        paths.append(page.write_index(everything, results, output, inexact))
     if not quiet:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from reproduce.report.match import ArmRuns, TaskRuns
 from reproduce.spec import Claim, Experiment
-from reproduce.stats import CONFIDENCE, Difference, Estimate, Interval, paired_difference
+from reproduce.stats import Estimate, Interval, paired_difference
 
 Word = Literal["reproduced", "partly", "not reproduced", "inconclusive", "reduced scale", "not run"]
 Direction = Literal["same direction", "opposite", "undecided"]
@@ -71,8 +71,10 @@ def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verd
     difference = paired_difference(arm.values(claim.metric), over.values(claim.metric)) if over else None
     ours = (difference.estimate if difference else None) if over else arm.estimate(claim.metric)
     problem = _divergence([a for a in arms if a is not None])
+    if problem:
+        ours = None  # a mean over survivors is not the arm's
     if smaller:
-        direction = _direction(claim, None if problem else ours) if over else None
+        direction = _direction(claim, ours) if over else None
         extra = "" if over else "; a value is not compared across scales"
         return Verdict(claim, "reduced scale", _join(smaller + extra, problem), direction, ours)
     if problem:
@@ -83,7 +85,7 @@ def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verd
     if ours.interval is None:
         return Verdict(claim, "inconclusive", "one seed gives no interval", None, ours)
     word, reason = _decide(claim, ours.mean, ours.interval)
-    return Verdict(claim, word, _join(reason, _incomplete(arms, difference, ours)), None, ours)
+    return Verdict(claim, word, _join(reason, _caveats([a for a in arms if a is not None], ours)), None, ours)
 
 
 def judge_experiment(
@@ -130,9 +132,14 @@ def _divergence(arms: list[ArmRuns]) -> str:
     return "; ".join(said)
 
 
-def _incomplete(arms: list[ArmRuns | None], difference: Difference | None, ours: Estimate) -> str:
-    missing = sorted({seed for arm in arms if arm for seed in arm.missing})
-    return f"n = {ours.n}, still to run: seed {', '.join(map(str, missing))}" if missing else ""
+def _caveats(arms: list[ArmRuns], ours: Estimate) -> str:
+    """What a reader must know beside a verdict: seeds still to run, and a choice made on the test set."""
+    missing = sorted({seed for arm in arms for seed in arm.missing})
+    on_test = [arm.label for arm in arms if arm.chosen_on_test]
+    return _join(
+        f"n = {ours.n}, still to run: seed {', '.join(map(str, missing))}" if missing else "",
+        f"{' and '.join(on_test)} chosen on the test set" if on_test else "",
+    )
 
 
 def _direction(claim: Claim, ours: Estimate | None) -> Direction:
@@ -184,6 +191,3 @@ def _decide_gap(value: float, low: float, high: float, mean: float, interval: In
 
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
-
-
-__all__ = ["CONFIDENCE", "WORDS", "Verdict", "judge", "judge_experiment", "rule"]

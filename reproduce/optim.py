@@ -17,7 +17,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
     A bias is a parameter whose name ends in ``bias``; LSTM biases (``bias_ih_l0``) count as well.
     """
-    weights, biases = [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_bias = name.rsplit(".", 1)[-1].startswith("bias") or parameter.numel() == 1
         (biases if is_bias else weights).append(parameter)
@@ -67,8 +68,9 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
                 return 1.0
 
     def factor(step: int) -> float:
-        warming = step < (recipe.warmup_steps or 0)
-        return scheduled(step) * (recipe.warmup_factor if warming else 1.0)
+        if recipe.warmup_steps and recipe.warmup_factor and step < recipe.warmup_steps:
+            return scheduled(step) * recipe.warmup_factor
+        return scheduled(step)
 
     return factor
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reproduce.spec import Recipe, TaskSpec
+from reproduce.spec import Recipe, Selection, TaskSpec
 
 SCHEMA_VERSION = 1
 LOOP_VERSION = 1  # grows when a change to the loop, the models or the data can move a number
@@ -74,7 +74,7 @@ class EpochRecord(_Frozen):
 class Final(_Frozen):
     """The numbers that count, by the selection rule stated in the recipe."""
 
-    selection: Literal["last", "best_validation", "best_test"]
+    selection: Selection
     epoch: int
     validation: dict[str, float]
     test: dict[str, float]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scale = Literal["quick", "reduced", "paper"]
+Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -105,7 +106,7 @@ class Recipe(_Strict):
     window: Count | None = None  # language modeling: truncated back-propagation length
     eval_batch_size: Count = 500
     evaluate_every: Count = 1  # epochs
-    selection: Literal["last", "best_validation", "best_test"] = "last"
+    selection: Selection = "last"
     precision: Literal["float32", "bfloat16"] = "float32"
     probe_examples: Count = 256  # for the statistics of Sites
 

@@ -20,7 +20,7 @@ from reproduce.probe import site_statistics
 from reproduce.randomness import Generators
 from reproduce.records import EpochRecord, Final
 from reproduce.sites import watch
-from reproduce.spec import Recipe
+from reproduce.spec import Recipe, Selection
 from reproduce.tasks import Task
 
 LOG_EVERY_STEPS = 50
@@ -113,7 +113,7 @@ def train(
     schedule = RateSchedule(optimizer, recipe, steps_per_epoch, total_steps)
     running = _Running(device)
     outcome = Outcome()
-    parts = {
+    parts: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
         "schedule": schedule,
@@ -242,7 +242,7 @@ def _write_scalars(writer: SummaryWriter, record: EpochRecord) -> None:
     writer.add_scalar("seconds_per_step", record.seconds_per_step, record.step)
 
 
-def select(epochs: list[EpochRecord], selection: str, metric: str) -> Final | None:
+def select(epochs: list[EpochRecord], selection: Selection, metric: str) -> Final | None:
     """The evaluation that counts, by the rule that the recipe states; none when nothing was evaluated.
 
     ``best_validation`` without a validation split would silently be something else: it is an error.

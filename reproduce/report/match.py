@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.records import Result, canonical_json
-from reproduce.spec import Arm, Cell, Experiment, cells
+from reproduce.spec import Arm, Cell, Experiment, Recipe, TaskSpec, cells
 from reproduce.stats import Estimate, mean_estimate
 
 
@@ -50,6 +50,7 @@ class ArmRuns:
     points: tuple[Point, ...]
     chosen: Point | None  # None: nothing has run
     chosen_by: str  # "" where there was nothing to choose
+    chosen_on_test: bool
     planned: tuple[int, ...]  # seeds that the experiment asks for
 
     @property
@@ -117,12 +118,15 @@ def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> 
     for cell in cells(experiment, seeds=experiment.seeds[:1]):
         if cell.task_name == task_name:
             wanted.setdefault(cell.arm_name, []).append(cell)
+    known: dict[str, list[Result]] = {}
+    for result in results:
+        known.setdefault(_problem(result.config.task, result.config.recipe, result.config.method), []).append(result)
     found = [
         (arm_name, index, result)
         for arm_name, arm_cells in wanted.items()
         for index, cell in enumerate(arm_cells)
-        for result in results
-        if _belongs(result, cell)
+        for result in known.get(_problem(cell.task, cell.recipe, cell.method), [])
+        if _spelled(result.config.params) == _spelled({**result.defaults, **cell.params})
     ]
     kept, notes = _newest([result for *_, result in found])
     kept_ids = {id(result) for result in kept}
@@ -141,20 +145,15 @@ def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> 
             Point(cell.params, dict(sorted(by_point.get((arm_name, index), {}).items())))
             for index, cell in enumerate(wanted.get(arm_name, []))
         )
-        chosen, chosen_by = _choose(points)
-        arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, experiment.seeds)
+        chosen, chosen_by, on_test = _choose(points)
+        arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, on_test, experiment.seeds)
     ordered = tuple(superseded[key] for key in sorted(superseded))
     return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
 
 
-def _belongs(result: Result, cell: Cell) -> bool:
-    config = result.config
-    return (
-        config.method == cell.method
-        and _spelled(config.task.model_dump(exclude_none=True)) == _spelled(cell.task.model_dump(exclude_none=True))
-        and _spelled(config.recipe.model_dump(exclude_none=True)) == _spelled(cell.recipe.model_dump(exclude_none=True))
-        and _spelled(config.params) == _spelled({**result.defaults, **cell.params})
-    )
+def _problem(task: TaskSpec, recipe: Recipe, method: str) -> str:
+    """Everything that a Result and a cell must share, except the params."""
+    return method + _spelled([task.model_dump(exclude_none=True), recipe.model_dump(exclude_none=True)])
 
 
 def _spelled(value: Any) -> str:
@@ -204,31 +203,30 @@ def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     return kept, notes
 
 
-def _choose(points: Sequence[Point]) -> tuple[Point | None, str]:
-    """The point with the best mean validation metric (test where there is no validation).
+def _choose(points: Sequence[Point]) -> tuple[Point | None, str, bool]:
+    """The point with the best mean validation metric (test where there is no validation), why, and if on test.
 
     A point with a diverged seed, or with fewer seeds than the fullest point, is only chosen if all are such:
     its mean is over survivors, or over fewer chances to fail.
     """
     ran = [point for point in points if point.results]
     if not ran:
-        return None, ""
+        return None, "", False
     if len(points) == 1:
-        return ran[0], ""
+        return ran[0], "", False
     most = max(len(point.completed) for point in ran)
     if most == 0:
-        return ran[0], "every point diverged; the first is shown"
+        return ran[0], "every point diverged; the first is shown", False
     full = [point for point in ran if len(point.completed) == most and not point.diverged]
-    note = "" if full else "no point is without divergence; among those with the most completed seeds: "
+    note = "" if full else "no point is without divergence; of those with the most completed seeds the "
     full = full or [point for point in ran if len(point.completed) == most]
     name = next(iter(full[0].completed.values())).metric
-    metric = f"validation.{name}"
-    if not all(len(point.values(metric)) == most for point in full):
-        metric = f"test.{name}"
+    on_test = not all(len(point.values(f"validation.{name}")) == most for point in full)
+    split = "test" if on_test else "validation"
     sign = -1.0 if higher_is_better(name) else 1.0
-    means = [(sign * estimate.mean, i) for i, p in enumerate(full) if (estimate := p.estimate(metric))]
+    means = [(sign * e.mean, i) for i, point in enumerate(full) if (e := point.estimate(f"{split}.{name}"))]
     if not means:
-        return full[0], f"{note}no point has a final {name}; the first is shown"
-    how = "best mean validation" if metric.startswith("validation") else "best mean TEST"
-    ending = "" if len(ran) == len(points) else f", {len(ran)} of {len(points)} points run"
-    return full[min(means)[1]], f"{note}{how} {name} of {len(ran)} points{ending}"
+        return full[0], f"{note}first is shown: no point has a final {name}", False
+    warning = " (there is no validation: too good)" if on_test else ""
+    run = f"{len(points)} points" if len(ran) == len(points) else f"{len(ran)} run of {len(points)} points"
+    return full[min(means)[1]], f"{note}best mean {split} {name} of {run}{warning}", on_test

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from reproduce.judge import Verdict
 from reproduce.report.match import ArmRuns, TaskRuns
@@ -39,6 +41,8 @@ COLUMNS = (
     "chosen",
     "note",
 )
+CLAIM_COLUMNS = ("Claim", "Paper", "Ours", "n", "Verdict", "Why", "Address")
+TEXTS = frozenset({"Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
 UNITS = {"error": "%", "accuracy": "%"}
 
 
@@ -80,41 +84,48 @@ def published(task: TaskRuns, arm_name: str, metric: str) -> Claim | None:
     return None
 
 
-def shown(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+def shown(table: pd.DataFrame, task: TaskRuns, metric: str) -> pd.DataFrame:
     """The rows of one metric as text for people; columns in which nothing is known are left out."""
     rows = table[table["metric"] == metric].to_dict("records")
     decimals = decimals_of([r["mean"] for r in rows] + [r["survivors_mean"] for r in rows])
-    known_difference = any(r["difference"] is not None for r in rows)
+    gap = f"minus {baseline_label(task)}"
     texts = []
     for row in rows:
         text = {"Arm": row["label"]}
         text["Paper"] = paper_number(row["paper"], decimals)
         text["Ours"] = _mean(row, decimals)
-        text["95 % interval"] = span(row["low"], row["high"], decimals)
         text["n"] = f"{row['n']}" if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
-        text["Seeds"] = "  ".join(number(value, decimals) for value in row["values"].values()) or NOTHING
-        if known_difference:
-            text["Difference"] = number(row["difference"], decimals, sign=True)
-            text["its interval"] = span(row["difference_low"], row["difference_high"], decimals, sign=True)
-            text["p (Holm)"] = p_text(row["p_holm"])
+        text[gap] = with_interval(
+            row["difference"], row["difference_low"], row["difference_high"], decimals, sign=True
+        )
+        text["p (Holm)"] = p_text(row["p_holm"])
+        text["Seeds"] = " ".join(number(value, decimals) for value in row["values"].values()) or NOTHING
         text["Chosen"] = row["chosen"]
         text["Note"] = row["note"]
         texts.append(text)
     frame = pd.DataFrame(texts, dtype=object)
-    empty = [c for c in ("Paper", "Chosen", "Note") if (frame[c].isin(["", NOTHING])).all()]
-    return frame.drop(columns=empty)
+    optional = ["Paper", gap, "p (Holm)", "Seeds", "Chosen", "Note"]
+    return frame.drop(columns=[c for c in optional if frame[c].isin(["", NOTHING]).all()])
+
+
+def baseline_label(task: TaskRuns) -> str:
+    """What the arm is called that differences are taken against."""
+    baseline = task.arms.get(task.experiment.baseline or "")
+    return baseline.label if baseline else "baseline"
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """A pipe table; numbers to the right."""
-    texts = {"Arm", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"}
-    cell = lambda value: str(value).replace("|", "\\|")  # noqa: E731
     lines = [
-        "| " + " | ".join(map(cell, frame.columns)) + " |",
-        "|" + "|".join(":---" if column in texts else "---:" for column in frame.columns) + "|",
+        "| " + " | ".join(map(_pipe_safe, frame.columns)) + " |",
+        "|" + "|".join(":---" if column in TEXTS else "---:" for column in frame.columns) + "|",
     ]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in frame.itertuples(index=False)]
+    lines += ["| " + " | ".join(map(_pipe_safe, row)) + " |" for row in frame.itertuples(index=False)]
     return "\n".join(lines)
+
+
+def _pipe_safe(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def csv(tables: Sequence[pd.DataFrame]) -> str:
@@ -127,33 +138,32 @@ def csv(tables: Sequence[pd.DataFrame]) -> str:
 
 
 def terminal(frame: pd.DataFrame, title: str) -> Table:
-    """For a terminal of 100 columns: the seeds one by one are on the page, not here."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
-    for column in frame.columns.drop("Seeds", errors="ignore"):
-        table.add_column(column, justify="left" if column in ("Arm", "Chosen", "Note") else "right")
-    for row in frame.drop(columns="Seeds", errors="ignore").itertuples(index=False):
-        table.add_row(*map(str, row))
+    """For a terminal of 100 columns: seeds one by one and notes are on the page, not here."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    kept = frame.drop(columns=[c for c in ("Seeds", "Note", "Chosen") if c in frame])
+    for column in kept.columns:
+        table.add_column(column, justify="left" if column in TEXTS else "right", overflow="fold")
+    for place, row in enumerate(kept.itertuples(index=False)):
+        chosen = frame["Chosen"].iloc[place] if "Chosen" in frame else ""
+        first, *rest = map(str, row)
+        table.add_row(Text(f"{first} ({chosen})" if chosen else first), *rest)
     return table
 
 
-def claims_table(verdicts: Sequence[tuple[str, TaskRuns, Verdict]]) -> pd.DataFrame:
+def claims_table(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> pd.DataFrame:
     """What the paper says, what came out, and the verdict, one row per claim."""
     rows = []
-    for experiment, task, verdict in verdicts:
+    for task, verdict in verdicts:
         claim, ours = verdict.claim, verdict.ours
         decimals = decimals_of([claim.value, ours.mean if ours else None])
         interval = ours.interval if ours else None
+        low, high = (interval.low, interval.high) if interval else (None, None)
         rows.append(
             {
-                "Experiment": experiment,
                 "Claim": statement(task, claim),
-                "Paper": _published(claim, decimals),
-                "Ours": number(ours.mean if ours else None, decimals, sign=claim.over is not None),
-                "95 % interval": span(
-                    interval.low if interval else None,
-                    interval.high if interval else None,
-                    decimals,
-                    sign=claim.over is not None,
+                "Paper": _published(claim),
+                "Ours": with_interval(
+                    ours.mean if ours else None, low, high, decimals, sign=claim.over is not None
                 ),
                 "n": str(ours.n) if ours else NOTHING,
                 "Verdict": verdict.text,
@@ -161,7 +171,7 @@ def claims_table(verdicts: Sequence[tuple[str, TaskRuns, Verdict]]) -> pd.DataFr
                 "Address": claim.source,
             }
         )
-    return pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows, columns=pd.Index(CLAIM_COLUMNS), dtype=object)
 
 
 def statement(task: TaskRuns, claim: Claim) -> str:
@@ -190,10 +200,14 @@ def number(value: float | None, decimals: int, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def span(low: float | None, high: float | None, decimals: int, sign: bool = False) -> str:
+def with_interval(
+    mean: float | None, low: float | None, high: float | None, decimals: int, sign: bool = False
+) -> str:
+    """`7.21 [7.05, 7.37]`, or the mean alone where there is no interval."""
+    text = number(mean, decimals, sign)
     if low is None or high is None:
-        return NOTHING
-    return f"[{number(low, decimals, sign)}, {number(high, decimals, sign)}]"
+        return text
+    return f"{text} [{number(low, decimals, sign)}, {number(high, decimals, sign)}]"
 
 
 def paper_number(value: float | None, decimals: int, sign: bool = False) -> str:
@@ -216,17 +230,16 @@ def decimals_of(values: Sequence[float | None]) -> int:
     return 4 if largest < 0.1 else 3 if largest < 1 else 2 if largest < 1000 else 1
 
 
-def _published(claim: Claim, decimals: int) -> str:
+def _published(claim: Claim) -> str:
     if claim.direction is not None:
         return claim.direction
-    value = paper_number(claim.value, 0, sign=claim.over is not None)
-    return f"{value} ± {paper_number(claim.tolerance, 0)}"
+    return f"{paper_number(claim.value, 0, sign=claim.over is not None)} ± {paper_number(claim.tolerance, 0)}"
 
 
 def _mean(row: dict[Any, Any], decimals: int) -> str:
     if row["survivors_mean"] is not None:
         return f"({number(row['survivors_mean'], decimals)})"
-    return number(row["mean"], decimals)
+    return with_interval(row["mean"], row["low"], row["high"], decimals)
 
 
 def _difference(task: TaskRuns, arm: ArmRuns, metric: str) -> Difference | None:
@@ -276,10 +289,10 @@ def _note(arm: ArmRuns) -> str:
         return "not run"
     parts = []
     if arm.diverged:
-        survivors = "; the mean is of the survivors" if arm.chosen.completed else ""
+        survivors = ": the mean in brackets is of the others" if arm.chosen.completed else ""
         parts.append(f"{arm.diverged} of {len(arm.chosen.results)} seeds diverged{survivors}")
     if arm.missing:
         parts.append(f"seed {', '.join(map(str, arm.missing))} not run")
     if arm.chosen_by:
-        parts.append(f"chosen by {arm.chosen_by}")
+        parts.append(f"chosen: {arm.chosen_by}")
     return "; ".join(parts)

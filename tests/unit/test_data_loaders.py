@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import http.server
 import io
 import pickle
 import struct
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -198,25 +200,62 @@ def test_an_archive_stands_for_its_files(name, tmp_path, no_network):
     same_images(load_card(card, tmp_path / "root", tmp_path / "cache"), made)
 
 
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """A web server on this machine for files put into its folder: (folder, address)."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *arguments: Quiet(*arguments, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("no_proxy", "*")
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
 @pytest.mark.parametrize("name", DOWNLOADABLE_BY_TORCHVISION)
-def test_torchvision_downloads_what_is_not_local(name, tmp_path, monkeypatch):
+def test_torchvision_downloads_what_is_not_local(name, cut_off, tmp_path, monkeypatch, serve):
     card, contents, made = small(name)
-    place = tmp_path / "server"
+    folder, address = serve
     base = getattr(torchvision.datasets, card.torchvision)
+    left = contents
     if card.format == "idx":
-        put(place, {Path(path).name: content for path, content in contents.items()})
-        monkeypatch.setattr(base, "mirrors", [f"{place.as_uri()}/"])
+        put(folder, {Path(path).name: content for path, content in contents.items()})
+        monkeypatch.setattr(base, "mirrors", [f"{address}/"])
     elif card.format == "cifar":
-        card, archive = packed(card, contents)
-        put(place, archive)
-        monkeypatch.setattr(base, "url", (place / next(iter(archive))).as_uri())
+        card, left = packed(card, contents)
+        put(folder, left)
+        monkeypatch.setattr(base, "url", f"{address}/{next(iter(left))}")
     else:
-        put(place, contents)
-        urls = {file.split: [(place / path).as_uri(), path, ""] for path, file in card.files.items()}
+        put(folder, contents)
+        urls = {file.split: [f"{address}/{path}", path, ""] for path, file in card.files.items()}
         monkeypatch.setattr(base, "split_list", {**base.split_list, **urls})
+    if cut_off:
+        put(tmp_path / "cache", {path: content[:40] for path, content in left.items()})
     data = load_card(card, None, tmp_path / "cache")
     same_images(data, made)
     assert "torchvision" in data.origin
+
+
+@pytest.mark.parametrize("name", DOWNLOADABLE_BY_TORCHVISION)
+def test_a_cut_off_download_without_network_is_named(name, tmp_path, no_network):
+    card, contents, _ = small(name)
+    if card.archive:
+        card, contents = packed(card, contents)
+    path = next(iter(contents))
+    put(tmp_path / "cache", {**contents, path: contents[path][:40]})
+    line = failure(card, None, tmp_path / "cache")
+    assert line.startswith(f"{tmp_path / 'cache' / path}: md5 is ")
 
 
 @pytest.mark.parametrize("name", CORPORA)

@@ -1,0 +1,47 @@
+"""Datasets: a card each, local files first, then a download, else an exact instruction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reproduce.data.cards import Card, DataError, card_names, checksum, read_card
+from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
+from reproduce.data.words import WORD_FORMATS, WordData
+
+__all__ = [
+    "Card",
+    "DataError",
+    "ImageData",
+    "Images",
+    "WordData",
+    "card_names",
+    "checksum",
+    "load",
+    "load_card",
+    "read_card",
+]
+
+
+def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> ImageData | WordData:
+    """Load a dataset by the name of its card.
+
+    Args:
+        name: a file in ``datasets/``.
+        root: a folder with local data, looked into first and never written to.
+        cache: the project's own folder for downloads and unpacked files.
+
+    Raises:
+        SpecError: an unknown name.
+        DataError: missing, damaged or wrong data, or a cache that cannot be written; one line.
+    """
+    return load_card(read_card(name), root, cache)
+
+
+def load_card(card: Card, root: Path | None = None, cache: Path = Path("data")) -> ImageData | WordData:
+    """Load the dataset that a card describes; see `load`."""
+    root = root.expanduser() if root is not None else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"{root}: the data folder does not exist")
+    if card.format in IMAGE_FORMATS:
+        return IMAGE_FORMATS[card.format](card, root, cache)
+    return WORD_FORMATS[card.format](card, root, cache)

@@ -1,0 +1,113 @@
+"""Word-level corpora as token indices: one ``<eos>`` a line, blank lines included."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reproduce.data.cards import Card, DataError, Split, python_version, topics_text
+from reproduce.data.sources import obtain
+
+END = "<eos>"
+UNKNOWN = "<unk>"
+
+
+@dataclass(frozen=True)
+class WordData:
+    """A corpus as int64 token indices (tokens,), with the words they stand for."""
+
+    card: Card
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    vocabulary: tuple[str, ...]
+    origin: str
+
+
+def load_text(card: Card, root: Path | None, cache: Path) -> WordData:
+    """Plain text files, one for each split; the vocabulary is that of all splits, in order of appearance.
+
+    Raises:
+        DataError: a file is missing, damaged, or gives other token or vocabulary counts than the card's.
+    """
+    found = obtain(card, root, cache, _write_lines(card.columns[0]))
+    words: dict[Split, list[str]] = {}
+    for pattern, (path,) in found.files.items():
+        split = card.files[pattern].split
+        try:
+            words[split] = _split_words(path.read_text("utf-8"))  # type: ignore[index]  # the card sees to it
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {card.get}") from error
+    every = [word for split in get_args(Split) for word in words.get(split, ())]
+    return _indexed(card, words, tuple(dict.fromkeys(every)), found.origin)
+
+
+def load_topics(card: Card, root: Path | None, cache: Path) -> WordData:
+    """Python's language reference, tokenised by the rule on its card; the vocabulary is that of train."""
+    lines = [line for line in topics_text().lower().split("\n") if not _RULER.fullmatch(line)]
+    paragraphs = [paragraph.strip("\n") for paragraph in re.split(r"\n\s*\n", "\n".join(lines))]
+    cuts = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+    seen: set[str] = set()
+    words: dict[Split, list[str]] = {}
+    for split in get_args(Split):
+        start, end = (round(len(paragraphs) * cut) for cut in cuts[split])
+        part = [text for text in paragraphs[start:end] if text not in seen]  # topics quote each other
+        seen.update(part)
+        text = "".join(f"{paragraph}\n\n" for paragraph in part)
+        words[split] = _split_words("\n".join(" ".join(_TOKEN.findall(line)) for line in text.split("\n")))
+    counts = Counter(words["train"])
+    minimum = card.words.minimum_count if card.words else 1
+    known = {word for word, count in counts.items() if count >= minimum} | {END, UNKNOWN}
+    kept = {split: [w if w in known else UNKNOWN for w in part] for split, part in words.items()}
+    vocabulary = tuple(dict.fromkeys([*kept["train"], UNKNOWN]))
+    return _indexed(card, kept, vocabulary, f"embedded: pydoc_data.topics of Python {python_version()}")
+
+
+_RULER = re.compile(r"\s*([^\w\s])\1{2,}\s*")  # an underlined heading's second line
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def _split_words(text: str) -> list[str]:
+    if text and not text.endswith("\n"):
+        text += "\n"
+    return text.replace("\n", f" {END} ").split()
+
+
+def _indexed(card: Card, words: dict[Split, list[str]], vocabulary: tuple[str, ...], origin: str) -> WordData:
+    expected = card.words
+    for split, count in (expected.tokens if expected else {}).items():
+        if len(words.get(split, ())) != count:
+            found = len(words.get(split, ()))
+            raise DataError(f"{card.name}: {found} tokens in {split}, expected {count}; {card.get}")
+    if expected and expected.vocabulary is not None and len(vocabulary) != expected.vocabulary:
+        raise DataError(f"{card.name}: vocabulary of {len(vocabulary)}, expected {expected.vocabulary}; {card.get}")
+    index = {word: number for number, word in enumerate(vocabulary)}
+    tensors = {
+        split: torch.from_numpy(np.fromiter(map(index.__getitem__, part), np.int64, len(part)))
+        for split, part in words.items()
+    }
+    return WordData(card, tensors["train"], tensors["validation"], tensors["test"], vocabulary, origin)
+
+
+def _write_lines(column: str) -> Callable[[Any, Path], None]:
+    """Write a table of lines as the original files have them: one blank first, and one after each word."""
+
+    def write(table: Any, path: Path) -> None:
+        lines = (line.split() for line in table[column])
+        path.write_text("".join(f" {''.join(f'{word} ' for word in line)}\n" for line in lines), "utf-8")
+
+    return write
+
+
+WORD_FORMATS: dict[str, Callable[[Card, Path | None, Path], WordData]] = {
+    "text": load_text,
+    "pydoc_topics": load_topics,
+}
