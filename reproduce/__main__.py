@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reproduce.data.cards import card_names, read_card
+from reproduce.cards import card_names, read_card
 from reproduce.discover import METHODS, ROOT, MethodFolder, all_methods, find_method
 from reproduce.records import Result, read_result, read_results
 from reproduce.report import page

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reproduce.data.cards import checksum, read_card
+from reproduce.cards import checksum, read_card
 from reproduce.discover import MethodFolder, find_method
 from reproduce.models import check_options
 from reproduce.records import Result, RunConfig

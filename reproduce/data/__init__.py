@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reproduce.data.cards import Card, DataError, card_names, checksum, read_card
+from reproduce.cards import Card, DataError, card_names, checksum, read_card
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
 from reproduce.data.words import WORD_FORMATS, WordData
 

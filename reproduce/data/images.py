@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.data.cards import Card, DataError, Split
+from reproduce.cards import Card, DataError, Split
 from reproduce.data.sources import (
     Found,
     digest,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.data.cards import Card, DataError, Split, python_version, topics_text
+from reproduce.cards import Card, DataError, Split, python_version, topics_text
 from reproduce.data.sources import obtain
 
 END = "<eos>"

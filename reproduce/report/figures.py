@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from reproduce.records import QUANTILES, EpochRecord, Result
 from reproduce.report.match import ArmRuns, TaskRuns
@@ -18,9 +21,9 @@ from reproduce.spec import Experiment, SpecError
 
 # Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
-ARMS = ("#4a5161", "#0069b4", "#c8500a", "#00856a", "#a8488f", "#9a7300", "#2f8fc4", "#b3261e")
-DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-MARKERS = ("o", "s", "^", "D")
+ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856b", "#a8478f", "#967000")
+DASHES = ("-", "--", ":", "-.")  # arms beyond the sixth repeat the colours
+MARKERS = ("o", "s", "^", "v")
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule"} | {
     colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
 }
@@ -37,7 +40,13 @@ def looks(experiments: Sequence[Experiment]) -> dict[str, int]:
 
 
 def colour(look: Look, arm: str) -> str:
+    """An arm's colour; as a CSS value it is `variable(colour(...))`."""
     return ARMS[look[arm] % len(ARMS)]
+
+
+def variable(shade: str) -> str:
+    """The CSS variable that a colour stands for, with the colour where no page defines it."""
+    return f"var({VARIABLES[shade]}, {shade})"
 
 
 def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
@@ -61,7 +70,7 @@ def seeds(task: TaskRuns, look: Look) -> Figure | None:
     figure, axes = _panels(len(metrics), height=0.9 + 0.34 * len(arms), across=2, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         for place, arm in enumerate(arms):
-            _seed_row(axis, place, arm, metric, colour(look, arm.name))
+            _seed_row(axis, place, arm, metric, look)
             claim = published(task, arm.name, metric)
             if claim is not None and claim.value is not None:
                 axis.plot(claim.value, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
@@ -74,12 +83,13 @@ def seeds(task: TaskRuns, look: Look) -> Figure | None:
     return figure
 
 
-def _seed_row(axis: Axes, place: int, arm: ArmRuns, metric: str, shade: str) -> None:
+def _seed_row(axis: Axes, place: int, arm: ArmRuns, metric: str, look: Look) -> None:
     values = list(arm.values(metric).values())
+    shade, marker = colour(look, arm.name), MARKERS[look[arm.name] // len(ARMS) % len(MARKERS)]
     estimate = arm.estimate(metric)
     if estimate is None:
         return
-    axis.plot(values, np.full(len(values), place), "o", color=shade, ms=4.5, alpha=0.55, mew=0)
+    axis.plot(values, np.full(len(values), place), marker, color=shade, ms=4.5, alpha=0.55, mew=0)
     if arm.diverged:
         return  # no mean where seeds are missing from it
     if estimate.interval is not None:
@@ -103,8 +113,8 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
     figure, axes = _panels(len(wanted), height=2.7, across=2)
     for axis, (label, value_of) in zip(axes, wanted, strict=True):
         for arm in arms:
-            lines = [_line(result, value_of, by_step) for result in _chosen(arm)]
-            _mean_line(axis, lines, look, arm.name, arm.label)
+            lines = [(_line(result, value_of, by_step), result.status) for result in _chosen(arm)]
+            _mean_line(axis, lines, look, arm)
         axis.set_xlabel("optimiser step" if by_step else "epoch")
         axis.set_ylabel(label)
         axis.grid(axis="y")
@@ -116,27 +126,23 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
 def site_statistics(task: TaskRuns, look: Look) -> Figure | None:
     """Mean square of the activations at each Site, over training."""
     arms = [arm for arm in task.arms.values() if arm.chosen and arm.chosen.results]
-    sites = list(
-        dict.fromkeys(s for arm in arms for result in _chosen(arm) for e in result.epochs for s in e.sites)
-    )
+    sites = list(dict.fromkeys(s for arm in arms for result in _chosen(arm) for e in result.epochs for s in e.sites))
     if not sites:
         return None
     kept = _spread(sites, 6)
     by_step = task.experiment.recipe.steps is not None
-    figure, axes = _panels(len(kept), height=1.75, across=3, sharex=True)
+    across = 2 if len(kept) in (2, 4) else 3
+    figure, axes = _panels(len(kept), height=1.9, across=across)
     for place, (axis, site) in enumerate(zip(axes, kept, strict=True)):
         for arm in arms:
-            lines = [
-                _line(r, lambda e, s=site: e.sites[s].mean_square if s in e.sites else None, by_step)
-                for r in _chosen(arm)
-            ]
-            _mean_line(axis, lines, look, arm.name, arm.label)
+            lines = [(_line(result, _mean_square(site), by_step), result.status) for result in _chosen(arm)]
+            _mean_line(axis, lines, look, arm)
         axis.set_title(site)
         axis.grid(axis="y")
-        _log_if_wide(axis, ratio=30)
-        if place % 3 == 0:
+        _log_if_wide(axis)
+        if place % across == 0:
             axis.set_ylabel("mean square")
-        if place >= len(kept) - 3:
+        if place >= len(kept) - across:
             axis.set_xlabel("optimiser step" if by_step else "epoch")
     _legend(figure, axes[0])
     return figure
@@ -177,7 +183,7 @@ FIGURES: dict[str, Draw] = {
     "unit_quantiles": unit_quantiles,
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -225,26 +231,21 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(description)}" ', 1)
-    for colour_code, variable in VARIABLES.items():
-        text = text.replace(colour_code, f"var({variable}, {colour_code})")
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)
+    text = re.sub(r"font-family: [^;\"]*sans-serif", "font-family: var(--sans, sans-serif)", text)
+    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    for shade in VARIABLES:
+        text = text.replace(shade, variable(shade))
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-
-
-def _panels(
-    count: int, height: float, across: int, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float, across: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels, ``across`` in a row, ``height`` inches each; layout is computed once."""
     columns = min(across, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     panels = list(grid.flat)
     for unused in panels[count:]:
         unused.set_visible(False)
@@ -255,9 +256,7 @@ def _chosen(arm: ArmRuns) -> list[Result]:
     return list(arm.chosen.results.values()) if arm.chosen else []
 
 
-def _line(
-    result: Result, value_of: Callable[[EpochRecord], float | None], by_step: bool
-) -> list[tuple[float, float]]:
+def _line(result: Result, value_of: Callable[[EpochRecord], float | None], by_step: bool) -> list[tuple[float, float]]:
     points = []
     for record in result.epochs:
         value = value_of(record)
@@ -266,28 +265,37 @@ def _line(
     return points
 
 
-def _mean_line(
-    axis: Axes, lines: Sequence[list[tuple[float, float]]], look: Look, name: str, label: str
-) -> None:
-    """Thin lines for seeds; a strong one for their mean, as far as every seed goes."""
-    shade = colour(look, name)
-    dash = DASHES[look[name] // len(ARMS) % len(DASHES)]
-    lines = [line for line in lines if line]
+def _mean_square(site: str) -> Callable[[EpochRecord], float | None]:
+    return lambda record: record.sites[site].mean_square if site in record.sites else None
+
+
+def _mean_line(axis: Axes, lines: Sequence[tuple[list[tuple[float, float]], str]], look: Look, arm: ArmRuns) -> None:
+    """Thin lines for seeds, with a cross where one diverged; a strong one for the mean, as far as every seed goes."""
+    shade = colour(look, arm.name)
+    lines = [(line, status) for line, status in lines if line]
     if not lines:
         return
-    if len(lines) > 1:
-        for line in lines:
-            axis.plot(*zip(*line, strict=True), color=shade, lw=0.6, alpha=0.4)
-    shared = sorted(set.intersection(*({x for x, _ in line} for line in lines)))
-    tables = [dict(line) for line in lines]
+    for line, status in lines:
+        if len(lines) > 1:
+            axis.plot(*zip(*line, strict=True), color=shade, lw=0.6, alpha=0.45)
+        if status == "diverged":
+            axis.plot(*line[-1], "x", color=shade, ms=6, mew=1.6)
+    tables = [dict(line) for line, _ in lines]
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
     means = [float(np.mean([table[x] for table in tables])) for x in shared]
-    axis.plot(shared, means, color=shade, lw=1.7, ls=dash, label=label)
+    dash = DASHES[look[arm.name] // len(ARMS) % len(DASHES)]
+    axis.plot(shared, means, color=shade, lw=1.7, ls=dash, label=arm.label)
 
 
-def _log_if_wide(axis: Axes, ratio: float = 20) -> None:
+def _log_if_wide(axis: Axes, ratio: float = 6) -> None:
+    """A logarithmic axis, with plain numbers at 1, 2 and 5, where the values span more than ``ratio``."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.ones(1)])
     if values.min() > 0 and values.max() / values.min() > ratio:
         axis.set_yscale("log")
+        subs = (1.0, 2.0, 5.0) if values.max() / values.min() < 300 else (1.0,)
+        axis.yaxis.set_major_locator(LogLocator(subs=subs))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

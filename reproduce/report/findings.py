@@ -27,7 +27,9 @@ def finding(table: pd.DataFrame, task: TaskRuns) -> str:
     baseline = baseline_label(task)
     said = f"{best['label']} has the {'highest' if up else 'lowest'} mean {name}, {number(best['mean'], decimals)}"
     if len(complete) == 1:
-        return _sentence(f"{best['label']} is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged)
+        return _sentence(
+            f"{best['label']} is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged
+        )
     if best["arm"] == task.experiment.baseline:
         below = sum(row["p_holm"] is not None and row["p_holm"] < SMALL for row in complete)
         worse = f"; {below} of {len(complete) - 1} other arms differ from it after Holm's adjustment"

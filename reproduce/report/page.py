@@ -14,19 +14,28 @@ import jinja2
 import matplotlib
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from rich.console import Group
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from reproduce.judge import WORDS, Verdict, judge, rule
 from reproduce.records import Result
 from reproduce.report import figures, tables
 from reproduce.report.card import Card, inline, to_html
+from reproduce.report.findings import finding
 from reproduce.report.match import TaskRuns, match
-from reproduce.report.provenance import provenance
-from reproduce.spec import Experiment, SpecError
+from reproduce.report.provenance import DataCard, data_cards, protocol, provenance
+from reproduce.report.strips import strips
+from reproduce.spec import Experiment, SpecError, cells
 
-Judged = tuple[str, TaskRuns, Verdict]
+STYLES = {
+    "reproduced": "green",
+    "partly": "yellow",
+    "not reproduced": "red",
+    "inconclusive": "magenta",
+    "reduced scale": "cyan",
+    "not run": "bright_black",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Found:
     name: str
     experiment: Experiment
     tasks: dict[str, TaskRuns]
-    verdicts: tuple[Judged, ...]
+    verdicts: tuple[tuple[TaskRuns, Verdict], ...]
+    data: dict[str, DataCard]
 
     @property
     def results(self) -> list[Result]:
@@ -46,18 +56,32 @@ class Found:
     def superseded(self) -> list[Result]:
         return [result for task in self.tasks.values() for result in task.superseded]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many claims got which verdict, in the fixed order of words."""
+        return counts([self])
 
-def find(experiments: Mapping[str, Experiment], results: Sequence[Result], stand_ins: Iterable[str] = ()) -> list[Found]:
-    """Match and judge every experiment."""
+
+def find(experiments: Mapping[str, Experiment], results: Sequence[Result]) -> list[Found]:
+    """Match and judge every experiment.
+
+    Raises:
+        SpecError: a task names a dataset without a card.
+    """
     found = []
     for name, experiment in experiments.items():
+        data = data_cards(experiment)
+        stand_ins = frozenset(key for key, card in data.items() if not card.exact)
         tasks = {task_name: match(experiment, task_name, results) for task_name in experiment.tasks}
-        verdicts = [
-            (name, tasks[claim.task], judge(claim, tasks[claim.task], frozenset(stand_ins)))
-            for claim in experiment.claims
-        ]
-        found.append(Found(name, experiment, tasks, tuple(verdicts)))
+        verdicts = [(tasks[c.task], judge(c, tasks[c.task], stand_ins)) for c in experiment.claims]
+        found.append(Found(name, experiment, tasks, tuple(verdicts), data))
     return found
+
+
+def counts(found: Iterable[Found]) -> dict[str, int]:
+    """How many claims got which verdict, in the fixed order of words."""
+    counted = Counter(verdict.word for one in found for _, verdict in one.verdicts)
+    return {word: counted[word] for word in WORDS if counted[word]}
 
 
 def write_page(
@@ -67,61 +91,53 @@ def write_page(
     results: Sequence[Result],
     problems: Sequence[str],
     output: Path,
-    stand_ins: Iterable[str] = (),
 ) -> Path:
     """Write `<output>/<method_name>.html`, `.md` and `.csv`, and return the path of the first.
 
     Args:
         results: all Results known; those of other experiments are passed over.
         problems: one line for each Result file that could not be read.
-        stand_ins: names of dataset cards that are not exactly the data of the papers.
 
     Raises:
-        SpecError: no usable card, an unknown figure, or no permission to write.
+        SpecError: no usable card, an unknown figure or dataset, or no permission to write.
     """
     card = Card(method_folder)
-    found = find(experiments, results, stand_ins)
+    found = find(experiments, results)
     look = figures.looks([one.experiment for one in found])
+    counted = [result for one in found for result in one.results]
     content = {
         "name": method_name,
         "card": card,
         "counts": counts(found),
-        "claims": [judged for one in found for judged in one.verdicts],
+        "found": found,
         "rule": rule(),
         "experiments": [_experiment(one, look) for one in found],
-        "drawings": _own_figures(method_name, method_folder, [r for one in found for r in one.results]),
-        "provenance": provenance(
-            [r for one in found for r in one.results], [r for one in found for r in one.superseded], problems
-        ),
+        "drawings": _own_figures(method_name, method_folder, counted),
+        "provenance": provenance(counted, [r for one in found for r in one.superseded], problems),
+        "runs": len({result.id for result in counted}),
     }
-    html = _environment().get_template("page.html.j2").render(content)
-    markdown = _environment().get_template("page.md.j2").render(content)
     frames = [tables.table_of(one.name, task) for one in found for task in one.tasks.values()]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / f"{method_name}.html"
-        path.write_text(_tidy(html), "utf-8")
-        path.with_suffix(".md").write_text(_tidy(markdown), "utf-8")
-        path.with_suffix(".csv").write_text(tables.csv(frames), "utf-8")
-    except OSError as error:
-        raise SpecError(f"{error.filename}: the page cannot be written ({error.strerror})") from error
+    path = output / f"{method_name}.html"
+    _write(path, _rendered("page.html.j2", content))
+    _write(path.with_suffix(".md"), _rendered("page.md.j2", content))
+    _write(path.with_suffix(".csv"), tables.csv(frames))
     return path
 
 
 def write_index(
-    methods: Mapping[str, tuple[Path, Mapping[str, Experiment]]],
+    folders: Mapping[str, Path],
+    experiments: Mapping[str, Mapping[str, Experiment]],
     results: Sequence[Result],
     output: Path,
-    stand_ins: Iterable[str] = (),
 ) -> Path:
-    """Write `<output>/index.html` and `index.md`, one line per method: folder and experiments by name.
+    """Write `<output>/index.html` and `index.md` over all methods, and return the path of the first.
 
     Raises:
-        SpecError: no usable card, or no permission to write.
+        SpecError: no usable card, an unknown dataset, or no permission to write.
     """
-    rows = []
-    for name, (folder, experiments) in methods.items():
-        found = find(experiments, results, stand_ins)
+    rows: list[dict[str, Any]] = []
+    for name, folder in folders.items():
+        found = find(experiments.get(name, {}), results)
         card = Card(folder)
         rows.append(
             {
@@ -130,50 +146,47 @@ def write_index(
                 "idea": card.sections["Idea"].split("\n\n")[0],
                 "counts": counts(found),
                 "claims": sum(len(one.verdicts) for one in found),
+                "experiments": len(found),
                 "runs": len({result.id for one in found for result in one.results}),
             }
         )
-    content = {"methods": rows, "words": WORDS, "rule": rule()}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / "index.html"
-        path.write_text(_tidy(_environment().get_template("index.html.j2").render(content)), "utf-8")
-        path.with_suffix(".md").write_text(
-            _tidy(_environment().get_template("index.md.j2").render(content)), "utf-8"
-        )
-    except OSError as error:
-        raise SpecError(f"{error.filename}: the page cannot be written ({error.strerror})") from error
+    path = output / "index.html"
+    used = [word for word in WORDS if any(word in row["counts"] for row in rows)]
+    content = {"methods": rows, "used": used, "rule": rule()}
+    _write(path, _rendered("index.html.j2", content))
+    _write(path.with_suffix(".md"), _rendered("index.md.j2", content))
     return path
 
 
 def terminal_summary(
-    experiments: Mapping[str, Experiment],
-    results: Sequence[Result],
-    problems: Sequence[str] = (),
-    stand_ins: Iterable[str] = (),
-) -> Group:
-    """The same tables and verdicts for `rich.console.Console.print`, at most 100 columns wide."""
-    parts: list[Any] = []
-    for one in find(experiments, results, stand_ins):
+    method_name: str, experiments: Mapping[str, Experiment], results: Sequence[Result], console: Console
+) -> None:
+    """Print the same tables and verdicts, readable in 100 columns."""
+    for one in find(experiments, results):
+        console.print(Text(f"\n{method_name} / {one.name}: {one.experiment.title}", style="bold underline"))
         for task_name, task in one.tasks.items():
             table = tables.table_of(one.name, task)
             for metric in dict.fromkeys(table["metric"]):
-                frame = tables.shown(table, metric)
-                title = f"{one.experiment.title} · {task_name} · {tables.metric_text(metric)}"
-                parts += [tables.terminal(frame, title), Text("")]
-        for _, task, verdict in one.verdicts:
-            line = Text(f"{verdict.text:<28}", style="bold")
-            line.append(f"{tables.statement(task, verdict.claim)} ({verdict.reason})", style="not bold")
-            parts.append(line)
-        parts.append(Text(""))
-    parts += [Text(f"unreadable: {problem}", style="red") for problem in problems]
-    return Group(*parts)
+                frame = tables.shown(table, task, metric)
+                console.print(
+                    tables.terminal(frame, f"{task_name}: {tables.metric_text(metric)}, mean [95 % interval]")
+                )
+            for arm, note in _notes(table):
+                console.print(Text(f"  {arm}: {note}", style="dim"))
+            console.print(Text(finding(table, task)))
+        if one.verdicts:
+            grid = Table.grid(padding=(0, 2))
+            for _, row in tables.claims_table(one.verdicts).iterrows():
+                word = str(row["Verdict"])
+                style = STYLES[word.partition(":")[0]]
+                grid.add_row(Text(word, style=style), str(row["Claim"]), Text(str(row["Why"]), style="dim"))
+            console.print(grid)
 
 
-def counts(found: Iterable[Found]) -> dict[str, int]:
-    """How many claims got which verdict, in the fixed order of words."""
-    counted = Counter(verdict.word for one in found for *_, verdict in one.verdicts)
-    return {word: counted[word] for word in WORDS if counted[word]}
+def _notes(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Each arm's note once."""
+    pairs = zip(table["label"], table["note"], strict=True)
+    return [(label, note) for label, note in dict.fromkeys(pairs) if note]
 
 
 def _experiment(one: Found, look: figures.Look) -> dict[str, Any]:
@@ -185,22 +198,51 @@ def _experiment(one: Found, look: figures.Look) -> dict[str, Any]:
             figure = figures.draw(name, task, look)
             if figure is not None:
                 caption = _first_line(figures.FIGURES[name])
-                key = f"{one.name}-{task_name}-{name}"
-                drawn.append({"svg": Markup(figures.svg(figure, key, caption)), "caption": caption})
-        metrics = list(dict.fromkeys(table["metric"]))
+                drawn.append(_drawing(figure, f"{one.name}-{task_name}-{name}", caption))
         tasks.append(
             {
                 "name": task_name,
                 "task": task,
-                "tables": [(tables.metric_text(metric), tables.shown(table, metric)) for metric in metrics],
+                "data": one.data[one.experiment.tasks[task_name].dataset],
+                "finding": finding(table, task),
+                "groups": [_group(table, task, metric, look) for metric in dict.fromkeys(table["metric"])],
+                "frames": [
+                    (tables.metric_text(metric), tables.shown(table, task, metric))
+                    for metric in dict.fromkeys(table["metric"])
+                ],
                 "figures": drawn,
             }
         )
-    return {"name": one.name, "experiment": one.experiment, "tasks": tasks, "verdicts": one.verdicts}
+    return {
+        "name": one.name,
+        "experiment": one.experiment,
+        "tasks": tasks,
+        "claims": tables.claims_table(one.verdicts),
+        "counts": one.counts,
+        "runs": len({result.id for result in one.results}),
+        "planned": len(cells(one.experiment)),
+        "protocol": protocol(one.experiment),
+    }
+
+
+def _group(table: pd.DataFrame, task: TaskRuns, metric: str, look: figures.Look) -> dict[str, Any]:
+    """The rows of one metric as a page shows them: texts, a strip of seeds, and a colour."""
+    records = table[table["metric"] == metric].to_dict("records")
+    texts = tables.shown(table, task, metric).to_dict("records")
+    shades = [figures.variable(figures.colour(look, str(record["arm"]))) for record in records]
+    rows = [
+        {**text, "strip": strip, "shade": shade, "ran": record["n"] > 0 or record["diverged"] > 0}
+        for text, strip, shade, record in zip(texts, strips(records, shades), shades, records, strict=True)
+    ]
+    return {"metric": tables.metric_text(metric), "rows": rows, "gap": f"minus {tables.baseline_label(task)}"}
+
+
+def _drawing(figure: Any, key: str, caption: str) -> dict[str, Any]:
+    return {"svg": Markup(figures.svg(figure, key, caption)), "caption": caption}
 
 
 def _own_figures(name: str, folder: Path, results: list[Result]) -> list[dict[str, Any]]:
-    """The figures that a method folder draws itself."""
+    """The figures that a method folder draws itself, from its `FIGURES`."""
     path = folder / "figures.py"
     if not path.exists():
         return []
@@ -209,21 +251,27 @@ def _own_figures(name: str, folder: Path, results: list[Result]) -> list[dict[st
         raise SpecError(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    own: dict[str, Callable[[list[Result]], Figure]] = module.FIGURES
-    drawings = []
+    if not hasattr(module, "FIGURES"):
+        raise SpecError(f"{path}: defines no FIGURES")
     with matplotlib.rc_context(figures.STYLE):
-        for key, draw in own.items():
-            caption = _first_line(draw)
-            drawings.append({"svg": Markup(figures.svg(draw(results), f"{name}-{key}", caption)), "caption": caption})
-    return drawings
+        return [_drawing(draw(results), f"{name}-{key}", _first_line(draw)) for key, draw in module.FIGURES.items()]
 
 
 def _first_line(function: Callable[..., Any]) -> str:
     return (function.__doc__ or function.__name__.replace("_", " ")).strip().splitlines()[0]
 
 
-def _tidy(text: str) -> str:
-    lines = [line.rstrip() for line in text.splitlines()]
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: the page cannot be written ({error.strerror})") from error
+
+
+def _rendered(template: str, content: Mapping[str, Any]) -> str:
+    """A filled template without trailing spaces and without runs of empty lines."""
+    lines = [line.rstrip() for line in _environment().get_template(template).render(content).splitlines()]
     kept = [line for index, line in enumerate(lines) if line or (index and lines[index - 1])]
     return "\n".join(kept).strip() + "\n"
 
@@ -241,6 +289,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["inline"] = lambda text: Markup(inline(text))
     environment.filters["pipes"] = tables.markdown
     environment.filters["records"] = lambda frame: frame.to_dict("records")
-    environment.globals["claims_table"] = tables.claims_table
-    environment.globals["isinstance_frame"] = lambda value: isinstance(value, pd.DataFrame)
+    environment.filters["slug"] = lambda text: "-".join(str(text).lower().split())
     return environment

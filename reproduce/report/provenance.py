@@ -2,12 +2,70 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from reproduce.records import Result
+from reproduce.spec import Experiment, SpecError
 
 PACKAGES = ("torch", "torchvision", "numpy", "datasets")
+CARDS = Path(__file__).resolve().parents[2] / "datasets"
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What a page says about a dataset. ``exact`` is False for data that only stand in for the paper's."""
+
+    title: str
+    exact: bool
+    note: str
+
+
+def data_cards(experiment: Experiment) -> dict[str, DataCard]:
+    """The cards of an experiment's datasets. Read here, since the loaders' own reader imports torch.
+
+    Raises:
+        SpecError: a dataset without a readable card.
+    """
+    found = {}
+    for task in experiment.tasks.values():
+        path = CARDS / f"{task.dataset}.toml"
+        try:
+            content = tomllib.loads(path.read_text("utf-8"))
+            found[task.dataset] = DataCard(content["title"], content["exact"], content.get("note", ""))
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, KeyError) as error:
+            raise SpecError(f"{path}: not a usable dataset card: {error}") from error
+    return found
+
+
+def protocol(experiment: Experiment) -> list[tuple[str, str]]:
+    """What was trained and how, by name: what differs from the recipe's neutral settings, and each arm."""
+    said = [(f"task {name}", _settings(task.model_dump(exclude_none=True))) for name, task in experiment.tasks.items()]
+    recipe = experiment.recipe.model_dump(exclude_defaults=True)
+    said.append(("recipe", _settings({**recipe, "selection": experiment.recipe.selection})))
+    said.append(("seeds", ", ".join(map(str, experiment.seeds))))
+    for name, arm in experiment.arms.items():
+        said.append((f"arm {name}", _settings(arm.model_dump(exclude_defaults=True, exclude={"label"})) or "vanilla"))
+    return said
+
+
+def _settings(values: dict[str, Any]) -> str:
+    parts = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            inner = _settings(value)
+            parts += [f"{key} ({inner})"] if inner else []
+        elif isinstance(value, (list, tuple)):
+            parts.append(f"{key} {{{', '.join(map(str, value))}}}")
+        else:
+            parts.append(f"{key} {value}")
+    return ", ".join(parts)
 
 
 def provenance(
@@ -20,7 +78,9 @@ def provenance(
     old = {result.id for result in superseded} - set(runs)
     said = {
         "Runs": [_runs(ordered)],
-        "Code": _counted(f"commit {e.commit[:12]}" + (", with uncommitted changes" if e.dirty else "") for e in environments),
+        "Code": _counted(
+            f"commit {e.commit[:12]}" + (", with uncommitted changes" if e.dirty else "") for e in environments
+        ),
         "Versions": _counted(_version(result) for result in ordered),
         "Device": _counted(f"{e.device}, {e.precision}, {e.threads} threads" for e in environments),
         "Software": _counted(_software(result) for result in ordered),

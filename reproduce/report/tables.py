@@ -56,9 +56,7 @@ def table_of(name: str, task: TaskRuns) -> pd.DataFrame:
     rows = []
     for metric in metrics_of(task):
         differences = {arm.name: _difference(task, arm, metric) for arm in task.arms.values()}
-        adjusted = dict(
-            zip(differences, holm([d.p_value if d else None for d in differences.values()]), strict=True)
-        )
+        adjusted = dict(zip(differences, holm([d.p_value if d else None for d in differences.values()]), strict=True))
         for arm in task.arms.values():
             rows.append(_row(name, task, arm, metric, differences[arm.name], adjusted[arm.name]))
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS), dtype=object)
@@ -95,9 +93,7 @@ def shown(table: pd.DataFrame, task: TaskRuns, metric: str) -> pd.DataFrame:
         text["Paper"] = paper_number(row["paper"], decimals)
         text["Ours"] = _mean(row, decimals)
         text["n"] = f"{row['n']}" if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
-        text[gap] = with_interval(
-            row["difference"], row["difference_low"], row["difference_high"], decimals, sign=True
-        )
+        text[gap] = with_interval(row["difference"], row["difference_low"], row["difference_high"], decimals, sign=True)
         text["p (Holm)"] = p_text(row["p_holm"])
         text["Seeds"] = " ".join(number(value, decimals) for value in row["values"].values()) or NOTHING
         text["Chosen"] = row["chosen"]
@@ -131,9 +127,7 @@ def _pipe_safe(value: object) -> str:
 def csv(tables: Sequence[pd.DataFrame]) -> str:
     """All tables as one CSV; seeds and values as `seed=value` joined by spaces."""
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=pd.Index(COLUMNS))
-    whole["values"] = [
-        " ".join(f"{seed}={value!r}" for seed, value in values.items()) for values in whole["values"]
-    ]
+    whole["values"] = [" ".join(f"{seed}={value!r}" for seed, value in values.items()) for values in whole["values"]]
     return whole.to_csv(index=False, lineterminator="\n")
 
 
@@ -162,9 +156,7 @@ def claims_table(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> pd.DataFrame:
             {
                 "Claim": statement(task, claim),
                 "Paper": _published(claim),
-                "Ours": with_interval(
-                    ours.mean if ours else None, low, high, decimals, sign=claim.over is not None
-                ),
+                "Ours": with_interval(ours.mean if ours else None, low, high, decimals, sign=claim.over is not None),
                 "n": str(ours.n) if ours else NOTHING,
                 "Verdict": verdict.text,
                 "Why": verdict.reason,
@@ -200,9 +192,7 @@ def number(value: float | None, decimals: int, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def with_interval(
-    mean: float | None, low: float | None, high: float | None, decimals: int, sign: bool = False
-) -> str:
+def with_interval(mean: float | None, low: float | None, high: float | None, decimals: int, sign: bool = False) -> str:
     """`7.21 [7.05, 7.37]`, or the mean alone where there is no interval."""
     text = number(mean, decimals, sign)
     if low is None or high is None:

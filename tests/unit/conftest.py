@@ -151,9 +151,7 @@ def example_results(experiment: Experiment) -> list[Result]:
         shift = (0.00, 0.08, -0.06)[cell.seed % 3]
         own = 0.02 * (cell.seed * len(cell.arm_name) % 5)
         test = levels[cell.arm_name] + shift + own + (0.2 if weak else 0.0)
-        found.append(
-            example_result(cell, test, test + 0.3, diverged=weak and cell.seed == 2)
-        )
+        found.append(example_result(cell, test, test + 0.3, diverged=weak and cell.seed == 2))
     return found
 
 

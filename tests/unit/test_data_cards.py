@@ -13,7 +13,7 @@ import torchvision.datasets
 
 from reproduce.data import ImageData, WordData, card_names, checksum, load, load_card, read_card
 from reproduce.data import cards as cards_module
-from reproduce.data.cards import Card, Words, topics_text
+from reproduce.cards import Card, Words, topics_text
 from reproduce.spec import SpecError, read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[2]

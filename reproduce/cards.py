@@ -14,7 +14,7 @@ from reproduce.records import canonical_json
 from reproduce.spec import SpecError, read_toml
 
 Split = Literal["train", "validation", "test"]
-CARDS = Path(__file__).resolve().parents[2] / "datasets"
+CARDS = Path(__file__).resolve().parents[1] / "datasets"
 
 
 class DataError(SpecError):
