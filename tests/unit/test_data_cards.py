@@ -11,9 +11,9 @@ import sklearn.datasets
 import torch
 import torchvision.datasets
 
-from reproduce.data import ImageData, WordData, card_names, checksum, load, load_card, read_card
-from reproduce.data import cards as cards_module
+from reproduce import cards as cards_module
 from reproduce.cards import Card, Words, topics_text
+from reproduce.data import ImageData, WordData, card_names, checksum, load, load_card, read_card
 from reproduce.spec import SpecError, read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
