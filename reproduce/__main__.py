@@ -353,6 +353,42 @@ def publish(
     print(f"{n_new} Results published to {output}, {already} already there, {n_missing} not trained yet")
 
 
+@app.command()
+@one_line_errors
+def bench(
+    method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; more are steadier.")] = 5,
+    runs: RunsOption = Path("runs"),
+    small: Annotated[bool, typer.Option("--small", help="Toy sizes: checks the bench, measures nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time every method's step against vanilla's, and the loop against bare steps."""
+    from dataclasses import asdict
+
+    from reproduce.bench import bench as measure
+    from reproduce.bench import machine
+    from reproduce.run import default_device, torch_device
+
+    chosen = torch_device(device or default_device())
+    rows = measure(chosen_methods(method), chosen, rounds, small)
+    content = {"machine": machine(chosen), "rounds": rounds, "small": small, "rows": [asdict(row) for row in rows]}
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("measured", "on", "ratio", "quartiles", "ms", "promised", ""):
+        table.add_column(heading, justify="right" if heading in ("ratio", "quartiles", "ms") else "left")
+    for row in rows:
+        kept = "" if row.kept is None else "kept" if row.kept else "MISSED"
+        spread = f"{row.low:.2f}-{row.high:.2f}"
+        table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, f"{row.milliseconds:.2f}", row.limit, kept)
+    console.print(table)
+    print(f"written: {runs / 'bench.json'}")
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -21,6 +21,7 @@ WORDS: tuple[Word, ...] = (
     "reduced scale",
     "not run",
 )
+DIRECTIONS: tuple[Direction, ...] = ("same direction", "opposite", "undecided")
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,7 @@ class Method(reproduce.method.Method):
             )
         if site.transform is not None:
             raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
-        layer = _NORMALIZERS[site.axes](
-            site.features, eps=self.eps, momentum=self.momentum, affine=self.affine
-        )
+        layer = _NORMALIZERS[site.axes](site.features, eps=self.eps, momentum=self.momentum, affine=self.affine)
         if self.affine:
             nn.init.constant_(layer.weight, self.initial_scale)
         return layer

@@ -177,9 +177,10 @@ def _coefficients(
     factor: list[float], tilt: list[float], dimension: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Both series with their constants, as one column (2, 1) per order."""
-    columns = torch.tensor([factor, tilt], dtype=torch.float64) * _SQRT_2_OVER_PI
-    columns[1] /= dimension
-    return columns.mT.unsqueeze(-1).to(device=device, dtype=dtype).unbind()
+    with torch.inference_mode(False):  # the cache outlives the mode of its first caller
+        columns = torch.tensor([factor, tilt], dtype=torch.float64) * _SQRT_2_OVER_PI
+        columns[1] /= dimension
+        return columns.mT.unsqueeze(-1).to(device=device, dtype=dtype).unbind()
 
 
 def _cosine(turn: int) -> float:

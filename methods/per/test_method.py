@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from methods.per.figures import FIGURES, N_SLICES, noise_to_signal
 from methods.per.method import Method, per_loss, sample_directions, sliced_per_loss, value_and_slope
 from reproduce.method import Site
 from reproduce.sites import Trace, watch
@@ -197,6 +198,14 @@ def test_autocast_leaves_the_loss_in_float32() -> None:
     assert inside[1] == sliced_per_loss(h, directions=directions)
 
 
+def test_a_first_call_in_inference_mode_leaves_later_gradients_alone() -> None:
+    h = seeded(2, 777)  # a width that no other test has
+    with torch.inference_mode():
+        inside = per_loss(h)
+    assert inside.item() == per_loss(h).item()
+    assert torch.autograd.functional.hvp(per_loss, h, h)[1].isfinite().all()
+
+
 def test_nan_and_infinity_are_not_hidden() -> None:
     for dimension in (1, 3, 50):
         h = torch.ones(2, dimension)
@@ -267,6 +276,42 @@ def test_unusable_slices_are_refused() -> None:
         sliced_per_loss(torch.ones(2, 3), directions=torch.ones(4, 2))
     with pytest.raises(ValueError, match="got 0 and 3"):
         sliced_per_loss(torch.ones(2, 3), n_slices=0)
+
+
+# The figures of the card
+
+
+@pytest.mark.parametrize("dimension", [2, 16, 650])
+def test_noise_of_the_sliced_gradient_is_what_the_card_says(dimension: int) -> None:
+    """Mean square error of gradients of 256 slices over the squared length of the exact one, within 3 errors."""
+    h = seeded(dimension, seed=5)
+    h = (h / h.norm() * math.sqrt(dimension)).requires_grad_()
+    (wanted,) = torch.autograd.grad(per_loss(h), h)
+    generator = torch.Generator().manual_seed(6)
+    ratios = []
+    for _ in range(100):
+        (gradient,) = torch.autograd.grad(sliced_per_loss(h, N_SLICES, generator), h)
+        ratios.append(((gradient - wanted).square().sum() / wanted.square().sum()).item())
+    error = np.std(ratios, ddof=1) / math.sqrt(len(ratios))
+    assert abs(np.mean(ratios) - noise_to_signal(dimension, N_SLICES) ** 2) < 3 * error
+
+
+def test_noise_grows_with_the_square_root_of_the_width() -> None:
+    for dimension in (1000, 100_000):
+        law = math.sqrt((math.pi * dimension / 3 - 1) / 256)
+        assert noise_to_signal(dimension, 256) == pytest.approx(law, rel=2e-3)
+
+
+def test_figures_show_the_losses_and_are_repeatable() -> None:
+    for name, draw in FIGURES.items():
+        lines = [[line.get_xydata() for axes in draw([]).axes for line in axes.lines] for _ in range(2)]
+        assert all(np.array_equal(a, b) for a, b in zip(*lines, strict=True)), name
+    loss, gradient = FIGURES["loss_and_gradient"]([]).axes
+    x = torch.from_numpy(loss.lines[0].get_xdata().copy()).unsqueeze(1).requires_grad_()
+    values = torch.stack([per_loss(row) for row in x])
+    (slopes,) = torch.autograd.grad(values.sum(), x)
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), values.detach() - math.sqrt(2 / math.pi), atol=1e-9)
+    np.testing.assert_allclose(gradient.lines[0].get_ydata(), slopes[:, 0], atol=1e-9)
 
 
 # The method on recorded activations

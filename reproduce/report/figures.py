@@ -21,8 +21,8 @@ from reproduce.spec import Experiment, SpecError
 
 # Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
-ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856b", "#a8478f", "#967000")
-DASHES = ("-", "--", ":", "-.")  # arms beyond the sixth repeat the colours
+ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856b", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
+DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colours
 MARKERS = ("o", "s", "^", "v")
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule"} | {
     colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
@@ -62,7 +62,7 @@ def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
 
 
 def seeds(task: TaskRuns, look: Look) -> Figure | None:
-    """Every seed as a point, the mean with its 95 % interval, the paper's number as a diamond."""
+    """Every seed as a point, the mean as a bar with its 95 % interval; a diamond is the paper's number."""
     metrics = [m for m in metrics_of(task) if any(arm.values(m) for arm in task.arms.values())]
     if not metrics:
         return None
@@ -301,7 +301,9 @@ def _log_if_wide(axis: Axes, ratio: float = 6) -> None:
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(5, len(handles)), handlelength=1.6)
+        needed = 0.062 * max(map(len, labels)) + 0.5  # inches for the longest label at this size, with its line
+        columns = max(1, min(len(labels), int(WIDTH / needed)))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6)
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:

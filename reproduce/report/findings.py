@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from reproduce.report.match import TaskRuns, higher_is_better
-from reproduce.report.tables import baseline_label, decimals_of, number, p_text
+from reproduce.report.tables import UNITS, baseline_label, decimals_of, number, p_text
 
 SMALL = 0.05
 
@@ -25,15 +25,17 @@ def finding(table: pd.DataFrame, task: TaskRuns) -> str:
     decimals = decimals_of([row["mean"] for row in complete])
     name = metric.replace(".", " ")
     baseline = baseline_label(task)
-    said = f"{best['label']} has the {'highest' if up else 'lowest'} mean {name}, {number(best['mean'], decimals)}"
+    unit = UNITS.get(metric.rpartition(".")[2], "")
+    reached = number(best["mean"], decimals) + (f" {unit}" if unit else "")
+    said = f"{best['label']} has the {'highest' if up else 'lowest'} mean {name}, {reached}"
     if len(complete) == 1:
         return _sentence(
             f"{best['label']} is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged
         )
     if best["arm"] == task.experiment.baseline:
-        below = sum(row["p_holm"] is not None and row["p_holm"] < SMALL for row in complete)
-        worse = f"; {below} of {len(complete) - 1} other arms differ from it after Holm's adjustment"
-        return _sentence(f"{said}: no arm improves on the baseline{worse}", diverged)
+        told = sum(row["p_holm"] is not None and row["p_holm"] < SMALL for row in complete)
+        others = f"the seeds tell {told} of the {len(complete) - 1} other arms from it (p < {SMALL}, Holm's adjustment)"
+        return _sentence(f"{said}, and is the baseline; {others}", diverged)
     if best["difference"] is None:
         return _sentence(said, diverged)
     side = "above" if best["difference"] > 0 else "below"

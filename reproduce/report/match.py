@@ -119,7 +119,10 @@ def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> 
         if cell.task_name == task_name:
             wanted.setdefault(cell.arm_name, []).append(cell)
     known: dict[str, list[Result]] = {}
+    dataset = experiment.tasks[task_name].dataset
     for result in results:
+        if result.config.task.dataset != dataset:
+            continue  # spelling out a whole config takes time
         known.setdefault(_problem(result.config.task, result.config.recipe, result.config.method), []).append(result)
     found = [
         (arm_name, index, result)

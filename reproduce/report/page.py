@@ -18,13 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reproduce.judge import WORDS, Verdict, judge, rule
+from reproduce.cards import Card as DataCard
+from reproduce.cards import read_card
+from reproduce.judge import DIRECTIONS, WORDS, Verdict, judge, rule
 from reproduce.records import Result
 from reproduce.report import figures, tables
 from reproduce.report.card import Card, inline, to_html
 from reproduce.report.findings import finding
 from reproduce.report.match import TaskRuns, match
-from reproduce.report.provenance import DataCard, data_cards, protocol, provenance
+from reproduce.report.provenance import protocol, provenance
 from reproduce.report.strips import strips
 from reproduce.spec import Experiment, SpecError, cells
 
@@ -70,7 +72,7 @@ def find(experiments: Mapping[str, Experiment], results: Sequence[Result]) -> li
     """
     found = []
     for name, experiment in experiments.items():
-        data = data_cards(experiment)
+        data = {task.dataset: read_card(task.dataset) for task in experiment.tasks.values()}
         stand_ins = frozenset(key for key, card in data.items() if not card.exact)
         tasks = {task_name: match(experiment, task_name, results) for task_name in experiment.tasks}
         verdicts = [(tasks[c.task], judge(c, tasks[c.task], stand_ins)) for c in experiment.claims]
@@ -82,6 +84,12 @@ def counts(found: Iterable[Found]) -> dict[str, int]:
     """How many claims got which verdict, in the fixed order of words."""
     counted = Counter(verdict.word for one in found for _, verdict in one.verdicts)
     return {word: counted[word] for word in WORDS if counted[word]}
+
+
+def directions(found: Iterable[Found]) -> dict[str, int]:
+    """Of the claims judged at reduced scale, how many point where the paper does."""
+    counted = Counter(verdict.direction for one in found for _, verdict in one.verdicts)
+    return {word: counted[word] for word in DIRECTIONS if counted[word]}
 
 
 def write_page(
@@ -105,22 +113,22 @@ def write_page(
     found = find(experiments, results)
     look = figures.looks([one.experiment for one in found])
     counted = [result for one in found for result in one.results]
+    frames = {(one.name, name): tables.table_of(one.name, task) for one in found for name, task in one.tasks.items()}
     content = {
         "name": method_name,
         "card": card,
         "counts": counts(found),
-        "found": found,
+        "directions": directions(found),
         "rule": rule(),
-        "experiments": [_experiment(one, look) for one in found],
+        "experiments": [_experiment(one, frames, look) for one in found],
         "drawings": _own_figures(method_name, method_folder, counted),
         "provenance": provenance(counted, [r for one in found for r in one.superseded], problems),
         "runs": len({result.id for result in counted}),
     }
-    frames = [tables.table_of(one.name, task) for one in found for task in one.tasks.values()]
     path = output / f"{method_name}.html"
     _write(path, _rendered("page.html.j2", content))
     _write(path.with_suffix(".md"), _rendered("page.md.j2", content))
-    _write(path.with_suffix(".csv"), tables.csv(frames))
+    _write(path.with_suffix(".csv"), tables.csv(list(frames.values())))
     return path
 
 
@@ -189,10 +197,10 @@ def _notes(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(label, note) for label, note in dict.fromkeys(pairs) if note]
 
 
-def _experiment(one: Found, look: figures.Look) -> dict[str, Any]:
+def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look: figures.Look) -> dict[str, Any]:
     tasks = []
     for task_name, task in one.tasks.items():
-        table = tables.table_of(one.name, task)
+        table = frames[one.name, task_name]
         drawn = []
         for name in one.experiment.figures:
             figure = figures.draw(name, task, look)

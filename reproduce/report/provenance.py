@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reproduce.records import Result
-from reproduce.spec import Experiment, SpecError
+from reproduce.spec import Experiment
 
 PACKAGES = ("torch", "torchvision", "numpy", "datasets")
-CARDS = Path(__file__).resolve().parents[2] / "datasets"
-
-
-@dataclass(frozen=True)
-class DataCard:
-    """What a page says about a dataset. ``exact`` is False for data that only stand in for the paper's."""
-
-    title: str
-    exact: bool
-    note: str
-
-
-def data_cards(experiment: Experiment) -> dict[str, DataCard]:
-    """The cards of an experiment's datasets. Read here, since the loaders' own reader imports torch.
-
-    Raises:
-        SpecError: a dataset without a readable card.
-    """
-    found = {}
-    for task in experiment.tasks.values():
-        path = CARDS / f"{task.dataset}.toml"
-        try:
-            content = tomllib.loads(path.read_text("utf-8"))
-            found[task.dataset] = DataCard(content["title"], content["exact"], content.get("note", ""))
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, KeyError) as error:
-            raise SpecError(f"{path}: not a usable dataset card: {error}") from error
-    return found
 
 
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:

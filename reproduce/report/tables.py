@@ -149,7 +149,8 @@ def claims_table(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> pd.DataFrame:
     rows = []
     for task, verdict in verdicts:
         claim, ours = verdict.claim, verdict.ours
-        decimals = decimals_of([claim.value, ours.mean if ours else None])
+        arm = task.arms[claim.arm].estimate(claim.metric) if claim.arm in task.arms else None
+        decimals = decimals_of([arm.mean if arm else claim.value])
         interval = ours.interval if ours else None
         low, high = (interval.low, interval.high) if interval else (None, None)
         rows.append(
@@ -204,7 +205,7 @@ def paper_number(value: float | None, decimals: int, sign: bool = False) -> str:
     """As many decimals as the paper prints, and no fewer than ours."""
     if value is None:
         return NOTHING
-    return number(value, max(decimals, len(repr(float(value)).partition(".")[2].rstrip("0"))), sign)
+    return number(value, max(decimals, _decimals(value)), sign)
 
 
 def p_text(value: float | None) -> str:
@@ -223,7 +224,13 @@ def decimals_of(values: Sequence[float | None]) -> int:
 def _published(claim: Claim) -> str:
     if claim.direction is not None:
         return claim.direction
-    return f"{paper_number(claim.value, 0, sign=claim.over is not None)} ± {paper_number(claim.tolerance, 0)}"
+    decimals = max(1, *(_decimals(number) for number in (claim.value, claim.tolerance) if number is not None))
+    value = paper_number(claim.value, decimals, sign=claim.over is not None)
+    return f"{value} ± {paper_number(claim.tolerance, decimals)}"
+
+
+def _decimals(value: float) -> int:
+    return len(repr(float(value)).partition(".")[2].rstrip("0"))
 
 
 def _mean(row: dict[Any, Any], decimals: int) -> str:

@@ -155,25 +155,8 @@ def example_results(experiment: Experiment) -> list[Result]:
     return found
 
 
-@pytest.fixture
-def make_experiment() -> Callable[..., Experiment]:
-    return example_experiment
-
-
-@pytest.fixture
-def make_result() -> Callable[..., Result]:
-    return example_result
-
-
-@pytest.fixture
-def make_results() -> Callable[[Experiment], list[Result]]:
-    return example_results
-
-
-@pytest.fixture
-def card_folder(tmp_path: Path) -> Path:
-    """A method folder with a card that uses what cards use."""
-    folder = tmp_path / "methods" / "per"
+def example_card(folder: Path) -> Path:
+    """Write a card that uses what cards use, and return its folder."""
     folder.mkdir(parents=True)
     (folder / "card.md").write_text(
         "# Projected Error Function Regularization\n\n"
@@ -186,3 +169,29 @@ def card_folder(tmp_path: Path) -> Path:
         "utf-8",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_experiment() -> Callable[..., Experiment]:
+    return example_experiment
+
+
+@pytest.fixture(scope="session")
+def make_result() -> Callable[..., Result]:
+    return example_result
+
+
+@pytest.fixture(scope="session")
+def make_results() -> Callable[[Experiment], list[Result]]:
+    return example_results
+
+
+@pytest.fixture(scope="session")
+def write_card() -> Callable[[Path], Path]:
+    return example_card
+
+
+@pytest.fixture
+def card_folder(tmp_path: Path) -> Path:
+    """A method folder with a card."""
+    return example_card(tmp_path / "methods" / "per")

@@ -1,0 +1,320 @@
+"""What methods cost: ratios of interleaved timings within one run, never seconds to compare across machines."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reproduce import tasks
+from reproduce.cards import Card, Statistics
+from reproduce.checkpoints import write_checkpoint
+from reproduce.data import ImageData, Images, WordData
+from reproduce.discover import MethodFolder
+from reproduce.method import Method
+from reproduce.optim import build_optimizer, clip_gradients
+from reproduce.randomness import Generators
+from reproduce.sites import Trace, watch
+from reproduce.spec import Clip, Recipe, SpecError, TaskSpec, read_toml
+from reproduce.train import CHECKPOINT_SECONDS, train
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Variant(_Strict):
+    """One configuration of a method whose training step is timed against vanilla's."""
+
+    params: dict[str, Any] = {}
+    limit: float | None = None  # the ratio on CPU that this project promises, on the workloads of `limit_on`
+    limit_on: tuple[str, ...] = ()
+    workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts
+
+
+class FunctionPair(_Strict):
+    """A loss function against its plainer relative, forward and backward, on activations of some shapes."""
+
+    name: str
+    against: str
+    shapes: tuple[tuple[int, ...], ...]
+    at_least: float | None = None  # times faster
+
+
+class BenchSpec(_Strict):
+    """A method's `bench.toml`."""
+
+    variants: dict[str, Variant] = {}
+    functions: tuple[FunctionPair, ...] = Field(default=())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio, with its spread over rounds."""
+
+    what: str
+    where: str
+    ratio: float
+    low: float
+    high: float
+    milliseconds: float  # of the thing measured, for orientation only
+    limit: str = ""
+    kept: bool | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and a batch size at which steps are timed."""
+
+    name: str
+    task: TaskSpec
+    recipe: Recipe
+    data: Callable[[], ImageData | WordData]
+
+
+def workloads(small: bool = False) -> list[Workload]:
+    """The 11-layer CNN at batch 128 and the 2x650 LSTM at 20x35 (``small``: toys of the same kind, for tests)."""
+    side, batch, hidden, vocabulary = (16, 8, 16, 50) if small else (32, 128, 650, 10_000)
+    image_recipe = Recipe(steps=1, batch_size=batch, learning_rate=0.05, momentum=0.9, augment="crop_flip")
+    word_recipe = Recipe(
+        steps=1, batch_size=4 if small else 20, window=35, learning_rate=1.0, clip=Clip(norm=0.25), eval_batch_size=4
+    )
+    cnn = TaskSpec(kind="image_classification", dataset="random", model="cnn11", model_options={"activation": "elu"})
+    options: dict[str, Any] = {"hidden": hidden, "dropout": 0.5, "tied": False}
+    lstm = TaskSpec(kind="language_modeling", dataset="random", model="lstm", model_options=options)
+    return [
+        Workload("cnn11", cnn, image_recipe, lambda: _random_images(batch * 4, side)),
+        Workload("lstm", lstm, word_recipe, lambda: _random_words(word_recipe.batch_size * 300, vocabulary)),
+    ]
+
+
+def _card() -> Card:
+    noise = Statistics(mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29), source="uniform noise")
+    return Card.model_construct(name="random", statistics=noise)
+
+
+def _random_images(n: int, side: int) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 3, side, side), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (n,), generator=generator)
+    split = Images(pixels, labels)
+    return ImageData(card=_card(), train=split, validation=None, test=split, classes=10, origin="random")
+
+
+def _random_words(n: int, vocabulary: int) -> WordData:
+    tokens = torch.randint(0, vocabulary, (n,), generator=torch.Generator().manual_seed(0))
+    words = tuple(str(index) for index in range(vocabulary))
+    held_out = tokens[: n // 4]
+    return WordData(card=_card(), train=tokens, validation=held_out, test=held_out, vocabulary=words, origin="random")
+
+
+class Stepper:
+    """Full training steps (forward, penalty, backward, clipping, optimiser) of one method on one workload."""
+
+    def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
+        self.generators = Generators.seeded(0, device)
+        self.recipe = workload.recipe
+        self.task = tasks.build(workload.task, workload.recipe, workload.data(), self.generators, device)
+        self.method = method
+        method.prepare(self.task.model, self.generators.method)
+        self.task.model.to(device).train()
+        self.trace: Trace = watch(self.task.model)
+        self.optimizer = build_optimizer(self.task.model, self.recipe)
+        self.parameters = list(self.task.model.parameters())
+        self.progress = torch.zeros((), device=device)
+        self.task.start_epoch()
+        self.index = 0
+
+    def __call__(self) -> None:
+        self.trace.clear()
+        loss = self.task.loss(self.index % self.task.steps_per_epoch)
+        penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + penalty).backward()
+        clip_gradients(self.parameters, self.recipe.clip)
+        self.optimizer.step()
+        self.index += 1
+
+
+def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
+    """Seconds per call, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(
+    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, repeats: int = 1
+) -> dict[str, list[float]]:
+    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_index in range(rounds):
+        names = list(functions) if round_index % 2 == 0 else list(reversed(functions))
+        for name in names:
+            seconds[name].append(timed(functions[name], device, repeats))
+    return seconds
+
+
+def ratio_row(
+    what: str, where: str, seconds: list[float], base: list[float], limit: float | None = None, at_least: bool = False
+) -> Row:
+    """Median of the ratios round by round, with their quartiles."""
+    ratios = sorted(one / other for one, other in zip(seconds, base, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    if limit is None:
+        promised, kept = "", None
+    else:
+        promised, kept = f"{'>=' if at_least else '<='} {limit:g}", (middle >= limit) if at_least else (middle <= limit)
+    return Row(what, where, middle, low, high, 1e3 * statistics.median(seconds), promised, kept)
+
+
+def bench_steps(folders: dict[str, MethodFolder], workload: Workload, device: torch.device, rounds: int) -> list[Row]:
+    """Every variant of every method against vanilla, and vanilla against itself for the noise."""
+    plain = Method()
+    steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
+    steppers["vanilla again"] = Stepper(workload, plain, device)
+    limits: dict[str, float | None] = {}
+    for name, folder in folders.items():
+        for variant_name, variant in read_spec(folder).variants.items():
+            if variant.workloads is not None and workload.name not in variant.workloads:
+                continue
+            method = folder.load().model_validate_json(json.dumps(variant.params))
+            label = f"{name} {variant_name}"
+            steppers[label] = Stepper(workload, method, device)
+            applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
+            limits[label] = variant.limit if applies else None
+    seconds = interleaved(steppers, device, rounds)
+    return [
+        ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
+        for label, measured in seconds.items()
+        if label != "vanilla"
+    ]
+
+
+def bench_functions(folders: dict[str, MethodFolder], device: torch.device, rounds: int) -> list[Row]:
+    """The pure functions of each method against their plainer relatives, on random activations."""
+    rows = []
+    for name, folder in folders.items():
+        module = importlib.import_module(f"methods.{name}.method")
+        for pair in read_spec(folder).functions:
+            fast, plain = getattr(module, pair.name), getattr(module, pair.against)
+            for shape in pair.shapes:
+                activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+                calls = {"fast": _forward_backward(fast, activations), "plain": _forward_backward(plain, activations)}
+                seconds = interleaved(calls, device, rounds, repeats=10)
+                title = f"loss: {name} {pair.against} / {pair.name}"
+                rows.append(
+                    ratio_row(title, str(tuple(shape)), seconds["plain"], seconds["fast"], pair.at_least, at_least=True)
+                )
+    return rows
+
+
+def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> Callable[[], None]:
+    leaf = activations.clone().requires_grad_()
+
+    def call() -> None:
+        leaf.grad = None
+        function(leaf).backward()
+
+    return call
+
+
+def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int = 4) -> Row:
+    """The loop with data, augmentation and logging over bare forward, backward and step on a ready batch.
+
+    The checkpoint that the loop writes every CHECKPOINT_SECONDS is added as its share of that time.
+    """
+    stepper = Stepper(workload, Method(), device)
+    bare = _bare_step(stepper, device)
+    recipe = workload.recipe.model_copy(update={"steps": steps, "evaluate_every": 10**6})
+    loop_seconds, bare_seconds = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        state = {"model": stepper.task.model.state_dict(), "optimizer": stepper.optimizer.state_dict()}
+        save = timed(lambda: write_checkpoint(folder / "timed.pt", "bench", state), device)
+        bare()
+        for index in range(rounds + 1):
+            bare_seconds.append(timed(bare, device, steps))
+            generators = Generators.seeded(0, device)
+            task = tasks.build(workload.task, recipe, workload.data(), generators, device)
+            run_folder = folder / str(index)
+            run_folder.mkdir()
+            outcome = train("bench", recipe, task, Method(), generators, device, run_folder)
+            loop_seconds.append(outcome.epochs[-1].seconds_per_step * (1 + save / CHECKPOINT_SECONDS))
+    return ratio_row("loop / bare step", workload.name, loop_seconds[1:], bare_seconds[1:], 1.05)
+
+
+def _bare_step(stepper: Stepper, device: torch.device) -> Callable[[], None]:
+    task: Any = stepper.task
+    if hasattr(task, "normalise"):
+        size = stepper.recipe.batch_size
+        images = task.normalise(task.train.images[:size]).contiguous(memory_format=torch.channels_last)
+        labels = task.train.labels[:size]
+        forward = lambda: F.cross_entropy(task.model(images), labels)  # noqa: E731
+    else:
+        tokens, state = task.train, task.model.initial_state(stepper.recipe.batch_size)
+        window = stepper.recipe.window or 1
+        targets = tokens[1 : window + 1].flatten()
+        forward = lambda: F.cross_entropy(task.model(tokens[:window], state)[0].flatten(0, 1), targets)  # noqa: E731
+    parameters: list[nn.Parameter] = stepper.parameters
+
+    def step() -> None:
+        stepper.trace.clear()
+        stepper.optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+        clip_gradients(parameters, stepper.recipe.clip)
+        stepper.optimizer.step()
+
+    return step
+
+
+def read_spec(folder: MethodFolder) -> BenchSpec:
+    path = folder.path / "bench.toml"
+    return read_toml(path, BenchSpec) if path.exists() else BenchSpec()
+
+
+def bench(folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False) -> list[Row]:
+    """All rows.
+
+    Raises:
+        SpecError: a bench.toml that names what its method does not have.
+    """
+    chosen = workloads(small)
+    try:
+        rows = bench_functions(folders, device, 5 * rounds)
+    except AttributeError as error:
+        raise SpecError(f"bench.toml names a function that its method.py lacks: {error}") from error
+    for workload in chosen:
+        rows += bench_steps(folders, workload, device, rounds)
+        rows.append(bench_loop(workload, device, max(2, rounds // 2)))
+    return rows
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the ratios were measured on."""
+    return {
+        "device": str(device),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,213 @@
+"""The page: complete, self-contained, repeatable, safe against what cards hold, and made without torch."""
+
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reproduce.records import read_results, write_result
+from reproduce.report.card import Card, inline, to_html
+from reproduce.report.match import match
+from reproduce.report.page import terminal_summary, write_index, write_page
+from reproduce.spec import Recipe, SpecError, StepRate, TaskSpec, cells
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Balance(HTMLParser):
+    """Collects what is opened and not closed, ids, links, and addresses that would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong, self.ids, self.links, self.fetched = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if tag == "a" else []
+        self.fetched += [tag] if tag in ("script", "link", "img", "iframe") or "src" in attributes else []
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def page(make_experiment, make_results, write_card, tmp_path_factory):
+    experiment = make_experiment()
+    folder = tmp_path_factory.mktemp("page")
+    card = write_card(folder / "per")
+    path = write_page("per", card, {"table9": experiment}, make_results(experiment), ["x.json: truncated"], folder)
+    return path.read_text("utf-8")
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(page):
+    parsed = Balance()
+    parsed.feed(page)
+    assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
+    inside = [link[1:] for link in parsed.links if link.startswith("#")]
+    assert inside
+    assert set(inside) <= set(parsed.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "url(http" not in page
+    assert "@import" not in page
+
+
+def test_what_was_asked_found_and_how_sure_stand_on_the_page(page):
+    for text in (
+        "Does the penalty lower the test error?",
+        "PER has the lowest mean test error",
+        '6.63 <span class="interval">[6.40, 6.87]</span>',
+        "3</b>reproduced",
+        "not run: the method is not built yet",
+        "strength = 0.001",
+        "The data are smaller.",
+        "x.json: truncated",
+        "12 runs, 1 of them diverged",
+        "commit 0123456789ab",
+    ):
+        assert text in page, text
+    assert page.count("<figure>") == 4
+    assert not re.search(r"\bnan\b|None|Undefined", page)
+
+
+def test_mathematics_is_mathml_and_markup_in_a_card_is_text(page):
+    assert page.count('display="block"') >= 1
+    assert "<msqrt>" in page
+    assert "A &lt;title&gt;" in page
+    assert "<script>" not in to_html("<script>alert(1)</script>")
+    assert "<math" in inline("error of $O(1/d)$")
+
+
+def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, card_folder, tmp_path):
+    experiment = make_experiment(figures=("seeds", "unit_quantiles"))
+    results = make_results(experiment)
+    for folder, order in (("a", results), ("b", results[::-1])):
+        write_page("per", card_folder, {"table9": experiment}, order, [], tmp_path / folder)
+    for suffix in ("html", "md", "csv"):
+        assert (tmp_path / f"a/per.{suffix}").read_bytes() == (tmp_path / f"b/per.{suffix}").read_bytes()
+
+
+def test_a_page_without_results_says_so(make_experiment, card_folder, tmp_path):
+    page = write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path).read_text("utf-8")
+    assert "Nothing has run yet." in page
+    assert "0 of 12 planned runs done" in page
+    assert "4</b>not run" in page
+    assert "<figure>" not in page
+
+
+def test_data_that_stand_in_are_said_and_judged_as_such(make_experiment, make_results, card_folder, tmp_path):
+    task = TaskSpec(kind="image_classification", dataset="cifar10_jpeg75", model="mlp")
+    experiment = make_experiment(tasks={"digits": task}, figures=())
+    page = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path).read_text("utf-8")
+    assert "JPEG quality 75" in page
+    assert "3</b>reduced scale" in page
+
+
+def test_a_method_draws_its_own_figures(make_experiment, card_folder, tmp_path):
+    (card_folder / "figures.py").write_text(
+        "from matplotlib.figure import Figure\n\n"
+        "def counts(results):\n    '''How many Results there are.'''\n    figure = Figure()\n"
+        "    figure.subplots().plot([len(results)], 'o')\n    return figure\n\nFIGURES = {'counts': counts}\n",
+        "utf-8",
+    )
+    page = write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path).read_text("utf-8")
+    assert "<figcaption>How many Results there are.</figcaption>" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("Idea\n", "its first line"), ("# PER\n\n## Mathematics\nx\n", "## Idea")],
+)
+def test_an_unusable_card_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "card.md").write_text(text, "utf-8")
+    with pytest.raises(SpecError, match=message) as caught:
+        Card(tmp_path)
+    assert "card.md" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, card_folder, tmp_path):
+    task = TaskSpec(kind="image_classification", dataset="nowhere", model="mlp")
+    with pytest.raises(SpecError, match="nowhere"):
+        write_page("per", card_folder, {"t": make_experiment(tasks={"digits": task})}, [], [], tmp_path)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SpecError, match="cannot be written"):
+        write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path / "taken")
+
+
+def test_the_index_counts_verdicts_per_method(make_experiment, make_results, card_folder, tmp_path):
+    experiment = make_experiment()
+    folders = {"per": card_folder, "other": card_folder}
+    path = write_index(folders, {"per": {"t": experiment}}, make_results(experiment), tmp_path)
+    parsed = Balance()
+    parsed.feed(path.read_text("utf-8"))
+    assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
+    assert {"per.html", "other.html"} <= set(parsed.links)
+    lines = path.with_suffix(".md").read_text("utf-8").splitlines()
+    assert "| [Projected Error Function Regularization](per.md) | 12 | 4 | 3 | 1 |" in lines
+    assert "| [Projected Error Function Regularization](other.md) | 0 | 0 | – | – |" in lines
+
+
+def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):
+    experiment = make_experiment()
+    console = Console(width=100, record=True, file=io.StringIO())
+    terminal_summary("per", {"table9": experiment}, make_results(experiment), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "6.63 [6.40, 6.87]" in text
+    assert "PER minus Vanilla: test error (%)" in text
+    assert "VCL: not run: the method is not built yet" in text
+
+
+def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, card_folder, tmp_path):
+    experiment = make_experiment()
+    for result in make_results(experiment):
+        write_result(result, tmp_path / "evidence" / f"{result.id}.json")
+    (tmp_path / "evidence" / "broken.json").write_text("{")
+    (tmp_path / "experiment.json").write_text(experiment.model_dump_json(), "utf-8")
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from reproduce.records import read_results\nfrom reproduce.report.page import write_page\n"
+        "from reproduce.spec import Experiment\n"
+        "folder, card = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "experiment = Experiment.model_validate_json((folder / 'experiment.json').read_text())\n"
+        "results, problems = read_results((folder / 'evidence').glob('*.json'))\n"
+        "write_page('per', card, {'t': experiment}, results, problems, folder / 'out')\n"
+        "print(len(results), len(problems), 'torch' in sys.modules)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(card_folder)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["12", "1", "False"], done.stderr
+    assert "broken.json" in (tmp_path / "out" / "per.html").read_text("utf-8")
+
+
+def test_sealed_results_still_match_after_a_round_trip(make_experiment, make_results, tmp_path):
+    schedule = StepRate(kind="step", milestones=(3, 5))
+    experiment = make_experiment(recipe=Recipe(epochs=8, batch_size=32, learning_rate=1, schedule=schedule))
+    results = make_results(experiment)
+    for result in results:
+        write_result(result, tmp_path / f"{result.id}.json")
+    back, problems = read_results(tmp_path.glob("*.json"))
+    assert problems == []
+    assert len(match(experiment, "digits", back).results) == len(cells(experiment))
