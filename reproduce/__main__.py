@@ -17,6 +17,7 @@ from rich.table import Table
 
 from reproduce.cards import card_names, read_card
 from reproduce.discover import METHODS, ROOT, MethodFolder, all_methods, find_method
+from reproduce.new import new
 from reproduce.records import Result, read_result, read_results
 from reproduce.report import page
 from reproduce.spec import Experiment, Scale, SpecError
@@ -74,11 +75,7 @@ def chosen_methods(name: str) -> dict[str, MethodFolder]:
 
 
 def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") -> dict[str, Experiment]:
-    """The experiments of one method at one scale (all scales when None).
-
-    Raises:
-        SpecError: unknown scale or experiment.
-    """
+    """The experiments of one method at one scale (all when None). SpecError: unknown scale or experiment."""
     if scale is not None and scale not in Scale.__args__:  # type: ignore[attr-defined]
         raise SpecError(f"unknown scale {scale!r}: use quick, reduced or paper")
     experiments = folder.experiments()
@@ -387,6 +384,9 @@ def bench(
         table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, f"{row.milliseconds:.2f}", row.limit, kept)
     console.print(table)
     print(f"written: {runs / 'bench.json'}")
+
+
+app.command()(one_line_errors(new))
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def effective_rank(samples: Tensor) -> Tensor:
     """exp of the entropy of the normalised covariance spectrum, 0-dim; 1 for a rank-one or constant batch."""
     stride = max(1, len(samples) // RANK_SAMPLES)
     # A diverging run may hold infinities here; its statistics are then void, but reading them must not fail.
-    chosen = samples[::stride][:RANK_SAMPLES].double().nan_to_num()
+    chosen = samples[::stride][:RANK_SAMPLES].float().nan_to_num().double()  # float's largest, still squared finitely
     centred = chosen - chosen.mean(0)
     gram = centred @ centred.T if centred.shape[0] < centred.shape[1] else centred.T @ centred
     power = torch.linalg.eigvalsh(gram).clamp_min(0)

@@ -146,7 +146,8 @@ def read_result(path: Path) -> Result:
         ResultError: truncated or invalid JSON, another schema, a broken seal, an id that is not its config's.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        content = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ResultError(f"{path}: not a readable Result ({error})") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
@@ -155,7 +156,7 @@ def read_result(path: Path) -> Result:
     if content.get("seal") != _seal_of(content):
         raise ResultError(f"{path}: its seal does not match its content; it was edited or damaged after the run")
     try:
-        result = Result.model_validate(content)
+        result = Result.model_validate_json(text)  # as JSON: strict models then take arrays for their tuples
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -21,8 +21,16 @@ class SpecError(Exception):
     """An experiment, card or argument that cannot be used; the message is one line for the user."""
 
 
+class _Misplaced(ValueError):
+    """A broken rule between keys, and the key to look at."""
+
+    def __init__(self, location: tuple[int | str, ...], message: str) -> None:
+        super().__init__(message)
+        self.location = location
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 # Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
@@ -36,8 +44,8 @@ class TaskSpec(_Strict):
     dataset: str  # a card in datasets/
     model: str  # a file in reproduce/models
     model_options: dict[str, Scalar] = {}
-    validation: int | None = None  # training examples held out, the last ones; None: the dataset's own split
-    train_examples: int | None = None  # use only the first so many training examples
+    validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
+    train_examples: Count | None = None  # use only the first so many training examples
     normalise: Literal["channel", "mean_image", "pixel", "binary", "unit"] | None = None  # images
 
 
@@ -52,6 +60,12 @@ class StepRate(_Strict):
     milestones: tuple[int, ...]
     factor: float | tuple[float, ...] = 0.1  # one for all, or one per milestone
     unit: Literal["epochs", "steps"] = "epochs"
+
+    @model_validator(mode="after")
+    def _one_factor_each(self) -> StepRate:
+        if isinstance(self.factor, tuple) and len(self.factor) != len(self.milestones):
+            raise ValueError(f"{len(self.factor)} factors for {len(self.milestones)} milestones")
+        return self
 
 
 class DecayRate(_Strict):
@@ -116,6 +130,16 @@ class Recipe(_Strict):
             raise ValueError("give exactly one of epochs and steps")
         if (self.warmup_steps is None) != (self.warmup_factor is None):
             raise ValueError("warmup_steps and warmup_factor go together")
+        if self.warmup_steps is not None and isinstance(self.schedule, PlateauRate):
+            raise _Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Recipe:
+        if self.momentum and self.optimizer == "adam":
+            raise _Misplaced(("momentum",), "adam takes no momentum")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise _Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self
 
 
@@ -125,7 +149,7 @@ class Arm(_Strict):
     method: str = "vanilla"
     label: str = ""
     params: dict[str, Any] = {}
-    grid: dict[str, tuple[Any, ...]] = {}  # parameters to choose by mean validation metric
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # parameters to choose by mean validation metric
     model: str | None = None
     model_options: dict[str, Scalar] = {}
     recipe: dict[str, Any] = {}
@@ -184,19 +208,34 @@ class Experiment(_Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
+        tasks, arms = f"none of the tasks {', '.join(self.tasks)}", f"none of the arms {', '.join(self.arms)}"
         for name, arm in self.arms.items():
             for task in arm.tasks or ():
                 if task not in self.tasks:
-                    raise ValueError(f"arm {name!r} names task {task!r}, which is none of {list(self.tasks)}")
-        for claim in self.claims:
-            for arm_name in filter(None, (claim.arm, claim.over)):
-                if arm_name not in self.arms:
-                    raise ValueError(f"a claim names arm {arm_name!r}, which is none of {list(self.arms)}")
+                    raise _Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
+        for index, claim in enumerate(self.claims):
+            for key, arm_name in (("arm", claim.arm), ("over", claim.over)):
+                if arm_name is not None and arm_name not in self.arms:
+                    raise _Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
             if claim.task not in self.tasks:
-                raise ValueError(f"a claim names task {claim.task!r}, which is none of {list(self.tasks)}")
+                raise _Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+            raise _Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
         return self
+
+    @model_validator(mode="after")
+    def _recipes_hold(self) -> Experiment:
+        for name, arm in self.arms.items():
+            try:
+                self.recipe_of(arm)
+            except ValidationError as error:
+                location, message, _ = _first_problem(error, arm.recipe)
+                raise _Misplaced(("arms", name, "recipe", *location), message) from error
+        return self
+
+    def recipe_of(self, arm: Arm) -> Recipe:
+        """The common recipe with what the arm changes."""
+        return Recipe.model_validate({**self.recipe.model_dump(exclude_none=True), **arm.recipe})
 
 
 class Cell(_Strict):
@@ -221,9 +260,7 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
                     continue
                 changed = {"model_options": {**task.model_options, **arm.model_options}}
                 arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
-                recipe = Recipe.model_validate(
-                    {**experiment.recipe.model_dump(exclude_none=True), **arm.recipe}, strict=False
-                )
+                recipe = experiment.recipe_of(arm)
                 for params in arm.points():
                     found.append(
                         Cell(
@@ -252,10 +289,11 @@ def read_toml(path: Path, model: type[Model]) -> Model:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from error
+    content = _tuples(content)
     try:
-        return model.model_validate(_tuples(content))
+        return model.model_validate(content)
     except ValidationError as error:
-        raise SpecError(_explain(path, text, error)) from error
+        raise SpecError(_explain(path, text, content, error)) from error
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -272,26 +310,44 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def _explain(path: Path, text: str, error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    location = [part for part in first["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in location)
+def _explain(path: Path, text: str, content: Any, error: ValidationError) -> str:
+    location, message, n_problems = _first_problem(error, content)
     line = _line_of(text, location)
     where = f"{path}:{line}" if line else str(path)
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}"
-    elif first["type"] == "missing":
-        message = f"missing key {key!r}"
-    else:
-        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
-        message = f"{key + ': ' if key else ''}{first['msg']}{found}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {message}{more}"
+    key = ".".join(str(part) for part in location)
+    more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
+    return f"{where}: {key + ': ' if key else ''}{message}{more}"
 
 
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and part in {"constant", "step", "decay", "plateau", "cosine"}
+def _first_problem(error: ValidationError, content: Any) -> tuple[list[int | str], str, int]:
+    """Where the first problem lies, what it is, and how many there are."""
+    problems = error.errors()
+    first = problems[0]
+    cause = first.get("ctx", {}).get("error")
+    at = _location(first["loc"], content)
+    if isinstance(cause, _Misplaced):
+        return [*at, *cause.location], str(cause), len(problems)
+    match first["type"]:
+        case "extra_forbidden":
+            return at, "unknown key", len(problems)
+        case "missing":
+            return [*at, first["loc"][-1]], "missing key", len(problems)
+    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
+    return at, first["msg"].removeprefix("Value error, ") + found, len(problems)
+
+
+def _location(named: tuple[int | str, ...], content: Any) -> list[int | str]:
+    """The keys that lead to the problem, without pydantic's own names for the alternatives of a union."""
+    keys: list[int | str] = []
+    for part in named:
+        if isinstance(part, int) and isinstance(content, tuple) and part < len(content):
+            content = content[part]
+        elif isinstance(content, dict) and part in content:
+            content = content[part]
+        else:
+            continue
+        keys.append(part)
+    return keys
 
 
 def _line_of(text: str, location: list[int | str]) -> int | None:
