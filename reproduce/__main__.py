@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reproduce.cards import card_names, read_card
 from reproduce.discover import METHODS, ROOT, MethodFolder, all_methods, find_method
 from reproduce.new import new
-from reproduce.records import Result, read_result, read_results
+from reproduce.records import Result, read_results, write_result
 from reproduce.report import page
-from reproduce.spec import Experiment, Scale, SpecError
+from reproduce.spec import Experiment, Scale, SpecError, parse_seeds
 
 # `list`, `status` and `report` answer at once: torch is imported only by the commands that train.
 
@@ -57,8 +55,10 @@ def one_line_errors(function: Function) -> Function:
         except SpecError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
-        except PermissionError as error:
-            print(f"error: no permission to write {error.filename}", file=sys.stderr)
+        except OSError as error:
+            if error.filename is None:  # a broken pipe, say: nothing that the user named
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
@@ -90,19 +90,6 @@ def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") 
         for name, experiment in experiments.items()
         if (name in names if names else scale is None or experiment.scale == scale)
     }
-
-
-def parse_seeds(text: str) -> tuple[int, ...] | None:
-    """'0,1,2' as it stands; a single number n as the first n seeds; nothing as None."""
-    if not text:
-        return None
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise SpecError(f"--seeds {text!r}: expected '0,1,2' or a number of seeds") from None
-    if min(numbers) < 0 or numbers == (0,):
-        raise SpecError(f"--seeds {text!r}: expected at least one seed, none negative")
-    return numbers if len(numbers) > 1 or text.endswith(",") else tuple(range(numbers[0]))
 
 
 def data_root(text: str) -> Path | None:
@@ -192,10 +179,12 @@ def planned_runs(method: str, scale: str, seeds: str, data: str, only: str) -> l
     """All Runs of the chosen methods' experiments, each once."""
     from reproduce.plan import plan as plan_experiments
 
+    if only and method == "all":
+        raise SpecError("--only names experiments of one method: give that method instead of all")
     root = data_root(data)
     found: dict[str, Any] = {}
     for folder in chosen_methods(method).values():
-        experiments = chosen_experiments(folder, scale, only if method != "all" else "")
+        experiments = chosen_experiments(folder, scale, only)
         for run in plan_experiments(experiments, root, parse_seeds(seeds)):
             found.setdefault(run.id, run)
     return list(found.values())
@@ -225,9 +214,11 @@ def run(
     planned = planned_runs(method, scale, seeds, data, only)
     if not planned:
         print(f"{method} has no experiments at scale {scale}: nothing to train", file=sys.stderr)
-    sealed, _ = local_results(runs)
+    sealed, damaged = local_results(runs)
     ids = {result.id for result in sealed}
     missing = [run for run in planned if run.id not in ids]
+    for problem in damaged:
+        print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(missing)))
     place = Workplace(
@@ -266,15 +257,14 @@ def write_pages(
 ) -> list[Path]:
     """A page for each method, and the index over them when there are several."""
     paths = []
-    inexact = [name for name in card_names() if not read_card(name).exact]
     for name, of_method in experiments.items():
         folder = find_method(name)
         if not quiet and of_method:
-            console.print(page.terminal_summary(of_method, results, problems, inexact))
-        paths.append(page.write_page(name, folder.path, of_method, results, problems, output, inexact))
+            console.print(page.terminal_summary(of_method, results))
+        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
     if len(experiments) > 1:
         everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
-        paths.append(page.write_index(everything, results, output, inexact))
+        paths.append(page.write_index(everything, results, output))
     if not quiet:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
@@ -309,6 +299,8 @@ def report(
     output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = ROOT / "reports",
 ) -> None:
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
+    if results != EVIDENCE and not results.is_dir():
+        raise SpecError(f"--results {results}: no such folder")
     found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
     experiments = {}
     for name, folder in chosen_methods(method).items():
@@ -337,16 +329,21 @@ def publish(
     planned = planned_runs(method, scale, seeds, data, only)
     output.mkdir(parents=True, exist_ok=True)
     n_new = n_missing = 0
+    problems: list[str] = []
     for planned_run in planned:
         source = runs / planned_run.config.folder / "result.json"
         target = output / f"{planned_run.config.folder}.json"
         if not source.exists():
             n_missing += 1
         elif not target.exists():
-            read_result(source)
-            shutil.copyfile(source, target)
-            n_new += 1
-    already = len(planned) - n_new - n_missing
+            found, damaged = read_results([source])
+            problems += damaged
+            for result in found:
+                write_result(result, target)
+                n_new += 1
+    already = len(planned) - n_new - n_missing - len(problems)
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
     print(f"{n_new} Results published to {output}, {already} already there, {n_missing} not trained yet")
 
 

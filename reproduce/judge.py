@@ -97,8 +97,8 @@ def judge_experiment(
 
 
 def rule() -> str:
-    """The rule in Markdown, as `judge` states it."""
-    return inspect.getdoc(judge) or ""
+    """The rule in Markdown, as `judge` states it after its first line."""
+    return (inspect.getdoc(judge) or "").partition("\n\n")[2]
 
 
 def _not_run(arm: ArmRuns | None, claim: Claim) -> str:

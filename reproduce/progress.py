@@ -78,11 +78,11 @@ class Bars:
 
     def finished(self, run: PlannedRun, result: Result) -> None:
         self._close(run)
-        self.progress.console.print(f"  {run.label}: {outcome(result)}", highlight=False)
+        self.progress.console.print(f"  {run.label}: {outcome(result)}", highlight=False, markup=False)
 
     def failed(self, run: PlannedRun, reason: str) -> None:
         self._close(run)
-        self.progress.console.print(f"  [red]failed[/red] {reason}", highlight=False)
+        self.progress.console.print(f"  failed {reason}", style="red", highlight=False, markup=False)
 
     def _close(self, run: PlannedRun) -> None:
         if run.id in self.bars:

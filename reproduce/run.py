@@ -19,7 +19,7 @@ from reproduce import data, tasks
 from reproduce.discover import ROOT, find_method
 from reproduce.plan import PlannedRun
 from reproduce.randomness import Generators
-from reproduce.records import Environment, Result, RunConfig, write_result
+from reproduce.records import Environment, Result, RunConfig, read_results, write_result
 from reproduce.spec import SpecError
 from reproduce.train import Event, Outcome, select, train
 
@@ -47,7 +47,7 @@ def execute(
     listen: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Train one Run and seal its Result; go on from its checkpoint when there is one.
+    """Train one Run and seal its Result; go on from its checkpoint when there is one. What is sealed stays.
 
     Raises:
         SpecError: bad input, no permission to write, or another process at work on this Run.
@@ -57,6 +57,9 @@ def execute(
     path = result_path(place.runs, config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{path.parent}: {error.strerror}: choose another folder with --runs") from error
+    try:
         with FileLock(path.parent / ".lock", timeout=15):
             return _execute(run, place, path, listen, should_stop)
     except PermissionError as error:
@@ -73,6 +76,9 @@ def _execute(
     should_stop: Callable[[], bool],
 ) -> Result:
     config = run.config
+    sealed, _ = read_results([path] if path.exists() else [])
+    if sealed:  # by another process, while this one waited for the lock
+        return sealed[0]
     torch.set_num_threads(place.threads)
     device = torch_device(place.device)
     _reset_peak_memory(device)
@@ -133,6 +139,8 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SpecError(f"unknown device {name!r}: use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SpecError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise SpecError(f"device {name!r} asked for, but torch finds {n_gpus} CUDA GPUs: use --device cpu")

@@ -14,6 +14,7 @@ Scale = Literal["quick", "reduced", "paper"]
 Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -149,7 +150,7 @@ class Arm(_Strict):
     method: str = "vanilla"
     label: str = ""
     params: dict[str, Any] = {}
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # parameters to choose by mean validation metric
+    grid: dict[str, Choices] = {}  # parameters to choose by mean validation metric
     model: str | None = None
     model_options: dict[str, Scalar] = {}
     recipe: dict[str, Any] = {}
@@ -276,6 +277,20 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
     return found
 
 
+def parse_seeds(text: str) -> tuple[int, ...] | None:
+    """'0,1,2', or '3,' for one seed, as it stands; a single number n as the first n seeds; nothing as None."""
+    if not text:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
+    except ValueError:
+        raise SpecError(f"--seeds {text!r}: expected '0,1,2' or a number of seeds") from None
+    found = numbers if "," in text else tuple(range(numbers[0]))
+    if not found or min(found) < 0:
+        raise SpecError(f"--seeds {text!r}: expected at least one seed, none negative")
+    return found
+
+
 def read_toml(path: Path, model: type[Model]) -> Model:
     """Read a TOML file into a strict model.
 
@@ -320,9 +335,10 @@ def _explain(path: Path, text: str, content: Any, error: ValidationError) -> str
 
 
 def _first_problem(error: ValidationError, content: Any) -> tuple[list[int | str], str, int]:
-    """Where the first problem lies, what it is, and how many there are."""
+    """Where the problem to show lies, what it is, and how many there are."""
     problems = error.errors()
-    first = problems[0]
+    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
+    first = next(unknown, problems[0])  # a misspelled key is missing as well: say what was found
     cause = first.get("ctx", {}).get("error")
     at = _location(first["loc"], content)
     if isinstance(cause, _Misplaced):
@@ -340,13 +356,10 @@ def _location(named: tuple[int | str, ...], content: Any) -> list[int | str]:
     """The keys that lead to the problem, without pydantic's own names for the alternatives of a union."""
     keys: list[int | str] = []
     for part in named:
-        if isinstance(part, int) and isinstance(content, tuple) and part < len(content):
+        inside = range(len(content)) if isinstance(content, tuple) else content
+        if isinstance(inside, dict | range) and part in inside:
             content = content[part]
-        elif isinstance(content, dict) and part in content:
-            content = content[part]
-        else:
-            continue
-        keys.append(part)
+            keys.append(part)
     return keys
 
 
@@ -364,7 +377,7 @@ def _line_of(text: str, location: list[int | str]) -> int | None:
             table = [part.strip().strip("\"'") for part in header.group(2).split(".")]
             seen_array += bool(header.group(1)) and table == names[: len(table)]
             if header.group(1) and seen_array != index:
-                table = []
+                table = [""]  # another element: its keys are not looked at
                 continue
             if table == names[: len(table)] and len(table) > depth:
                 best, depth = number, len(table)

@@ -185,8 +185,13 @@ def train(
                 trace.clear()
                 record = _evaluate(task, generators, trace, running, step, schedule.rate, per_step)
                 outcome.epochs.append(record)
-                schedule.after_evaluation(_metric_of(outcome.epochs, task.metric) or math.inf)
                 _write_scalars(writer, record)
+                if not all(map(math.isfinite, (*record.validation.values(), *record.test.values()))):
+                    outcome.diverged_step = step  # the loss of the next step would not be finite
+                    break
+                metric = _metric_of(outcome.epochs, task.metric)
+                if metric is not None:
+                    schedule.after_evaluation(metric)
                 running.reset()
                 steps_since, since = 0, time.monotonic()
             stopping = should_stop()

@@ -37,7 +37,6 @@ _worker: _Worker | None = None
 
 def _start_worker(events: Any, stop: StopEvent, parent: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; workers finish their step
     _worker = _Worker(events, stop, parent)
 
 
@@ -83,8 +82,11 @@ def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Repor
         initializer=_start_worker,
         initargs=(events, stop, os.getpid()),
     ) as pool:
+        # Workers inherit the mask from birth: Ctrl-C reaches the parent alone, which lets them finish their step.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pending = {pool.submit(_work, run, place): run for run in runs}
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(events, by_id, reporter)

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from reproduce.records import QUANTILES, EpochRecord, Result
@@ -21,10 +22,10 @@ from reproduce.spec import Experiment, SpecError
 
 # Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
-ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856b", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
+ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
 DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colours
 MARKERS = ("o", "s", "^", "v")
-VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule"} | {
+VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {
     colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
 }
 WIDTH = 7.2  # inches; the page's text column
@@ -201,6 +202,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
+    "axes.prop_cycle": cycler(color=ARMS[1:]),  # for the figures that methods draw
     "figure.facecolor": "none",
     "grid.color": RULE,
     "grid.linewidth": 0.6,

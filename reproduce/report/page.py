@@ -14,7 +14,7 @@ import jinja2
 import matplotlib
 import pandas as pd
 from markupsafe import Markup
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -133,19 +133,19 @@ def write_page(
 
 
 def write_index(
-    folders: Mapping[str, Path],
-    experiments: Mapping[str, Mapping[str, Experiment]],
-    results: Sequence[Result],
-    output: Path,
+    methods: Mapping[str, tuple[Path, Mapping[str, Experiment]]], results: Sequence[Result], output: Path
 ) -> Path:
-    """Write `<output>/index.html` and `index.md` over all methods, and return the path of the first.
+    """Write `<output>/index.html` and `index.md`, and return the path of the first.
+
+    Args:
+        methods: by name, the folder and the experiments.
 
     Raises:
         SpecError: no usable card, an unknown dataset, or no permission to write.
     """
     rows: list[dict[str, Any]] = []
-    for name, folder in folders.items():
-        found = find(experiments.get(name, {}), results)
+    for name, (folder, experiments) in methods.items():
+        found = find(experiments, results)
         card = Card(folder)
         rows.append(
             {
@@ -167,28 +167,29 @@ def write_index(
 
 
 def terminal_summary(
-    method_name: str, experiments: Mapping[str, Experiment], results: Sequence[Result], console: Console
-) -> None:
-    """Print the same tables and verdicts, readable in 100 columns."""
+    experiments: Mapping[str, Experiment], results: Sequence[Result], problems: Sequence[str] = ()
+) -> Group:
+    """The same tables and verdicts for `rich.console.Console.print`, readable in 100 columns."""
+    parts: list[RenderableType] = []
     for one in find(experiments, results):
-        console.print(Text(f"\n{method_name} / {one.name}: {one.experiment.title}", style="bold underline"))
+        parts.append(Text(f"\n{one.name}: {one.experiment.title}", style="bold underline"))
         for task_name, task in one.tasks.items():
             table = tables.table_of(one.name, task)
             for metric in dict.fromkeys(table["metric"]):
                 frame = tables.shown(table, task, metric)
-                console.print(
-                    tables.terminal(frame, f"{task_name}: {tables.metric_text(metric)}, mean [95 % interval]")
-                )
-            for arm, note in _notes(table):
-                console.print(Text(f"  {arm}: {note}", style="dim"))
-            console.print(Text(finding(table, task)))
+                title = f"{task_name}: {tables.metric_text(metric)}, mean [95 % interval]"
+                parts.append(tables.terminal(frame, title))
+            parts += [Text(f"  {arm}: {note}", style="dim") for arm, note in _notes(table)]
+            parts.append(Text(finding(table, task)))
         if one.verdicts:
             grid = Table.grid(padding=(0, 2))
             for _, row in tables.claims_table(one.verdicts).iterrows():
                 word = str(row["Verdict"])
                 style = STYLES[word.partition(":")[0]]
-                grid.add_row(Text(word, style=style), str(row["Claim"]), Text(str(row["Why"]), style="dim"))
-            console.print(grid)
+                grid.add_row(Text(word, style=style), Text(str(row["Claim"])), Text(str(row["Why"]), style="dim"))
+            parts.append(grid)
+    parts += [Text(f"unreadable: {problem}", style="red") for problem in problems]
+    return Group(*parts)
 
 
 def _notes(table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -15,11 +15,21 @@ PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:
     """What was trained and how, by name: what differs from the recipe's neutral settings, and each arm."""
     said = [(f"task {name}", _settings(task.model_dump(exclude_none=True))) for name, task in experiment.tasks.items()]
-    recipe = experiment.recipe.model_dump(exclude_defaults=True)
-    said.append(("recipe", _settings({**recipe, "selection": experiment.recipe.selection})))
+    recipe = experiment.recipe
+    changed = {
+        name: value
+        for name, value in recipe.model_dump(exclude_none=True).items()
+        if name == "selection" or getattr(recipe, name) != type(recipe).model_fields[name].default
+    }
+    said.append(("recipe", _settings(changed)))
     said.append(("seeds", ", ".join(map(str, experiment.seeds))))
     for name, arm in experiment.arms.items():
-        said.append((f"arm {name}", _settings(arm.model_dump(exclude_defaults=True, exclude={"label"})) or "vanilla"))
+        said.append(
+            (
+                f"arm {name}",
+                _settings({"method": arm.method, **arm.model_dump(exclude_defaults=True, exclude={"label"})}),
+            )
+        )
     return said
 
 

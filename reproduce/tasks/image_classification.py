@@ -45,6 +45,10 @@ class ImageClassification:
             for name, split in (("validation", validation), ("test", data.test))
             if split is not None
         }
+        if recipe.selection == "best_validation" and validation is None:
+            raise SpecError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
+        if recipe.window:
+            raise SpecError("recipe.window is for words; image classification has none")
         self.normalise = _Normalisation(spec, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
@@ -158,6 +162,8 @@ def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
         validation = Images(images[-spec.validation :], labels[-spec.validation :])
         images, labels = images[: -spec.validation], labels[: -spec.validation]
     if spec.train_examples:
+        if spec.train_examples > len(labels):
+            raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(labels)}")
         images, labels = images[: spec.train_examples], labels[: spec.train_examples]
     return Images(images, labels), validation
 

@@ -38,6 +38,10 @@ class LanguageModeling:
             raise SpecError("language modeling needs recipe.window, the length of truncated back-propagation")
         if recipe.mixup or recipe.augment:
             raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
+        if spec.validation or spec.normalise:
+            raise SpecError("task.validation and task.normalise are for images; language modeling has neither")
+        if spec.train_examples and spec.train_examples > len(data.train):
+            raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
         self.window = recipe.window
         self.recipe = recipe
         self.device = device

@@ -77,6 +77,9 @@ def test_what_was_asked_found_and_how_sure_stand_on_the_page(page):
         "x.json: truncated",
         "12 runs, 1 of them diverged",
         "commit 0123456789ab",
+        "epochs 8, batch_size 32, learning_rate 0.1, selection last",
+        "method per, grid (strength {0.001, 0.0001})",
+        "<strong>A gap.</strong>",
     ):
         assert text in page, text
     assert page.count("<figure>") == 4
@@ -151,8 +154,8 @@ def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, 
 
 def test_the_index_counts_verdicts_per_method(make_experiment, make_results, card_folder, tmp_path):
     experiment = make_experiment()
-    folders = {"per": card_folder, "other": card_folder}
-    path = write_index(folders, {"per": {"t": experiment}}, make_results(experiment), tmp_path)
+    methods = {"per": (card_folder, {"t": experiment}), "other": (card_folder, {})}
+    path = write_index(methods, make_results(experiment), tmp_path)
     parsed = Balance()
     parsed.feed(path.read_text("utf-8"))
     assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
@@ -165,12 +168,13 @@ def test_the_index_counts_verdicts_per_method(make_experiment, make_results, car
 def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):
     experiment = make_experiment()
     console = Console(width=100, record=True, file=io.StringIO())
-    terminal_summary("per", {"table9": experiment}, make_results(experiment), console)
+    console.print(terminal_summary({"table9": experiment}, make_results(experiment), ["x.json: truncated"]))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "6.63 [6.40, 6.87]" in text
     assert "PER minus Vanilla: test error (%)" in text
     assert "VCL: not run: the method is not built yet" in text
+    assert "unreadable: x.json: truncated" in text
 
 
 def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, card_folder, tmp_path):
