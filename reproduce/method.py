@@ -8,9 +8,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from reproduce.sites import Record, Role, Site, Trace, sites_of
+from reproduce.sites import Features, Record, Role, Site, Trace, sites_of
 
 __all__ = [
+    "Features",
     "Method",
     "NonNegative",
     "Positive",

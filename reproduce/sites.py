@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Role = Literal["pre", "post", "dropped", "code"]
 Axes = Literal["nc", "nchw", "tnc", "ntc"]
+Features = Literal["flatten", "channels"]  # what a sample of a map is: all of it, or one location
 
 
 class Site(nn.Module):
@@ -66,6 +67,16 @@ class Record(NamedTuple):
         if self.site.axes == "nchw":
             value = value.movedim(1, -1)
         return value.reshape(-1, value.shape[-1])
+
+    def vectors(self, features: Features) -> Tensor:
+        """The activation as (..., features), without a copy where its layout allows.
+
+        A map (n, c, h, w) is one vector of all its values (``"flatten"``) or one vector of channels at each
+        location (``"channels"``); other activations have their features last already.
+        """
+        if self.site.axes != "nchw":
+            return self.activation
+        return self.activation.flatten(1) if features == "flatten" else self.activation.movedim(1, -1)
 
 
 class Trace:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import NonNegative, Record, Role, Trace
+from reproduce.method import Features, NonNegative, Role, Trace
 
 Reduction = Literal["sum", "mean"]
 
@@ -82,7 +82,7 @@ class Method(reproduce.method.Method):
     strength: NonNegative = 1e-4  # lambda, and alpha of AR; from the grid of Joo et al. (2020)
     temporal_strength: NonNegative = 0.0  # beta of TAR
     sites: Role = "post"
-    features: Literal["flatten", "channels"] = "flatten"  # a sample of a map: all of it, or one location
+    features: Features = "flatten"  # a sample of a map: all of it, or one location
     reduction: Reduction = "sum"  # over units
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Method(reproduce.method.Method):
         if self.kind == "ar_tar":
             return self._recurrent(trace)
         term = l1_activity if self.kind == "l1" else l2_activity
-        terms = [term(self._units_last(record), self.reduction) for record in trace.select(self.sites)]
+        terms = [term(record.vectors(self.features), self.reduction) for record in trace.select(self.sites)]
         return self.strength * torch.stack(terms).sum()
 
     def _recurrent(self, trace: Trace) -> Tensor:
@@ -116,8 +116,3 @@ class Method(reproduce.method.Method):
         if record.site.axes == "ntc":
             return record.activation.transpose(0, 1)
         raise ValueError(f"AR and TAR need a recurrent output; Site {record.site.name!r} has {record.site.axes!r}")
-
-    def _units_last(self, record: Record) -> Tensor:
-        if record.site.axes != "nchw":
-            return record.activation
-        return record.activation.flatten(1) if self.features == "flatten" else record.activation.movedim(1, -1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import NonNegative, PositiveCount, Record, Role, Trace
+from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
@@ -250,7 +250,7 @@ class Method(reproduce.method.Method):
     mode: Literal["exact", "sliced"] = "exact"
     n_slices: PositiveCount = 256  # section 4
     sites: Role = "post"  # eq. 1: h = phi(W h + b)
-    features: Literal["flatten", "channels"] = "flatten"  # a sample of a map: all of it, or one location
+    features: Features = "flatten"  # a sample of a map: all of it, or one location
     reduction: Literal["mean", "sum"] = "mean"
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
@@ -260,7 +260,7 @@ class Method(reproduce.method.Method):
         directions: dict[int, Tensor] = {}  # one set for each distinct width in this step
         terms = []
         for record in trace.select(self.sites):
-            samples = self._samples(record)
+            samples = record.vectors(self.features)
             width = samples.shape[-1]
             if self.mode == "exact":
                 term = per_loss(samples)
@@ -270,9 +270,3 @@ class Method(reproduce.method.Method):
                 term = sliced_per_loss(samples, directions=directions[width])
             terms.append(term * (samples.numel() // width) if self.reduction == "sum" else term)
         return self.strength * torch.stack(terms).sum()
-
-    def _samples(self, record: Record) -> Tensor:
-        """The activation as (..., d), without a copy."""
-        if record.site.axes != "nchw":
-            return record.activation
-        return record.activation.flatten(1) if self.features == "flatten" else record.activation.movedim(1, -1)

@@ -1,22 +1,16 @@
-"""The battery: what every method's folder must hold, and how each of its configurations behaves on tiny tasks.
+"""The battery, second part: how every method in each of its configurations behaves on tiny tasks.
 
-A check is one function: add it to FOLDER_CHECKS or BEHAVIOUR_CHECKS, and every method is checked. Methods and their
-configurations (the defaults, and the variants of bench.toml) are found, not listed. Nothing is skipped: a task that
-a method refuses must be refused clearly, and the number of checks that ran is itself asserted.
+A check is one function: add it to CHECKS, and every discovered method and the template are checked. Nothing is
+skipped: a task that a method refuses must be refused clearly, and the number of checks that ran is itself asserted.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import json
 import random
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,163 +20,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reproduce import plan
-from reproduce.bench import read_spec
-from reproduce.discover import METHODS, MethodFolder, all_methods, find_method
 from reproduce.method import Method
-from reproduce.report.card import SECTIONS, Card, to_html
 
-TEMPLATE = MethodFolder("_template", METHODS / "_template")
-FOLDERS = {**all_methods(), TEMPLATE.name: TEMPLATE}
-
-
-def acts_on_loss(method_class: type[Method]) -> bool:
-    return method_class.penalty is not Method.penalty
-
-
-def acts(method_class: type[Method]) -> bool:
-    return acts_on_loss(method_class) or method_class.prepare is not Method.prepare
-
-
-def strengths(method_class: type[Method]) -> list[str]:
-    """The fields that weight the penalty."""
-    return [name for name in method_class.model_fields if name.endswith(("strength", "coefficient"))]
-
-
-def configurations(folder: MethodFolder) -> dict[str, Method]:
-    """The defaults and the variants of bench.toml, each once."""
-    method_class = folder.load()
-    required = any(described.is_required() for described in method_class.model_fields.values())
-    params: dict[str, dict[str, Any]] = {} if required else {"defaults": {}}
-    params |= {name: variant.params for name, variant in read_spec(folder).variants.items()}
-    found: dict[str, Method] = {}
-    for name, chosen in params.items():
-        method = method_class.model_validate_json(json.dumps(chosen))
-        if method not in found.values():
-            found[name] = method
-    return found
-
-
-CONFIGURATIONS = {
-    f"{folder.name}-{name}": method for folder in FOLDERS.values() for name, method in configurations(folder).items()
-}
-
-
-# Checks of a folder: (folder, the tiny tasks) -> None, or an AssertionError.
-
-
-def holds_its_files(folder: MethodFolder, problems: Any) -> None:
-    for name in ("method.py", "card.md", "test_method.py", "experiments"):
-        assert (folder.path / name).exists(), f"{folder.path / name} is missing"
-    assert not (folder.path / "__init__.py").exists(), "methods are folders, not packages"
-    tests = ast.parse((folder.path / "test_method.py").read_text("utf-8"))
-    assert any(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in ast.walk(tests))
-    if acts(folder.load()):
-        assert read_spec(folder).variants, f"{folder.path / 'bench.toml'}: names no variant to time"
-
-
-def has_a_complete_card(folder: MethodFolder, problems: Any) -> None:
-    card = Card(folder.path)
-    missing = [name for name in SECTIONS if name not in card.sections]
-    assert not missing, f"{folder.path / 'card.md'} has nothing under {missing}"
-    nothing = re.compile("None[.:]")
-    deviations, citation = card.sections["Deviations"], card.sections["Citation"]
-    assert re.search(r"^1\. ", deviations, re.M) or nothing.match(deviations), "deviations are numbered, or 'None: why'"
-    assert re.search(r"@\w+\{", citation) or nothing.match(citation), "a citation is BibTeX, or 'None: why'"
-    for name, text in card.sections.items():
-        shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", to_html(text), flags=re.S)
-        assert "$" not in shown, f"{folder.path / 'card.md'}: mathematics under {name} does not render"
-
-
-def is_frozen_and_strict(folder: MethodFolder, problems: Any) -> None:
-    method_class = folder.load()
-    assert issubclass(method_class, Method)
-    assert method_class.__doc__ != Method.__doc__, "the class says in its docstring what it does"
-    assert method_class.version >= 1
-    for method in configurations(folder).values():
-        fields = method.model_dump()
-        with pytest.raises(ValidationError, match="unknown_field"):
-            method_class.model_validate({**fields, "unknown_field": 1})
-        for name, value in fields.items():
-            with pytest.raises(ValidationError, match="frozen"):
-                setattr(method, name, value)
-            with pytest.raises(ValidationError, match=name):
-                method_class.model_validate({**fields, name: [str(value)]})
-            if isinstance(value, bool | int | float):  # strict: no text is taken for a number
-                with pytest.raises(ValidationError, match=name):
-                    method_class.model_validate({**fields, name: str(value)})
-
-
-def explains_its_fields(folder: MethodFolder, problems: Any) -> None:
-    """Every number carries a comment with its source (or "ours"), any other field that or a word in the docstring."""
-    method_class = folder.load()
-    source = textwrap.dedent(inspect.getsource(method_class))
-    lines = source.splitlines()
-    tree = ast.parse(source).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = node.target.id
-            described = method_class.model_fields.get(name)
-            above = lines[node.lineno - 2].strip()
-            commented = above.startswith("#") or any("#" in line for line in lines[node.lineno - 1 : node.end_lineno])
-            mentioned = f"``{name}" in (method_class.__doc__ or "")
-            is_number = described is not None and type(described.default) in (int, float)
-            explained = commented or (described and described.description) or (mentioned and not is_number)
-            assert explained, f"{folder.name}: field {name} says no source: a comment names it, or says 'ours'"
-
-
-def survives_json(folder: MethodFolder, problems: Any) -> None:
-    method_class = folder.load()
-    for method in configurations(folder).values():
-        assert method_class.model_validate_json(method.model_dump_json()) == method
-
-
-def weights_its_penalty(folder: MethodFolder, problems: Any) -> None:
-    method_class = folder.load()
-    assert bool(strengths(method_class)) >= acts_on_loss(method_class), (
-        "a method with a penalty has a field that ends in `strength` or `coefficient`, and at 0 it is vanilla"
-    )
-
-
-def accepts_a_task(folder: MethodFolder, problems: Any) -> None:
-    for name, method in configurations(folder).items():
-        reasons = [problem.refusal(method) for problem in problems]
-        assert None in reasons, f"{folder.name} {name} refuses every task: {reasons}"
-
-
-def has_experiments_that_resolve(folder: MethodFolder, problems: Any) -> None:
-    kinds = {problem.spec.kind for problem in problems}
-    quick = set()
-    with mock.patch.object(plan, "find_method", lambda name: FOLDERS.get(name) or find_method(name)):
-        for name, experiment in folder.experiments().items():
-            assert experiment.seeds
-            planned = plan.plan({name: experiment}, None, experiment.seeds[:1])
-            assert planned or all(arm.pending for arm in experiment.arms.values()), f"{name} trains nothing"
-            assert all(claim.source.strip() for claim in experiment.claims)
-            used = {run.config.task.kind for run in planned}
-            assert used <= kinds, f"{name}: the battery has no tiny task of kind {used - kinds}"
-            if experiment.scale == "quick":
-                quick |= {run.config.task.kind for run in planned if run.config.method == folder.name}
-    if acts(folder.load()):
-        methods = configurations(folder).values()
-        wanted = {p.spec.kind for p in problems if any(p.refusal(method) is None for method in methods)}
-        assert quick >= wanted, f"{folder.path / 'experiments'}: no quick experiment for {sorted(wanted - quick)}"
-
-
-FOLDER_CHECKS: tuple[Callable[[MethodFolder, Any], None], ...] = (
-    holds_its_files,
-    has_a_complete_card,
-    is_frozen_and_strict,
-    explains_its_fields,
-    survives_json,
-    weights_its_penalty,
-    accepts_a_task,
-    has_experiments_that_resolve,
-)
-
-
-# Checks of behaviour: (method, tiny task that it accepts) -> None, or an AssertionError.
+RAN: Counter[str] = Counter()
 
 
 class NoHostSync(TorchDispatchMode):
@@ -248,24 +88,23 @@ def every_choice_works_or_is_refused(method: Method, problem: Any) -> None:
         choices = get_args(described.annotation) if get_origin(described.annotation) is Literal else ()
         for choice in (False, True) if described.annotation is bool else choices:
             try:
-                session = problem.session(type(method).model_validate({**method.model_dump(), name: choice}))
-                loss = session.forward()
-                penalty = session.penalty()
-            except ValueError as error:
-                assert is_clear(str(error)), f"{name} = {choice!r}: {error}"
-                continue
-            (loss + penalty).backward()
-            assert penalty.shape == (), f"{name} = {choice!r}"
-            assert torch.isfinite(penalty), f"{name} = {choice!r}"
-            assert _gradients_are_finite(session.model), f"{name} = {choice!r}"
+                other = type(method).model_validate({**method.model_dump(), name: choice})
+                reason = problem.refusal(other)
+            except ValidationError as error:  # two fields that do not go together
+                reason = str(error)
+            if reason is None:
+                adds_a_finite_number(other, problem)
+            else:
+                assert is_clear(reason), f"{name} = {choice!r}: {reason}"
 
 
 def at_strength_zero_is_vanilla(method: Method, problem: Any) -> None:
     """Bit for bit after 5 steps. A method that adds nothing to the loss has no strength, and is exempt."""
-    if not strengths(type(method)):
+    strengths = [name for name in type(method).model_fields if name.endswith(("strength", "coefficient"))]
+    if not strengths:
         RAN["exempt"] += 1
         return
-    zero = type(method).model_validate({**method.model_dump(), **dict.fromkeys(strengths(type(method)), 0.0)})
+    zero = type(method).model_validate({**method.model_dump(), **dict.fromkeys(strengths, 0.0)})
     vanilla, other = problem.trained_once(Method(), 5), problem.trained(zero, 5)
     assert _same(vanilla.state, {name: value for name, value in other.state.items() if name in vanilla.state})
     assert [epoch.train_loss for epoch in vanilla.epochs] == [epoch.train_loss for epoch in other.epochs]
@@ -330,7 +169,12 @@ def goes_on_from_a_checkpoint(method: Method, problem: Any) -> None:
     assert _same(whole.state, resumed.state)
 
 
-BEHAVIOUR_CHECKS: tuple[Callable[[Method, Any], None], ...] = (
+def is_clear(refusal: str) -> bool:
+    """A refusal names the Site that it cannot use, or says what it needs."""
+    return re.search(r"\bSites?\b|\bneeds?\b", refusal) is not None
+
+
+CHECKS: tuple[Callable[[Method, Any], None], ...] = (
     adds_a_finite_number,
     works_in_bfloat16,
     every_choice_works_or_is_refused,
@@ -344,43 +188,26 @@ BEHAVIOUR_CHECKS: tuple[Callable[[Method, Any], None], ...] = (
 )
 
 
-# The battery itself.
-
-RAN: Counter[str] = Counter()
-
-
-def is_clear(refusal: str) -> bool:
-    """A refusal names the Site that it cannot use, or says what it needs."""
-    return re.search(r"\bSites?\b|\bneeds?\b", refusal) is not None
-
-
-@pytest.mark.parametrize("check", FOLDER_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", FOLDERS)
-def test_folder(name: str, check: Callable[[MethodFolder, Any], None], problems: Any) -> None:
-    RAN["folder"] += 1
-    check(FOLDERS[name], problems)
-
-
-@pytest.mark.parametrize("check", BEHAVIOUR_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_behaviour(name: str, check: Callable[[Method, Any], None], problem: Any) -> None:
-    RAN["behaviour"] += 1
-    reason = problem.refusal(CONFIGURATIONS[name])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_behaviour(configured: Any, check: Callable[[Method, Any], None], problem: Any) -> None:
+    subject, method = configured
+    RAN["checks"] += 1
+    reason = problem.refusal(method)
     if reason is None:
-        check(CONFIGURATIONS[name], problem)
+        check(method, problem)
     else:
         RAN["refused"] += 1
-        assert is_clear(reason), f"{name} refuses {problem.name}, and does not say what it needs: {reason}"
+        assert is_clear(reason), f"{subject.name} refuses {problem.name}, and does not say what it needs: {reason}"
 
 
-def test_every_check_ran_on_every_method(problems: Any) -> None:
-    """Runs last. Counted anew from the folders on disk, so that nothing can drop out unseen."""
-    on_disk = {path.name for path in METHODS.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert set(FOLDERS) == on_disk
-    assert RAN["folder"] == len(on_disk) * len(FOLDER_CHECKS)
-    methods = [method for name in on_disk for method in configurations(FOLDERS[name]).values()]
-    assert RAN["behaviour"] == len(methods) * len(problems) * len(BEHAVIOUR_CHECKS)
-    refused = [(method, problem) for method in methods for problem in problems if problem.refusal(method)]
-    assert RAN["refused"] == len(refused) * len(BEHAVIOUR_CHECKS)
-    without = [method for method in methods if not acts_on_loss(type(method))]
-    assert RAN["exempt"] == sum(problem.refusal(method) is None for method in without for problem in problems)
+def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:
+    """Runs after all checks, so that none drops out unseen."""
+    pairs = [
+        (subject, problem.refusal(method))
+        for subject in subjects.values()
+        for method in subject.configurations.values()
+        for problem in problems
+    ]
+    assert RAN["checks"] == len(pairs) * len(CHECKS)
+    assert RAN["refused"] == sum(reason is not None for _, reason in pairs) * len(CHECKS)
+    assert RAN["exempt"] == sum(reason is None and not subject.adds_a_penalty for subject, reason in pairs)

@@ -10,6 +10,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -19,9 +20,8 @@ import torch
 import torchvision
 from PIL import Image
 
-import datasets
-from reproduce.data import Card, DataError, ImageData, WordData, checksum, load_card, read_card
 from reproduce.cards import File, Words
+from reproduce.data import Card, DataError, ImageData, WordData, checksum, load_card, read_card
 
 COUNTS = {"train": 13, "test": 7}
 TEXT = {

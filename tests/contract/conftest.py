@@ -1,0 +1,205 @@
+"""What the battery runs over: every discovered method in its configurations, and tiny tasks.
+
+A tiny task is a few random images or words that a small network learns by heart in 20 steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reproduce import tasks
+from reproduce.bench import read_spec
+from reproduce.cards import Card, Statistics
+from reproduce.data import ImageData, Images, WordData
+from reproduce.discover import METHODS, MethodFolder, all_methods
+from reproduce.method import Method
+from reproduce.randomness import Generators
+from reproduce.records import EpochRecord
+from reproduce.sites import watch
+from reproduce.spec import Recipe, TaskSpec
+from reproduce.train import Interrupted, train
+
+CPU = torch.device("cpu")
+STEPS = 20
+
+
+class Subject:
+    """A method's folder, its class, and its configurations: the defaults and the variants of bench.toml, each once."""
+
+    def __init__(self, folder: MethodFolder) -> None:
+        self.folder, self.name, self.path = folder, folder.name, folder.path
+        self.method_class = folder.load()
+        self.variants = read_spec(folder).variants
+        fields = self.method_class.model_fields
+        required = any(described.is_required() for described in fields.values())
+        params: dict[str, dict[str, Any]] = {} if required else {"defaults": {}}
+        params |= {name: variant.params for name, variant in self.variants.items()}
+        self.configurations: dict[str, Method] = {}
+        for name, chosen in params.items():
+            method = self.method_class.model_validate_json(json.dumps(chosen))
+            if method not in self.configurations.values():
+                self.configurations[name] = method
+        # The fields that weight the penalty.
+        self.strengths = [name for name in fields if name.endswith(("strength", "coefficient"))]
+        self.adds_a_penalty = self.method_class.penalty is not Method.penalty
+        self.changes_something = self.adds_a_penalty or self.method_class.prepare is not Method.prepare
+
+
+TEMPLATE = MethodFolder("_template", METHODS / "_template")
+SUBJECTS = {name: Subject(folder) for name, folder in {**all_methods(), TEMPLATE.name: TEMPLATE}.items()}
+CONFIGURATIONS = {
+    f"{subject.name}-{name}": (subject, method)
+    for subject in SUBJECTS.values()
+    for name, method in subject.configurations.items()
+}
+
+
+def _images() -> ImageData:
+    pixels = torch.randint(0, 256, (16, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Images(pixels, torch.arange(16) % 3)
+    card = Card.model_construct(name="tiny", statistics=Statistics(mean=(0.5,), std=(0.3,), source="uniform"))
+    return ImageData(card=card, train=split, validation=None, test=split, classes=3, origin="made here")
+
+
+def _words() -> WordData:
+    tokens = torch.arange(45) ** 2 % 7
+    card = Card.model_construct(name="tiny")
+    return WordData(card=card, train=tokens, validation=tokens, test=tokens, vocabulary=tuple("abcdefg"), origin="here")
+
+
+class Session:
+    """A Task whose model a method prepared, its Trace and generators: all that a training step needs."""
+
+    def __init__(self, method: Method, problem: Problem, **recipe: Any) -> None:
+        self.method = method
+        self.generators = Generators.seeded(0, CPU)
+        self.task = problem.build(self.generators, **recipe)
+        self.model = self.task.model
+        method.prepare(self.model, self.generators.method)
+        self.model.train()
+        self.trace = watch(self.model)
+        self.task.start_epoch()
+
+    def forward(self) -> Tensor:
+        self.trace.clear()
+        return self.task.loss(0)
+
+    def penalty(self, progress: float = 0.5) -> Tensor:
+        return self.method.penalty(self.trace, torch.tensor(progress), self.generators.method)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a Run leaves: the model's tensors, and the records without their wall time."""
+
+    state: dict[str, Tensor]
+    epochs: list[EpochRecord]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A Task whose epoch is two steps."""
+
+    name: str
+    spec: TaskSpec = field(compare=False)
+    recipe: Recipe = field(compare=False)
+    data: Callable[[], ImageData | WordData] = field(compare=False)
+
+    def build(self, generators: Generators, **recipe: Any) -> tasks.Task:
+        return tasks.build(self.spec, self.recipe.model_copy(update=recipe), self.data(), generators, CPU)
+
+    def session(self, method: Method, **recipe: Any) -> Session:
+        return Session(method, self, **recipe)
+
+    @functools.cache  # noqa: B019  # three Problems live as long as the tests
+    def refusal(self, method: Method) -> str | None:
+        """Why this method does not work on this task, in its own words; None where it does."""
+        try:
+            session = self.session(method)
+            session.forward()
+            session.penalty()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    @functools.cache  # noqa: B019
+    def trained_once(self, method: Method, steps: int = STEPS) -> Trained:
+        """As `trained`; several checks compare with the same undisturbed Run."""
+        return self.trained(method, steps)
+
+    def trained(self, method: Method, steps: int = STEPS, stop_after: int = 0) -> Trained:
+        """Train in the one loop; with ``stop_after``, interrupted there and gone on from the checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            if stop_after:
+                stops = iter([False] * (stop_after - 1) + [True])
+                with pytest.raises(Interrupted):
+                    self._train(method, steps, Path(folder), lambda: next(stops))
+            return self._train(method, steps, Path(folder), lambda: False)
+
+    def _train(self, method: Method, steps: int, folder: Path, should_stop: Callable[[], bool]) -> Trained:
+        generators = Generators.seeded(0, CPU)
+        task = self.build(generators)
+        recipe = self.recipe.model_copy(update={"steps": steps})
+        outcome = train("battery", recipe, task, method, generators, CPU, folder, should_stop=should_stop)
+        assert outcome.diverged_step is None
+        epochs = [epoch.model_copy(update={"seconds_per_step": 0.0}) for epoch in outcome.epochs]
+        return Trained(dict(task.model.state_dict()), epochs)
+
+
+def _problem(kind: str, model: str, options: dict[str, Any], **recipe: Any) -> Problem:
+    spec = TaskSpec(kind=kind, dataset="tiny", model=model, model_options=options)
+    data = {"image_classification": _images, "language_modeling": _words}[kind]
+    return Problem(model, spec, Recipe(steps=STEPS, evaluate_every=5, eval_batch_size=4, **recipe), data)
+
+
+# Between them: units, maps, and the outputs of a recurrent layer before and after dropout.
+PROBLEMS = (
+    _problem("image_classification", "mlp", {"width": 8, "depth": 2}, batch_size=8, learning_rate=0.2),
+    _problem("image_classification", "resnet", {"depth": 8, "width": 2}, batch_size=8, learning_rate=0.5),
+    _problem("language_modeling", "lstm", {"hidden": 8, "dropout": 0.1}, batch_size=4, window=5, learning_rate=2.0),
+)
+
+
+@pytest.fixture(params=PROBLEMS, ids=[problem.name for problem in PROBLEMS])
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return request.param
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture
+def subjects() -> dict[str, Subject]:
+    return SUBJECTS
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def configured(request: pytest.FixtureRequest) -> tuple[Subject, Method]:
+    """A method in one of its configurations."""
+    return CONFIGURATIONS[request.param]
+
+
+@pytest.fixture
+def problems() -> tuple[Problem, ...]:
+    return PROBLEMS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors are fastest on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
