@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.console import Console
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 console = Console()
 EVIDENCE = ROOT / "reports" / "evidence"
+SCALES = get_args(Scale)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
@@ -76,7 +77,7 @@ def chosen_methods(name: str) -> dict[str, MethodFolder]:
 
 def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") -> dict[str, Experiment]:
     """The experiments of one method at one scale (all when None). SpecError: unknown scale or experiment."""
-    if scale is not None and scale not in Scale.__args__:  # type: ignore[attr-defined]
+    if scale is not None and scale not in SCALES:
         raise SpecError(f"unknown scale {scale!r}: use quick, reduced or paper")
     experiments = folder.experiments()
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -120,15 +121,13 @@ def list_methods(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("method", "title", "quick", "reduced", "paper"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        by_scale: dict[str, list[str]] = {"quick": [], "reduced": [], "paper": []}
-        for name, scale in row["experiments"].items():  # type: ignore[attr-defined]
-            by_scale[scale].append(name)
-        table.add_row(str(row["method"]), str(row["title"]), *(", ".join(names) for names in by_scale.values()))
-    console.print(table)
+    for folder in all_methods().values():
+        console.print(f"[bold]{folder.name}[/bold]  {folder.title}", highlight=False, soft_wrap=True)
+        by_scale: dict[str, list[str]] = {}
+        for name, experiment in folder.experiments().items():
+            by_scale.setdefault(experiment.scale, []).append(name)
+        for scale in sorted(by_scale, key=SCALES.index):
+            console.print(f"    {scale:<8} {', '.join(by_scale[scale])}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -220,7 +219,9 @@ def run(
     for problem in damaged:
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(missing)))
+    # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
+    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(planned)))
+    runs.mkdir(parents=True, exist_ok=True)
     place = Workplace(
         runs=runs,
         root=data_root(data),

@@ -49,6 +49,14 @@ class Words(_Strict):
     minimum_count: int = Field(default=1, ge=1)  # rarer words in train become <unk>
 
 
+class Table(_Strict):
+    """What a table must come out as."""
+
+    rows: int
+    features: int
+    folds: int  # splits into a test part and the rest, as the source gives them
+
+
 class HuggingFace(_Strict):
     """Where the library `datasets` finds the data."""
 
@@ -59,11 +67,12 @@ class HuggingFace(_Strict):
 
 
 _NEEDED = {
-    "files": ("idx", "cifar", "svhn", "parquet", "text"),
+    "files": ("idx", "cifar", "svhn", "parquet", "text", "uci"),
     "torchvision": ("idx", "cifar", "svhn"),
-    "archive": ("cifar",),
+    "archive": ("cifar", "uci"),
     "columns": ("parquet", "text"),
     "split_seed": ("digits",),
+    "table": ("uci",),
 }
 
 
@@ -72,7 +81,7 @@ class Card(_Strict):
 
     name: str = ""  # the file's name, filled in by `read_card`
     title: str
-    format: Literal["idx", "cifar", "svhn", "parquet", "digits", "text", "pydoc_topics"]
+    format: Literal["idx", "cifar", "svhn", "parquet", "digits", "text", "pydoc_topics", "uci"]
     source: str
     licence: str
     get: str  # how a user gets the files: one instruction, part of every error
@@ -90,14 +99,19 @@ class Card(_Strict):
     hugging_face: HuggingFace | None = None
     split_seed: int | None = None  # of the fixed permutation, where the source has no split
     words: Words | None = None
+    table: Table | None = None
 
     @model_validator(mode="after")
-    def _images_or_words(self) -> Card:
-        image_facts = (self.shape, self.classes, self.statistics, self.splits or None)
-        if self.words is None and None in image_facts:
+    def _images_words_or_table(self) -> Card:
+        image_facts = (self.shape, self.statistics, self.splits or None)
+        if self.words is not None and self.table is not None:
+            raise ValueError("a card is of words or of a table, not of both")
+        if self.words is None and self.table is None and None in (*image_facts, self.classes):
             raise ValueError("a card of images gives shape, classes, statistics and splits")
-        if self.words is not None and any(fact is not None for fact in image_facts):
+        if self.words is not None and any(fact is not None for fact in (*image_facts, self.classes)):
             raise ValueError("a card of words has no shape, classes, statistics or splits of images")
+        if self.table is not None and (self.classes is None or any(fact is not None for fact in image_facts)):
+            raise ValueError("a card of a table gives classes, and no shape, statistics or splits of images")
         for field, formats in _NEEDED.items():
             if self.format in formats and not getattr(self, field):
                 raise ValueError(f"a card of format {self.format!r} gives {field}")
@@ -138,7 +152,7 @@ def checksum(card: Card, root: Path | None) -> str:
     identity = card.model_dump(
         mode="json",
         exclude_none=True,
-        include={"format", "files", "splits", "shape", "pixels", "split_seed", "words"},
+        include={"format", "files", "splits", "shape", "pixels", "split_seed", "words", "table"},
     )
     if card.format == "digits":
         identity["text"] = hashlib.sha256(_digits_file().read_bytes()).hexdigest()

@@ -44,8 +44,8 @@ class MethodFolder:
     def title(self) -> str:
         """The first heading of its card."""
         card = self.path / "card.md"
-        first = card.read_text("utf-8").splitlines()[0] if card.exists() else self.name
-        return first.lstrip("# ").strip()
+        first = card.read_text("utf-8").partition("\n")[0] if card.exists() else ""
+        return first.lstrip("# ").strip() or self.name
 
 
 def all_methods() -> dict[str, MethodFolder]:

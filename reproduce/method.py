@@ -1,4 +1,4 @@
-"""The whole interface of a method: what it changes before training, and what it adds to the loss."""
+"""The whole interface of a method: what it changes before training, adds to the loss, and does after a step."""
 
 from __future__ import annotations
 
@@ -50,3 +50,18 @@ class Method(BaseModel):
             generator: the only source of randomness a method may use; lives on the model's device.
         """
         return trace.zero()
+
+    def after_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Tensor, generator: torch.Generator
+    ) -> None:
+        """Change weights and the optimiser's state once it has stepped. Default: change nothing.
+
+        For the few ideas that rewrite weights outside the gradient. What they must remember lies in buffers that
+        `prepare` adds to the model, so that checkpoints carry it. As in a penalty: static shapes, no wait for a value.
+
+        Args:
+            model: as trained; its Sites' Traces still hold this step's records.
+            optimizer: its state tensors have the shapes of their parameters.
+            progress: as in `penalty`, of this step.
+            generator: as in `penalty`.
+        """

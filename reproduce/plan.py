@@ -41,7 +41,7 @@ def resolve(cell: Cell, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
     folder = find_method(cell.method)
     method_class = folder.load()
     try:
-        method = method_class.model_validate_json(json.dumps(cell.params))
+        method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
         defaults = _defaults(folder)
     except ValidationError as error:
         first = error.errors()[0]

@@ -93,7 +93,7 @@ def _execute(
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(name: str, root: Path | None, cache: Path) -> data.ImageData | data.WordData:
+def _load_data(name: str, root: Path | None, cache: Path) -> data.Data:
     return data.load(name, root, cache)
 
 

@@ -71,12 +71,16 @@ class Record(NamedTuple):
     def vectors(self, features: Features) -> Tensor:
         """The activation as (..., features), without a copy where its layout allows.
 
-        A map (n, c, h, w) is one vector of all its values (``"flatten"``) or one vector of channels at each
-        location (``"channels"``); other activations have their features last already.
+        A map (n, c, h, w) is one vector of all its values (``"flatten"``, in the order of memory: for methods to
+        which units are a set) or one vector of channels at each location (``"channels"``). Other activations have
+        their features last already.
         """
         if self.site.axes != "nchw":
             return self.activation
-        return self.activation.flatten(1) if features == "flatten" else self.activation.movedim(1, -1)
+        if features == "channels" or self.activation.is_contiguous(memory_format=torch.channels_last):
+            last = self.activation.movedim(1, -1)
+            return last if features == "channels" else last.flatten(1)
+        return self.activation.flatten(1)
 
 
 class Trace:

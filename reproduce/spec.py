@@ -48,6 +48,16 @@ class TaskSpec(_Strict):
     validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
     train_examples: Count | None = None  # use only the first so many training examples
     normalise: Literal["channel", "mean_image", "pixel", "binary", "unit"] | None = None  # images
+    reconstruction: Literal["pixel_mean"] | None = None  # autoencoding; None: squared errors summed over features
+    classifier_iterations: Count | None = None  # autoencoding: of a logistic regression on the features; None: none
+    fold: Annotated[int, Field(ge=0)] | None = None  # tables: which of the dataset's test folds
+    fold_convention: Literal["standard", "swapped"] | None = None  # tables: test on the fold, or train on it
+
+    @model_validator(mode="after")
+    def _fold_is_used(self) -> TaskSpec:
+        if (self.fold is None) != (self.fold_convention is None):
+            raise _Misplaced(("fold",), "fold and fold_convention go together")
+        return self
 
 
 class ConstantRate(_Strict):

@@ -163,6 +163,7 @@ def train(
             (loss + penalty).backward()
             clip_gradients(parameters, recipe.clip)
             optimizer.step()
+            method.after_step(model, optimizer, progress, generators.method)
             running.add(loss, penalty, step_tensor)
             schedule.after_step()
             step += 1

@@ -6,13 +6,18 @@ from pathlib import Path
 
 from reproduce.cards import Card, DataError, card_names, checksum, read_card
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
+from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
 
 __all__ = [
     "Card",
+    "Data",
     "DataError",
+    "Fold",
     "ImageData",
     "Images",
+    "Rows",
+    "TableData",
     "WordData",
     "card_names",
     "checksum",
@@ -21,8 +26,10 @@ __all__ = [
     "read_card",
 ]
 
+Data = ImageData | WordData | TableData
 
-def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> ImageData | WordData:
+
+def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Data:
     """Load a dataset by the name of its card.
 
     Args:
@@ -37,11 +44,13 @@ def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Ima
     return load_card(read_card(name), root, cache)
 
 
-def load_card(card: Card, root: Path | None = None, cache: Path = Path("data")) -> ImageData | WordData:
+def load_card(card: Card, root: Path | None = None, cache: Path = Path("data")) -> Data:
     """Load the dataset that a card describes; see `load`."""
     root = root.expanduser() if root is not None else None
     if root is not None and not root.is_dir():
         raise DataError(f"{root}: the data folder does not exist")
     if card.format in IMAGE_FORMATS:
         return IMAGE_FORMATS[card.format](card, root, cache)
+    if card.format in TABLE_FORMATS:
+        return TABLE_FORMATS[card.format](card, root, cache)
     return WORD_FORMATS[card.format](card, root, cache)

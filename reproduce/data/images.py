@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -38,11 +38,19 @@ class Images:
     images: Tensor
     labels: Tensor
 
+    @property
+    def inputs(self) -> Tensor:
+        return self.images
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class ImageData:
     """An image dataset; ``validation`` is None where the source has no such split."""
 
+    holds: ClassVar[str] = "images"
     card: Card
     train: Images
     validation: Images | None

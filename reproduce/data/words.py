@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ UNKNOWN = "<unk>"
 class WordData:
     """A corpus as int64 token indices (tokens,), with the words they stand for."""
 
+    holds: ClassVar[str] = "words"
     card: Card
     train: Tensor
     validation: Tensor

@@ -7,8 +7,10 @@ import os
 import queue
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event as StopEvent
 from typing import Any
@@ -82,11 +84,10 @@ def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Repor
         initializer=_start_worker,
         initargs=(events, stop, os.getpid()),
     ) as pool:
-        # Workers inherit the mask from birth: Ctrl-C reaches the parent alone, which lets them finish their step.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        pending = {pool.submit(_work, run, place): run for run in runs}
+        pending: dict[Future[Result], PlannedRun] = {}
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            with _deaf_to_interrupts():
+                pending = {pool.submit(_work, run, place): run for run in runs}
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(events, by_id, reporter)
@@ -100,6 +101,21 @@ def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Repor
             wait(pending, timeout=60)
             raise
     return results, failures
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes born in here never hear Ctrl-C: the parent decides, and they finish their step. It hears it after."""
+    heard: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, previous)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _collect(

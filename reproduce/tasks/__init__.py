@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reproduce.data import ImageData, WordData
+from reproduce.data import Data
 from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 
@@ -41,11 +41,9 @@ class Task(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def build(
-    spec: TaskSpec, recipe: Recipe, data: ImageData | WordData, generators: Generators, device: torch.device
-) -> Task:
+def build(spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device) -> Task:
     """The Task of ``spec.kind``: a file of that name in this folder."""
-    kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     if spec.kind not in kinds:
         raise SpecError(f"unknown task kind {spec.kind!r}: there are {', '.join(kinds)}")
     module = importlib.import_module(f"reproduce.tasks.{spec.kind}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import scipy.special
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,15 +13,13 @@ from reproduce.data import ImageData, Images
 from reproduce.models import Sizes
 from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
-from reproduce.tasks import Metrics
+from reproduce.tasks._classification import Classification
 
 PADDING = 4
 
 
-class ImageClassification:
+class ImageClassification(Classification[Images]):
     """All images stay on the device as uint8; batches are normalised and augmented there."""
-
-    metric = "error"
 
     def __init__(
         self,
@@ -34,86 +30,22 @@ class ImageClassification:
         device: torch.device,
     ) -> None:
         train, validation = _split(spec, data)
-        if len(train.labels) < recipe.batch_size:
-            raise SpecError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
-        self.recipe = recipe
-        self.generators = generators
-        self.device = device
-        self.train = Images(train.images.to(device), train.labels.to(device))
-        self.splits = {
-            name: Images(split.images.to(device), split.labels.to(device))
-            for name, split in (("validation", validation), ("test", data.test))
-            if split is not None
-        }
-        if recipe.selection == "best_validation" and validation is None:
-            raise SpecError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
-        if recipe.window:
-            raise SpecError("recipe.window is for words; image classification has none")
+        splits = ({"validation": validation} if validation else {}) | {"test": data.test}
+        super().__init__(spec, recipe, train, splits, generators, device)
         self.normalise = _Normalisation(spec, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         # Convolutions are up to 1.5 times faster on channels_last, on CPU as on GPU.
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.steps_per_epoch = len(train.labels) // recipe.batch_size
-        self.order = torch.empty(0, dtype=torch.int64)
-        self.mix = torch.empty(0)
 
-    def start_epoch(self) -> None:
-        order = torch.randperm(len(self.train.labels), generator=self.generators.order)
-        self.order = order.to(self.device)
-        if self.recipe.mixup:
-            uniform = torch.rand(self.steps_per_epoch, generator=self.generators.order, dtype=torch.float64)
-            alpha = self.recipe.mixup
-            weights = scipy.special.betaincinv(alpha, alpha, uniform.numpy())
-            self.mix = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.device)
+    def read(self, inputs: Tensor) -> Tensor:
+        return self.normalise(inputs)
 
-    def loss(self, index: int) -> Tensor:
-        size = self.recipe.batch_size
-        chosen = self.order[index * size : (index + 1) * size]
-        images, labels = self.normalise(self.train.images[chosen]), self.train.labels[chosen]
-        if self.recipe.augment == "crop_flip":
-            images = crop_flip(images, self.generators.augmentation)
-        if not self.recipe.mixup:
-            return F.cross_entropy(self._logits(images), labels)
-        partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
-        weight = self.mix[index]
-        logits = self._logits(weight * images + (1 - weight) * images[partner])
-        return weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
+    def augmented(self, inputs: Tensor) -> Tensor:
+        return crop_flip(inputs, self.generators.augmentation) if self.recipe.augment == "crop_flip" else inputs
 
-    def _logits(self, images: Tensor) -> Tensor:
-        bfloat16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        return logits.float()
-
-    @torch.no_grad()
-    def evaluate(self) -> Metrics:
-        self.model.eval()
-        found = {name: self._evaluate_split(split) for name, split in self.splits.items()}
-        self.model.train()
-        return found
-
-    def _evaluate_split(self, split: Images) -> dict[str, float]:
-        loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        wrong = torch.zeros((), device=self.device, dtype=torch.int64)
-        size = self.recipe.eval_batch_size
-        for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-            logits = self._logits(self.normalise(images))
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            wrong += (logits.argmax(1) != labels).sum()
-        n_examples = len(split.labels)
-        return {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
-
-    @torch.no_grad()
-    def probe(self) -> None:
-        self._logits(self.normalise(self.train.images[: self.recipe.probe_examples]))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "mix": self.mix}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.order = state["order"].to(self.device)
-        self.mix = state["mix"].to(self.device)
+    def _logits(self, inputs: Tensor) -> Tensor:
+        return super()._logits(inputs.contiguous(memory_format=torch.channels_last))
 
 
 class _Normalisation(nn.Module):
@@ -155,6 +87,8 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
 
 def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
+    if spec.fold is not None:
+        raise SpecError("task.fold and task.fold_convention are for tables; image classification has neither")
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if spec.validation:
         if spec.validation >= len(labels):
@@ -187,5 +121,5 @@ def build(
     spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> ImageClassification:
     if not isinstance(data, ImageData):
-        raise SpecError(f"task image_classification needs images; dataset {spec.dataset!r} holds words")
+        raise SpecError(f"task image_classification needs images; dataset {spec.dataset!r} holds {data.holds}")
     return ImageClassification(spec, recipe, data, generators, device)

@@ -40,6 +40,8 @@ class LanguageModeling:
             raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
         if spec.validation or spec.normalise:
             raise SpecError("task.validation and task.normalise are for images; language modeling has neither")
+        if spec.fold is not None:
+            raise SpecError("task.fold and task.fold_convention are for tables; language modeling has neither")
         if spec.train_examples and spec.train_examples > len(data.train):
             raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
         self.window = recipe.window
@@ -115,5 +117,5 @@ def streams(tokens: Tensor, batch_size: int) -> Tensor:
 
 def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
     if not isinstance(data, WordData):
-        raise SpecError(f"task language_modeling needs words; dataset {spec.dataset!r} holds images")
+        raise SpecError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
     return LanguageModeling(spec, recipe, data, generators, device)

@@ -1,6 +1,6 @@
 """What the battery runs over: every discovered method in its configurations, and tiny tasks.
 
-A tiny task is a few random images or words that a small network learns by heart in 20 steps.
+A tiny task is a few images or words from which a small network learns in 20 steps.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from reproduce.cards import Card, Statistics
 from reproduce.data import ImageData, Images, WordData
 from reproduce.discover import METHODS, MethodFolder, all_methods
 from reproduce.method import Method
+from reproduce.optim import build_optimizer
 from reproduce.randomness import Generators
 from reproduce.records import EpochRecord
 from reproduce.sites import watch
@@ -52,7 +53,8 @@ class Subject:
         # The fields that weight the penalty.
         self.strengths = [name for name in fields if name.endswith(("strength", "coefficient"))]
         self.adds_a_penalty = self.method_class.penalty is not Method.penalty
-        self.changes_something = self.adds_a_penalty or self.method_class.prepare is not Method.prepare
+        hooks = ("prepare", "penalty", "after_step")
+        self.changes_something = any(getattr(self.method_class, hook) is not getattr(Method, hook) for hook in hooks)
 
 
 TEMPLATE = MethodFolder("_template", METHODS / "_template")
@@ -65,9 +67,11 @@ CONFIGURATIONS = {
 
 
 def _images() -> ImageData:
-    pixels = torch.randint(0, 256, (16, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = Images(pixels, torch.arange(16) % 3)
-    card = Card.model_construct(name="tiny", statistics=Statistics(mean=(0.5,), std=(0.3,), source="uniform"))
+    """Noise, the brighter the higher the class."""
+    labels = torch.arange(32) % 3
+    noise = torch.randint(0, 86, (32, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    split = Images((noise * (1 + labels.view(-1, 1, 1, 1))).to(torch.uint8), labels)
+    card = Card.model_construct(name="tiny", statistics=Statistics(mean=(0.33,), std=(0.25,), source="made here"))
     return ImageData(card=card, train=split, validation=None, test=split, classes=3, origin="made here")
 
 
@@ -88,6 +92,7 @@ class Session:
         method.prepare(self.model, self.generators.method)
         self.model.train()
         self.trace = watch(self.model)
+        self.optimizer = build_optimizer(self.model, problem.recipe)
         self.task.start_epoch()
 
     def forward(self) -> Tensor:
@@ -96,6 +101,9 @@ class Session:
 
     def penalty(self, progress: float = 0.5) -> Tensor:
         return self.method.penalty(self.trace, torch.tensor(progress), self.generators.method)
+
+    def after_step(self, progress: float = 0.5) -> None:
+        self.method.after_step(self.model, self.optimizer, torch.tensor(progress), self.generators.method)
 
 
 @dataclass(frozen=True)
@@ -158,15 +166,16 @@ class Problem:
 
 def _problem(kind: str, model: str, options: dict[str, Any], **recipe: Any) -> Problem:
     spec = TaskSpec(kind=kind, dataset="tiny", model=model, model_options=options)
-    data = {"image_classification": _images, "language_modeling": _words}[kind]
-    return Problem(model, spec, Recipe(steps=STEPS, evaluate_every=5, eval_batch_size=4, **recipe), data)
+    data = _words if kind == "language_modeling" else _images
+    return Problem(model, spec, Recipe(steps=STEPS, evaluate_every=5, eval_batch_size=8, **recipe), data)
 
 
-# Between them: units, maps, and the outputs of a recurrent layer before and after dropout.
+# Between them: units, maps, the outputs of a recurrent layer before and after dropout, and a code.
 PROBLEMS = (
-    _problem("image_classification", "mlp", {"width": 8, "depth": 2}, batch_size=8, learning_rate=0.2),
-    _problem("image_classification", "resnet", {"depth": 8, "width": 2}, batch_size=8, learning_rate=0.5),
+    _problem("image_classification", "mlp", {"width": 8, "depth": 2}, batch_size=16, learning_rate=0.2),
+    _problem("image_classification", "resnet", {"depth": 8, "width": 2}, batch_size=16, learning_rate=0.5),
     _problem("language_modeling", "lstm", {"hidden": 8, "dropout": 0.1}, batch_size=4, window=5, learning_rate=2.0),
+    _problem("autoencoding", "autoencoder", {"d_sae": 8}, batch_size=16, learning_rate=0.01),
 )
 
 

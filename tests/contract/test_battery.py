@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reproduce.method import Method
+from reproduce.method import Method, NonNegative, Trace
 
 RAN: Counter[str] = Counter()
 
@@ -117,9 +117,13 @@ def draws_only_from_its_generator(method: Method, problem: Any) -> None:
     session.forward()
     state = session.generators.state_dict()
     first = session.penalty()
-    after = session.generators.state_dict()
     session.generators.method.set_state(state["method"])
     assert torch.equal(first, session.penalty()), "the same generator gives another penalty: there is state elsewhere"
+    session.after_step()
+    again.forward()
+    again.penalty()
+    again.after_step()
+    after = session.generators.state_dict()
     assert _same({**state, "method": after["method"]}, after), "another stream of the run was drawn from"
     assert _same(_clone(session.model.named_parameters()), _clone(again.model.named_parameters()))
     assert torch.equal(before[0], torch.get_rng_state())
@@ -150,6 +154,9 @@ def never_waits_for_the_device(method: Method, problem: Any) -> None:
         penalty = method.penalty(session.trace, progress, session.generators.method)
         if penalty.requires_grad:
             penalty.backward()
+    session.optimizer.step()
+    with NoCopyToHost(), NoHostSync():
+        method.after_step(session.model, session.optimizer, progress, session.generators.method)
 
 
 def learns(method: Method, problem: Any) -> None:
@@ -211,3 +218,96 @@ def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:
     assert RAN["checks"] == len(pairs) * len(CHECKS)
     assert RAN["refused"] == sum(reason is not None for _, reason in pairs) * len(CHECKS)
     assert RAN["exempt"] == sum(reason is None and not subject.adds_a_penalty for subject, reason in pairs)
+
+
+# The checks themselves: each must find the fault that it is there for.
+
+
+class _Weighted(Method):
+    strength: NonNegative = 1e-2
+
+
+def _read(trace: Trace) -> Tensor:
+    return torch.stack([record.activation.float().square().mean() for record in trace.records]).sum()
+
+
+def _adds_nan(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return trace.zero() + torch.nan
+
+
+def _adds_a_vector(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return method.strength * torch.stack([record.activation.square().mean() for record in trace.records])
+
+
+def _stays_in_half_precision(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return _read(trace).to(torch.bfloat16)
+
+
+def _forgets_its_strength(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return 1e-2 * _read(trace)
+
+
+def _draws_globally(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return method.strength * _read(trace) * torch.rand(())
+
+
+def _counts_its_calls(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    RAN["calls"] += 1
+    return method.strength * _read(trace) * RAN["calls"]
+
+
+def _clips_the_weights(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    with torch.no_grad():
+        for parameter in trace.model.parameters():
+            parameter.clamp_(-0.1, 0.1)
+    return trace.zero()
+
+
+def _clears_the_trace(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    total = _read(trace)
+    trace.clear()
+    return method.strength * total
+
+
+def _branches_on_a_value(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return method.strength * _read(trace) if progress > 0.1 else trace.zero()
+
+
+def _selects_by_a_mask(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    values = trace.records[0].activation
+    return method.strength * values[values > 0].sum()
+
+
+def _copies_to_the_host(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return method.strength * _read(trace) * sum(progress.reshape(1).tolist())
+
+
+def _works_against_the_task(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return 10 * torch.stack([weight.square().sum() for weight in trace.model.parameters()]).sum()
+
+
+@pytest.mark.parametrize(
+    ("check", "penalty"),
+    [
+        (adds_a_finite_number, _adds_nan),
+        (adds_a_finite_number, _adds_a_vector),
+        (works_in_bfloat16, _stays_in_half_precision),
+        (at_strength_zero_is_vanilla, _forgets_its_strength),
+        (draws_only_from_its_generator, _draws_globally),
+        (draws_only_from_its_generator, _counts_its_calls),
+        (leaves_the_model_alone, _clips_the_weights),
+        (leaves_the_model_alone, _clears_the_trace),
+        (never_waits_for_the_device, _branches_on_a_value),
+        (never_waits_for_the_device, _selects_by_a_mask),
+        (never_waits_for_the_device, _copies_to_the_host),
+        (learns, _works_against_the_task),
+        (gives_the_same_numbers_twice, _counts_its_calls),
+        (goes_on_from_a_checkpoint, _counts_its_calls),
+    ],
+)
+def test_a_check_finds_its_fault(check: Callable[[Method, Any], None], penalty: Any, problems: Any) -> None:
+    sound = type("Sound", (_Weighted,), {"penalty": lambda self, trace, *_: self.strength * _read(trace)})
+    faulty = type("Faulty", (_Weighted,), {"penalty": penalty})
+    check(sound(), problems[0])
+    with pytest.raises((AssertionError, ValueError)):
+        check(faulty(), problems[0])

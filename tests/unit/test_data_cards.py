@@ -29,6 +29,18 @@ NAMES = [
     "pydoc_topics",
     "svhn",
     "tiny_imagenet",
+    "uci_abalone",
+    "uci_car",
+    "uci_cardiotocography_10clases",
+    "uci_contrac",
+    "uci_molec_biol_splice",
+    "uci_semeion",
+    "uci_spambase",
+    "uci_statlog_german_credit",
+    "uci_statlog_image",
+    "uci_steel_plates",
+    "uci_wine_quality_red",
+    "uci_yeast",
     "wikitext2",
 ]
 

@@ -1,0 +1,148 @@
+"""Tables of numbers with a class for each row, in the layout of the UCI collection of Fernández-Delgado et al."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reproduce.cards import Card, DataError, Table
+from reproduce.data.sources import Found, find, locked, missing, unwritable, writable
+
+VALIDATION_SHARE = 5  # one row in so many, of those outside a test fold, is for validation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features float32 (N, features) and labels int64 (N,)."""
+
+    features: Tensor
+    labels: Tensor
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.features
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.features.to(device), self.labels.to(device))
+
+    def at(self, numbers: Tensor) -> Rows:
+        """The rows of these numbers."""
+        return Rows(self.features[numbers], self.labels[numbers])
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A cut of the table in three: rows inside the source's test fold, held out for validation, and the others."""
+
+    inside: Tensor
+    validation: Tensor
+    others: Tensor
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table with the folds that its source gives."""
+
+    holds: ClassVar[str] = "a table"
+    card: Card
+    rows: Rows
+    folds: tuple[Fold, ...]
+    classes: int
+    origin: str
+
+
+def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
+    """`*_R.dat` (number, standardised features, class) and `conxuntos_kfold.dat` (folds), or their archive.
+
+    The archive's files are unpacked into the cache, each checked. A fold's rows are in the random order of their
+    source, so the last fifth of those outside it serve for validation.
+
+    Raises:
+        DataError: a file is missing, damaged or not of this layout, or has other counts than the card's.
+    """
+    found = find(card, card.files, root, cache) or _unpacked(card, root, cache)
+    (table,) = (path for pattern, (path,) in found.files.items() if pattern.endswith("_R.dat"))
+    (folds,) = (path for pattern, (path,) in found.files.items() if pattern.endswith("kfold.dat"))
+    if card.table is None or card.classes is None:
+        raise DataError(f"{card.name}: its card has no table")
+    rows = _read_rows(card, card.table, card.classes, table)
+    return TableData(card, rows, _read_folds(card, card.table, folds), card.classes, found.origin)
+
+
+def _unpacked(card: Card, root: Path | None, cache: Path) -> Found:
+    """Take the card's files out of the archive, in the folder that holds it."""
+    archive = find(card, card.archive, root, cache)
+    if archive is None:
+        raise missing(card, [*card.files, *card.archive], root, cache)
+    ((name, (path,)),) = archive.files.items()
+    with locked(cache):
+        try:
+            with tarfile.open(path) as opened:
+                for pattern in card.files:
+                    member = Path(pattern).relative_to(Path(name).parent).as_posix()
+                    content = opened.extractfile(member)
+                    if content is None:
+                        raise DataError(f"{path}: {member} is no file; {card.get}")
+                    _write(cache / pattern, content.read())
+        except (tarfile.TarError, lzma.LZMAError, EOFError, KeyError) as error:
+            raise DataError(f"{path}: cannot be unpacked ({error}); {card.get}") from error
+    found = find(card, card.files, None, cache)
+    if found is None:
+        raise missing(card, list(card.files), root, cache)
+    return found._replace(origin=f"unpacked from {path}")
+
+
+def _write(target: Path, content: bytes) -> None:
+    temporary = writable(target.parent) / f"{target.name}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except OSError as error:
+        raise unwritable(target.parent, error) from error
+
+
+def _read_rows(card: Card, expected: Table, classes: int, path: Path) -> Rows:
+    try:
+        table = np.loadtxt(path, skiprows=1, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a table of numbers ({error}); {card.get}") from error
+    if table.shape != (expected.rows, expected.features + 2):
+        found = f"{table.shape[0]} rows of {table.shape[1] - 2} features"
+        raise DataError(f"{path}: {found}, expected {expected.rows} of {expected.features}; {card.get}")
+    if not np.isfinite(table).all():
+        raise DataError(f"{path}: holds a number that is not finite; {card.get}")
+    labels = table[:, -1].astype(np.int64)
+    if not np.array_equal(np.unique(table[:, -1]), np.arange(classes)):
+        raise DataError(f"{path}: classes from {labels.min()} to {labels.max()}, expected all of 0 to {classes - 1}")
+    return Rows(torch.from_numpy(table[:, 1:-1].astype(np.float32)), torch.from_numpy(labels))
+
+
+def _read_folds(card: Card, expected: Table, path: Path) -> tuple[Fold, ...]:
+    """Lines in pairs: the rows outside a fold, and those inside it."""
+    try:
+        lines = [
+            np.array(line.split(), dtype=np.int64) for line in path.read_text("ascii").splitlines() if line.strip()
+        ]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not lines of row numbers ({error}); {card.get}") from error
+    if len(lines) != 2 * expected.folds:
+        raise DataError(f"{path}: {len(lines)} lines, expected two for each of {expected.folds} folds; {card.get}")
+    folds = []
+    for number, (outside, inside) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+        if not np.array_equal(np.sort(np.concatenate([outside, inside])), np.arange(expected.rows)):
+            raise DataError(f"{path}: fold {number} does not hold each of {expected.rows} rows once; {card.get}")
+        cut = len(outside) - len(outside) // VALIDATION_SHARE
+        folds.append(Fold(*(torch.from_numpy(part) for part in (inside, outside[cut:], outside[:cut]))))
+    return tuple(folds)
+
+
+TABLE_FORMATS: dict[str, Callable[[Card, Path | None, Path], TableData]] = {"uci": load_uci}

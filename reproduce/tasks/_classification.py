@@ -1,0 +1,130 @@
+"""What tasks with labelled examples share: batches in a drawn order, mixup, cross-entropy, error in percent."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import scipy.special
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reproduce.randomness import Generators
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks import Metrics
+
+
+class Labelled(Protocol):
+    """Inputs (N, ...) as they are stored, and labels int64 (N,)."""
+
+    @property
+    def inputs(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+Part = TypeVar("Part", bound=Labelled)
+
+
+class Classification(Generic[Part]):
+    """All examples stay on the device; a Task says how stored inputs become what the network sees.
+
+    Raises:
+        SpecError: fewer examples than a batch, or a recipe that asks for what such tasks do not have.
+    """
+
+    metric = "error"
+    model: nn.Module  # a Task builds it
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: Recipe,
+        train: Part,
+        splits: dict[str, Part],
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        if len(train.labels) < recipe.batch_size:
+            raise SpecError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
+        if recipe.selection == "best_validation" and "validation" not in splits:
+            raise SpecError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
+        if recipe.window:
+            raise SpecError(f"recipe.window is for words; {spec.kind.replace('_', ' ')} has none")
+        self.recipe = recipe
+        self.generators = generators
+        self.device = device
+        self.train = train.to(device)
+        self.splits = {name: split.to(device) for name, split in splits.items()}
+        self.steps_per_epoch = len(train.labels) // recipe.batch_size
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.mix = torch.empty(0)
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """Stored inputs as the network sees them; default: as they are."""
+        return inputs
+
+    def augmented(self, inputs: Tensor) -> Tensor:
+        """What training does to a batch; default: nothing."""
+        return inputs
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """The network on inputs that were read, in the recipe's precision; float32 (N, classes)."""
+        bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = self.model(inputs)
+        return logits.float()
+
+    def start_epoch(self) -> None:
+        order = torch.randperm(len(self.train.labels), generator=self.generators.order)
+        self.order = order.to(self.device)
+        if self.recipe.mixup:
+            uniform = torch.rand(self.steps_per_epoch, generator=self.generators.order, dtype=torch.float64)
+            alpha = self.recipe.mixup
+            weights = scipy.special.betaincinv(alpha, alpha, uniform.numpy())
+            self.mix = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.device)
+
+    def loss(self, index: int) -> Tensor:
+        size = self.recipe.batch_size
+        chosen = self.order[index * size : (index + 1) * size]
+        labels = self.train.labels[chosen]
+        inputs = self.augmented(self.read(self.train.inputs[chosen]))
+        if not self.recipe.mixup:
+            return F.cross_entropy(self._logits(inputs), labels)
+        partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
+        weight = self.mix[index]
+        logits = self._logits(weight * inputs + (1 - weight) * inputs[partner])
+        return weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        self.model.eval()
+        found = {name: self._evaluate_split(split) for name, split in self.splits.items()}
+        self.model.train()
+        return found
+
+    def _evaluate_split(self, split: Part) -> dict[str, float]:
+        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        wrong = torch.zeros((), device=self.device, dtype=torch.int64)
+        size = self.recipe.eval_batch_size
+        for inputs, labels in zip(split.inputs.split(size), split.labels.split(size), strict=True):
+            logits = self._logits(self.read(inputs))
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            wrong += (logits.argmax(1) != labels).sum()
+        n_examples = len(split.labels)
+        return {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        self._logits(self.read(self.train.inputs[: self.recipe.probe_examples]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order, "mix": self.mix}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order = state["order"].to(self.device)
+        self.mix = state["mix"].to(self.device)

@@ -1,0 +1,117 @@
+"""Autoencoding of images: squared error, with the sparsity of the code and what a linear classifier makes of it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from reproduce.data import ImageData
+from reproduce.randomness import Generators
+from reproduce.sparsity import CodeStatistics, ReconstructionStatistics
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks import Metrics
+from reproduce.tasks._classification import Labelled
+from reproduce.tasks.image_classification import ImageClassification
+
+
+class Autoencoding(ImageClassification):
+    """Loss: mean over images of the sum over pixels of squared errors ("pixel_mean": mean over both).
+
+    Metrics of a split: ``loss``, ``fvu``, ``relative_reconstruction_bias``, ``l0``, ``dead_fraction``,
+    ``decoder_norm`` (mean over latents), and with ``classifier_iterations`` the ``classifier_error`` in percent of a
+    multinomial logistic regression on the features of the training images, which is then the metric that counts.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: Recipe,
+        data: ImageData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        if recipe.mixup or recipe.augment:
+            raise SpecError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
+        super().__init__(spec, recipe, data, generators, device)
+        lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
+        if lacking:
+            raise SpecError(f"task autoencoding needs an autoencoder; model {spec.model!r} has no {lacking[0]!r}")
+        self.autoencoder: Any = self.model
+        self.classifier_iterations = spec.classifier_iterations
+        self.metric = "classifier_error" if spec.classifier_iterations else "fvu"
+        self.pixel_mean = spec.reconstruction == "pixel_mean"
+        self.epochs_begun = 0
+        self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
+
+    def start_epoch(self) -> None:
+        super().start_epoch()
+        self.autoencoder.anneal(self.epochs_begun / self.total_epochs)
+        self.epochs_begun += 1
+
+    def loss(self, index: int) -> Tensor:
+        size = self.recipe.batch_size
+        images = self.read(self.train.inputs[self.order[index * size : (index + 1) * size]])
+        return self._loss(images, self._logits(images)).mean()
+
+    def _loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """The loss of each image: (N,)."""
+        squares = (reconstruction - images).square().flatten(1)
+        return squares.mean(1) if self.pixel_mean else squares.sum(1)
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        self.model.eval()
+        found = {name: self._evaluate_split(split) for name, split in self.splits.items()}
+        if self.classifier_iterations:
+            for name, error in self._classifier_errors(self.classifier_iterations).items():
+                found[name]["classifier_error"] = error
+        self.model.train()
+        return found
+
+    def _evaluate_split(self, split: Labelled) -> dict[str, float]:
+        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        codes, reconstructions = CodeStatistics(), ReconstructionStatistics()
+        for images in split.inputs.split(self.recipe.eval_batch_size):
+            images = self.read(images)
+            code = self.autoencoder.encode(images)
+            reconstruction = self.autoencoder.decode(code)
+            loss += self._loss(images, reconstruction.reshape(images.shape)).sum()
+            codes.add(code)
+            reconstructions.add(images.flatten(1), reconstruction)
+        found = {"loss": loss.item() / len(split.labels)} | reconstructions.metrics() | codes.metrics()
+        if (rows := getattr(self.autoencoder, "W_dec", None)) is not None:
+            found["decoder_norm"] = rows.norm(dim=1).mean().item()
+        return found
+
+    def _classifier_errors(self, iterations: int) -> dict[str, float]:
+        classifier = LogisticRegression(max_iter=iterations)  # L-BFGS from zero: nothing is drawn
+        with warnings.catch_warnings():
+            # The number of iterations is part of the protocol: reaching it is no accident.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(self._features(self.train), self.train.labels.cpu().numpy())
+        return {
+            name: 100.0 * float((classifier.predict(self._features(split)) != split.labels.cpu().numpy()).mean())
+            for name, split in self.splits.items()
+        }
+
+    def _features(self, split: Labelled) -> Any:
+        batches = split.inputs.split(self.recipe.eval_batch_size)
+        return torch.cat([self.autoencoder.features(self.read(images)) for images in batches]).cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"epochs_begun": self.epochs_begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.epochs_begun = state["epochs_begun"]
+
+
+def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> Autoencoding:
+    if not isinstance(data, ImageData):
+        raise SpecError(f"task autoencoding needs images; dataset {spec.dataset!r} holds words")
+    return Autoencoding(spec, recipe, data, generators, device)

@@ -1,0 +1,52 @@
+"""Classification of a table's rows on one of its source's folds: cross-entropy, error in percent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reproduce import models
+from reproduce.data import Rows, TableData
+from reproduce.models import Sizes
+from reproduce.randomness import Generators
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks._classification import Classification
+
+
+class TableClassification(Classification[Rows]):
+    """Features as the source standardised them.
+
+    ``fold_convention = "standard"`` tests on the rows inside the fold and trains on the others; ``"swapped"``
+    trains on the rows inside and tests on the others. Both hold out the same validation rows.
+    """
+
+    def __init__(
+        self, spec: TaskSpec, recipe: Recipe, data: TableData, generators: Generators, device: torch.device
+    ) -> None:
+        if recipe.augment:
+            raise SpecError("recipe.augment is for images; table classification has none")
+        if spec.validation or spec.normalise or spec.train_examples:
+            raise SpecError(
+                "task.validation, task.normalise and task.train_examples are not for tables: the fold decides"
+            )
+        if spec.fold is None or not spec.fold < len(data.folds):
+            raise SpecError(
+                f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}, "
+                "and needs fold_convention too"
+            )
+        fold = data.folds[spec.fold]
+        train, test = (fold.others, fold.inside) if spec.fold_convention == "standard" else (fold.inside, fold.others)
+        splits = {"validation": data.rows.at(fold.validation), "test": data.rows.at(test)}
+        super().__init__(spec, recipe, data.rows.at(train), splits, generators, device)
+        sizes = Sizes(tuple(data.rows.features.shape[1:]), data.classes)
+        model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
+        self.model = model.to(device)
+
+
+def build(
+    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> TableClassification:
+    if not isinstance(data, TableData):
+        raise SpecError(f"task table_classification needs a table; dataset {spec.dataset!r} holds {data.holds}")
+    return TableClassification(spec, recipe, data, generators, device)

@@ -1,0 +1,240 @@
+"""A checkout of its own in a temporary folder, with one tiny experiment, for the command line to work in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = ("vanilla", "batchnorm", "activity_norm", "per")
+
+TINY = """\
+title = "Digits in a moment"
+scale = "quick"
+source = "made for this test"
+seeds = [0]
+baseline = "batchnorm"
+[tasks.digits]
+kind = "image_classification"
+dataset = "digits"
+model = "mlp"
+train_examples = 100
+model_options = { width = 8, depth = 2, dropout = 0.2 }
+[recipe]
+epochs = 80
+batch_size = 20
+learning_rate = 0.1
+momentum = 0.9
+augment = "crop_flip"
+mixup = 0.4
+schedule = { kind = "step", milestones = [60] }
+evaluate_every = 40
+probe_examples = 20
+[arms.batchnorm]
+method = "batchnorm"
+[arms.per]
+method = "per"
+params = { strength = 1e-3, mode = "sliced", n_slices = 16 }
+[[claims]]
+task = "digits"
+arm = "per"
+over = "batchnorm"
+metric = "test.error"
+direction = "lower"
+source = "nowhere"
+"""
+
+ON_MNIST = TINY.replace('dataset = "digits"', 'dataset = "mnist"').replace(
+    "train_examples = 100\n", "validation = 1000\n"
+)
+
+# Many commands in one process, each as the console script would run it; torch is imported once.
+DRIVER = """\
+import json, sys, traceback
+from pathlib import Path
+from typer.testing import CliRunner
+from reproduce.__main__ import app
+
+if __name__ == "__main__":
+    answers = []
+    for command in json.load(sys.stdin):
+        for path, text in command["files"].items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, "utf-8")
+        result = CliRunner().invoke(app, command["arguments"])
+        crash = result.exception
+        if crash is not None and not isinstance(crash, SystemExit):
+            traceback.print_exception(crash)
+        answers.append({"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr})
+    json.dump(answers, sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The folder, and ways to give commands in it."""
+
+    path: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`python -m reproduce` in a process group of its own."""
+        with one_core():
+            return subprocess.Popen(
+                [sys.executable, "-m", "reproduce", *arguments],
+                cwd=self.path,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str) -> Answer:
+        process = self.start(*arguments)
+        stdout, stderr = process.communicate(timeout=120)
+        return Answer(process.returncode, stdout, stderr)
+
+    def python(self, code: str, given: str = "") -> str:
+        """What a script prints; it must say nothing on stderr and end well."""
+        script = self.path / "script.py"
+        script.write_text(code, "utf-8")
+        with one_core():
+            done = subprocess.run(
+                [sys.executable, str(script)],
+                cwd=self.path,
+                env=self.environment | {"PYTHONPATH": str(self.path)},
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        assert (done.stderr, done.returncode) == ("", 0)
+        return done.stdout
+
+    def commands(self, *commands: tuple[list[str], dict[str, str]]) -> list[Answer]:
+        """Several commands one after the other, each with files to write before."""
+        given = [{"arguments": arguments, "files": files} for arguments, files in commands]
+        return [Answer(**answer) for answer in json.loads(self.python(DRIVER, json.dumps(given)))]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("REPRODUCE_DATA", "PYTHONPATH")}
+        return kept | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Processes started in here run on one core: one thread each, and quick on a busy machine too."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def processes_of_group(group: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text("utf-8").rpartition(")")[2].split()
+        except OSError:  # ended while we looked
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Watch a process until something is so; it must not end before that."""
+    for _ in range(3000):
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            if happened():
+                return
+        else:
+            raise AssertionError(f"it ended too early: {process.communicate()}")
+    raise AssertionError("it never happened")
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    path = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns("__pycache__", "experiments", "test_*.py")
+    for folder in ("reproduce", "datasets", *(f"methods/{name}" for name in METHODS)):
+        shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
+    loop = path / "reproduce" / "train.py"
+    text = loop.read_text("utf-8")
+    assert text.count("CHECKPOINT_SECONDS = 30.0\n") == 1
+    loop.write_text(text.replace("CHECKPOINT_SECONDS = 30.0\n", "CHECKPOINT_SECONDS = 0.1\n"), "utf-8")
+    experiments = path / "methods" / "per" / "experiments"
+    experiments.mkdir()
+    (experiments / "tiny.toml").write_text(TINY, "utf-8")
+    return Checkout(path)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(checkout: Checkout) -> Answer:
+    """The tiny experiment trained from beginning to end, into the folder `runs`."""
+    return checkout.run("run", "per", "--jobs", "1", "--device", "cpu")
+
+
+@pytest.fixture
+def groups() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes to be ended with all that they started, whatever the test's outcome."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if processes_of_group(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def results_in(runs: Path) -> dict[str, Any]:
+    """The content of every sealed Result, by the name of its folder."""
+    return {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(runs.glob("*/result.json"))}
+
+
+@pytest.fixture(scope="session")
+def sealed_in() -> Callable[[Path], dict[str, Any]]:
+    return results_in
+
+
+@pytest.fixture(scope="session")
+def on_mnist() -> str:
+    return ON_MNIST
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def watch() -> Callable[[subprocess.Popen[str], Callable[[], bool]], None]:
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def group_of() -> Callable[[int], list[int]]:
+    return processes_of_group

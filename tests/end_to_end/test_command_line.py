@@ -1,0 +1,235 @@
+"""`python -m reproduce` in a checkout of its own: what it trains, prints, writes and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reproduce.plan import plan
+from reproduce.spec import read_experiment
+
+RUN = ["run", "per", "--jobs", "1", "--device", "cpu"]
+
+
+def test_run_trains_seals_and_writes_a_page(
+    checkout: Any, undisturbed: Any, sealed_in: Callable[[Path], dict[str, Any]]
+) -> None:
+    assert (undisturbed.code, undisturbed.stderr) == (0, "")
+    lines = undisturbed.stdout.splitlines()
+    assert lines[0] == "2 runs, 0 sealed, 2 to train on cpu"
+    assert lines[1].startswith("[1/2] tiny / batchnorm / seed 0: error ")
+    assert lines[2].startswith("[2/2] tiny / per / seed 0: error ")
+    assert lines[-1] == "page: runs/report/per.html"
+    page = (checkout.path / "runs" / "report" / "per.html").read_text("utf-8")
+    results = sealed_in(checkout.path / "runs")
+    assert len(results) == 2
+    for result in results.values():
+        assert result["status"] == "completed"
+        assert [record["epoch"] for record in result["epochs"]] == [40, 80]
+        assert f"{result['final']['test']['error']:.2f}" in page
+    assert "Digits in a moment" in page
+    assert not list((checkout.path / "runs").glob("*/checkpoint.pt"))
+    assert list((checkout.path / "runs").glob("*/events.out.tfevents.*"))
+
+
+@pytest.fixture(scope="module")
+def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[str, Any]:
+    """Every command below, in one process: the sound ones first, then the bad input."""
+    assert undisturbed.code == 0, undisturbed
+    evidence = checkout.path / "published"
+    broken = "methods/activity_norm/experiments/broken.toml"
+    reads = {broken: tiny}  # mended again for the commands that follow
+    mnist = "methods/batchnorm/experiments/on_mnist.toml"
+    raw = "data_folder/MNIST/raw"
+    names = [f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    first = plan({"tiny": read_experiment(checkout.path / "methods/per/experiments/tiny.toml")}, None)[0]
+    folder = f"elsewhere/{first.config.folder}"
+    (checkout.path / folder).mkdir(parents=True)
+    torch.save({"format": "0.7", "id": "x"}, checkout.path / folder / "checkpoint.pt")
+    commands: dict[str, tuple[list[str], dict[str, str]]] = {
+        "list": (["list"], {}),
+        "list json": (["list", "--json"], {}),
+        "plan": (["plan", "per", "--seeds", "2"], {}),
+        "plan json": (["plan", "per", "--seeds", "2", "--json"], {}),
+        "again": (RUN, {}),
+        "again json": ([*RUN, "--json"], {}),
+        "status": (["status"], {}),
+        "status json": (["status", "--json"], {}),
+        "publish": (["publish", "per", "--scale", "quick", "--output", str(evidence)], {}),
+        "publish again": (["publish", "per", "--scale", "quick", "--seeds", "2", "--output", str(evidence)], {}),
+        "report": (["report", "per", "--results", str(evidence), "--output", "pages"], {}),
+        # damaged Results are named, skipped and counted
+        "damaged status": (["status", "--runs", "copies"], {"copies/a/result.json": '{"schema_version": 1'}),
+        "damaged report": (
+            ["report", "per", "--results", str(evidence), "--output", "pages2"],
+            {str(evidence / "torn.json"): "{"},
+        ),
+        # bad input
+        "unknown method": (["run", "par"], {}),
+        "unknown experiment": (["run", "per", "--only", "tinny"], {}),
+        "unknown experiment of all": (["run", "all", "--only", "tiny"], {}),
+        "unknown scale": (["run", "per", "--scale", "fast"], {}),
+        "unknown key": (["run", "activity_norm"], {broken: tiny.replace("epochs", "epoch")}),
+        "wrong type": (["plan", "activity_norm"], {broken: tiny.replace("batch_size = 20", "batch_size = 'x'")}),
+        "claim without source": (["run", "activity_norm"], {broken: tiny.replace('source = "nowhere"\n', "")}),
+        "not toml": (["list"], {broken: "title = = 1"}),
+        "unknown parameter": (["run", "activity_norm"], {broken: tiny.replace("n_slices", "slices")}),
+        "no data folder": (["run", "per", "--data", "nowhere"], reads),
+        "no results folder": (["report", "per", "--results", "nowhere"], {}),
+        "no such gpu": (["run", "per", "--device", "cuda:99"], {}),
+        "unknown device": (["run", "per", "--device", "gpu"], {}),
+        "seeds": (["run", "per", "--seeds", "0,x"], {}),
+        "jobs": (["run", "per", "--jobs", "-1"], {}),
+        "runs in a file": ([*RUN, "--runs", "a_file"], {"a_file": ""}),
+        "page in a file": (["report", "per", "--results", str(evidence), "--output", "a_file/x"], {}),
+        "damaged data": (
+            ["run", "batchnorm", "--jobs", "1", "--device", "cpu", "--data", "data_folder"],
+            {mnist: on_mnist, **{f"{raw}/{name}": "cut off" for name in names}},
+        ),
+        "other checkpoint": ([*RUN, "--runs", "elsewhere"], {}),
+    }
+    return dict(zip(commands, checkout.commands(*commands.values()), strict=True))
+
+
+def test_list(answers: dict[str, Any]) -> None:
+    assert answers["list"].code == 0
+    lines = answers["list"].stdout.splitlines()
+    row = next(number for number, line in enumerate(lines) if line.startswith("per "))
+    assert lines[row + 1].split() == ["quick", "tiny"]
+    rows = json.loads(answers["list json"].stdout)
+    assert {row["method"]: row["experiments"] for row in rows} == {
+        "activity_norm": {},
+        "batchnorm": {},
+        "per": {"tiny": "quick"},
+        "vanilla": {},
+    }
+
+
+def test_plan(answers: dict[str, Any]) -> None:
+    lines = answers["plan"].stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:5]] == [
+        f"tiny / {arm} / seed {seed}" for seed in (0, 1) for arm in ("batchnorm", "per")
+    ]
+    assert ["sealed" in line for line in lines[1:5]] == [True, True, False, False]
+    assert lines[5].startswith("4 runs, 2 to train: about 0 minutes of one worker")
+    rows = json.loads(answers["plan json"].stdout)
+    assert [row["sealed"] for row in rows] == [True, True, False, False]
+    assert all(row["estimated_seconds"] > 0 for row in rows)
+    assert len({row["id"] for row in rows}) == 4
+
+
+def test_a_second_run_trains_nothing(answers: dict[str, Any], undisturbed: Any) -> None:
+    again = answers["again"]
+    assert again.code == 0
+    assert again.stdout.splitlines()[0] == "2 runs, 2 sealed, 0 to train on cpu"
+    assert again.stdout.splitlines()[1:] == undisturbed.stdout.splitlines()[3:]  # the same table
+
+
+def test_run_json(answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]) -> None:
+    content = json.loads(answers["again json"].stdout)
+    assert (answers["again json"].code, content["failures"]) == (0, [])
+    assert content["pages"] == ["runs/report/per.html"]
+    results = sealed_in(checkout.path / "runs").values()
+    assert content["results"] == {result["id"]: result["final"] for result in results}
+
+
+def test_status(answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]) -> None:
+    assert answers["status"].stdout == "2 sealed (0 diverged), 0 interrupted, 0 unreadable\n"
+    content = json.loads(answers["status json"].stdout)
+    ids = {result["id"] for result in sealed_in(checkout.path / "runs").values()}
+    assert {row["id"]: row["status"] for row in content["sealed"]} == dict.fromkeys(ids, "completed")
+    assert (content["interrupted"], content["unreadable"]) == ([], [])
+
+
+def test_publish_copies_once(
+    answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]
+) -> None:
+    assert answers["publish"].stdout.startswith("2 Results published to ")
+    assert answers["publish"].stdout.endswith(", 0 already there, 0 not trained yet\n")
+    assert answers["publish again"].stdout.startswith("0 Results published to ")
+    assert answers["publish again"].stdout.endswith(", 2 already there, 2 not trained yet\n")
+    for name, result in sealed_in(checkout.path / "runs").items():
+        assert json.loads((checkout.path / "published" / f"{name}.json").read_text("utf-8")) == result
+
+
+def test_report_is_made_of_published_results(answers: dict[str, Any], checkout: Any) -> None:
+    assert answers["report"].stdout == "2 Results, 0 unreadable; 1 pages in pages\n"
+    assert "Digits in a moment" in (checkout.path / "pages" / "per.html").read_text("utf-8")
+
+
+def test_damaged_results_are_named_skipped_and_counted(answers: dict[str, Any], checkout: Any) -> None:
+    status = answers["damaged status"]
+    assert (status.code, status.stdout.splitlines()[0]) == (0, "0 sealed (0 diverged), 0 interrupted, 1 unreadable")
+    assert "copies/a/result.json: not a readable Result" in status.stdout
+    report = answers["damaged report"]
+    assert (report.code, report.stdout) == (0, "2 Results, 1 unreadable; 1 pages in pages2\n")
+    assert report.stderr.startswith(f"skipped: {checkout.path / 'published' / 'torn.json'}: not a readable Result")
+    assert "torn.json" in (checkout.path / "pages2" / "per.html").read_text("utf-8")
+
+
+REFUSED = {
+    "unknown method": ["unknown method 'par': did you mean per?"],
+    "unknown experiment": ["has no experiment 'tinny'", "tiny"],
+    "unknown experiment of all": ["--only names experiments of one method"],
+    "unknown scale": ["unknown scale 'fast'", "quick, reduced or paper"],
+    "unknown key": ["broken.toml:13: recipe.epoch: unknown key"],
+    "wrong type": ["broken.toml:14: recipe.batch_size: ", "integer", "found 'x'"],
+    "claim without source": ["broken.toml:27: claims.0.source: missing key"],
+    "not toml": ["broken.toml: not valid TOML: ", "line 1"],
+    "unknown parameter": ["broken", "per", "slices"],
+    "no data folder": ["--data nowhere: no such folder"],
+    "no results folder": ["--results nowhere: no such folder"],
+    "no such gpu": ["'cuda:99' asked for, but torch finds", "--device cpu"],
+    "unknown device": ["unknown device 'gpu'", "cuda:N"],
+    "seeds": ["--seeds '0,x'", "expected"],
+    "jobs": ["--jobs -1: expected 0 or more"],
+    "runs in a file": ["a_file", "exists"],
+    "page in a file": ["a_file", "Not a directory"],
+    "damaged data": [
+        f"data_folder/MNIST/raw/train-images-idx3-ubyte.gz: md5 is {hashlib.md5(b'cut off').hexdigest()}, expected",
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "torchvision download them",
+    ],
+    "other checkpoint": ["checkpoint.pt: checkpoint format 0.7, expected 1.1; delete that file"],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_line_and_exit_code_2(name: str, answers: dict[str, Any]) -> None:
+    answer = answers[name]
+    assert answer.code == 2
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("\n") == 1
+    assert answer.stderr.endswith("\n")
+    for words in REFUSED[name]:
+        assert words in answer.stderr
+
+
+def test_bad_input_loses_nothing(
+    answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]
+) -> None:
+    assert set(REFUSED) < set(answers)
+    assert len(sealed_in(checkout.path / "runs")) == 2
+    (checkpoint,) = (checkout.path / "elsewhere").glob("*-batchnorm-*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["format"] == "0.7"
+    kept = (checkout.path / "data_folder" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").read_text("utf-8")
+    assert kept == "cut off"
+
+
+def test_a_report_imports_no_torch(answers: dict[str, Any], checkout: Any) -> None:
+    arguments = ["report", "per", "--results", "runs", "--output", "pages3"]
+    said = checkout.python(
+        "import sys\n"
+        "from reproduce.__main__ import app\n"
+        f"app({arguments}, standalone_mode=False)\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'torch', 'torchvision', 'datasets', 'reproduce'}))\n"
+    )
+    assert said.splitlines()[-1] == "['reproduce']"
+    assert (checkout.path / "pages3" / "per.html").exists()

@@ -1,0 +1,91 @@
+"""From `make new-method NAME=x` to a method that passes the battery, in a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reproduce.discover import ROOT
+from reproduce.new import create_method
+from reproduce.spec import SpecError
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The project with the template and one method."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("reproduce", "datasets", "tests/contract", "methods/_template", "methods/vanilla"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    return tmp_path
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path) -> None:
+    made = run(project, "reproduce", "new", "squeezed-means")
+    assert made.returncode == 0, made.stderr
+    folder = project / "methods" / "squeezed_means"
+    assert "methods/squeezed_means" in made.stdout
+    assert {path.name for path in (project / "methods").iterdir()} == {"_template", "vanilla", "squeezed_means"}
+    for path in folder.rglob("*.*"):
+        assert "_template" not in path.read_text("utf-8"), path
+
+    checks = ["methods/squeezed_means", "tests/contract/test_battery.py", "tests/contract/test_battery_folders.py"]
+    checked = run(project, "pytest", "-q", "-p", "no:cacheprovider", *checks)
+    assert checked.returncode == 0, checked.stdout[-3000:]
+
+    planned = run(project, "reproduce", "plan", "squeezed-means", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert {row["run"].split(" / ")[1] for row in json.loads(planned.stdout)} == {"vanilla", "penalised"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "a new method needs a name: make new-method NAME=my_method"),
+        ("3x", "method name '3x': expected lower-case letters"),
+        ("two words", "method name 'two words': expected"),
+        ("../x", "method name '../x': expected"),
+        ("Upper", "method name 'Upper': expected"),
+        ("_hidden", "method name '_hidden': expected"),
+        ("lambda", "method name 'lambda': expected"),
+        ("all", "method name 'all': expected"),
+        ("taken", "method name 'taken': .*taken exists already"),
+        ("ta-ken", "method name 'ta-ken': .*ta_ken exists already"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_and_leaves_nothing(name: str, message: str, tmp_path: Path) -> None:
+    for folder in ("_template", "taken", "ta_ken"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(SpecError, match=message) as refused:
+        create_method(name, tmp_path)
+    assert "\n" not in str(refused.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"_template", "taken", "ta_ken"}
+
+
+def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="the template to copy is missing"):
+        create_method("x", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_names_end_in_one_line_and_exit_code_2() -> None:
+    refused = run(ROOT, "reproduce", "new", "class")
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: method name 'class'")
