@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reproduce import tasks
+from reproduce.allocation import keep_freed_memory
 from reproduce.cards import Card, Statistics
 from reproduce.checkpoints import write_checkpoint
 from reproduce.data import ImageData, Images, WordData
@@ -298,6 +299,7 @@ def bench(folders: dict[str, MethodFolder], device: torch.device, rounds: int, s
     Raises:
         SpecError: a bench.toml that names what its method does not have.
     """
+    keep_freed_memory()  # as in the worker processes that train
     chosen = workloads(small)
     try:
         rows = bench_functions(folders, device, 5 * rounds)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Event as StopEvent
 from typing import Any
 
+from reproduce.allocation import keep_freed_memory
 from reproduce.plan import PlannedRun
 from reproduce.progress import Reporter
 from reproduce.records import Result
@@ -39,6 +40,7 @@ _worker: _Worker | None = None
 
 def _start_worker(events: Any, stop: StopEvent, parent: int) -> None:
     global _worker
+    keep_freed_memory()
     _worker = _Worker(events, stop, parent)
 
 
