@@ -44,7 +44,7 @@ test: $(ready) ## ruff, mypy and the whole test suite
 	@$(venv)/bin/ruff check .
 	@$(venv)/bin/ruff format --check .
 	@$(venv)/bin/mypy
-	@$(venv)/bin/pytest
+	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from reproduce.strict_toml import Misplaced, SpecError, Strict, first_problem, read_toml
 
 Scale = Literal["quick", "reduced", "paper"]
 Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class SpecError(Exception):
-    """An experiment, card or argument that cannot be used; the message is one line for the user."""
-
-
-class _Misplaced(ValueError):
-    """A broken rule between keys, and the key to look at."""
-
-    def __init__(self, location: tuple[int | str, ...], message: str) -> None:
-        super().__init__(message)
-        self.location = location
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 # Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
 # None and mean "as before". A default other than None, once landed, never changes.
 
 
-class TaskSpec(_Strict):
+class TaskSpec(Strict):
     """A problem held fixed: dataset x model x loss x metric."""
 
     kind: str  # a file in reproduce/tasks
@@ -47,24 +30,19 @@ class TaskSpec(_Strict):
     model_options: dict[str, Scalar] = {}
     validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
     train_examples: Count | None = None  # use only the first so many training examples
-    normalise: Literal["channel", "mean_image", "pixel", "binary", "unit"] | None = None  # images
+    normalise: Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"] | None = None  # images
     reconstruction: Literal["pixel_mean"] | None = None  # autoencoding; None: squared errors summed over features
     classifier_iterations: Count | None = None  # autoencoding: of a logistic regression on the features; None: none
+    host: Host | None = None  # activation autoencoding: whose activations
     fold: Annotated[int, Field(ge=0)] | None = None  # tables: which of the dataset's test folds
     fold_convention: Literal["standard", "swapped"] | None = None  # tables: test on the fold, or train on it
 
-    @model_validator(mode="after")
-    def _fold_is_used(self) -> TaskSpec:
-        if (self.fold is None) != (self.fold_convention is None):
-            raise _Misplaced(("fold",), "fold and fold_convention go together")
-        return self
 
-
-class ConstantRate(_Strict):
+class ConstantRate(Strict):
     kind: Literal["constant"] = "constant"
 
 
-class StepRate(_Strict):
+class StepRate(Strict):
     """Multiply the rate by ``factor`` at each milestone."""
 
     kind: Literal["step"]
@@ -79,7 +57,7 @@ class StepRate(_Strict):
         return self
 
 
-class DecayRate(_Strict):
+class DecayRate(Strict):
     """Multiply the rate by ``factor`` every epoch after the first ``after`` epochs."""
 
     kind: Literal["decay"]
@@ -87,7 +65,7 @@ class DecayRate(_Strict):
     factor: float
 
 
-class PlateauRate(_Strict):
+class PlateauRate(Strict):
     """Multiply the rate by ``factor`` when validation has not improved for over ``patience`` evaluations."""
 
     kind: Literal["plateau"]
@@ -95,21 +73,21 @@ class PlateauRate(_Strict):
     patience: int = 0
 
 
-class CosineRate(_Strict):
+class CosineRate(Strict):
     kind: Literal["cosine"]
 
 
 Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")]
 
 
-class Clip(_Strict):
+class Clip(Strict):
     """Gradient clipping to an L2 norm: of all gradients together, or of each tensor apart."""
 
     norm: float = Field(gt=0)
     per: Literal["global", "tensor"] = "global"
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
 
     epochs: Count | None = None
@@ -142,19 +120,31 @@ class Recipe(_Strict):
         if (self.warmup_steps is None) != (self.warmup_factor is None):
             raise ValueError("warmup_steps and warmup_factor go together")
         if self.warmup_steps is not None and isinstance(self.schedule, PlateauRate):
-            raise _Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
+            raise Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
         return self
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Recipe:
         if self.momentum and self.optimizer == "adam":
-            raise _Misplaced(("momentum",), "adam takes no momentum")
+            raise Misplaced(("momentum",), "adam takes no momentum")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise _Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
+            raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self
 
 
-class Arm(_Strict):
+class Host(Strict):
+    """A model that is trained first, in the same Run, on the Task's dataset; another then reads its activations."""
+
+    model: str
+    model_options: dict[str, Scalar] = {}
+    recipe: Recipe
+    site: str  # the Site to read, by its path in the model
+
+
+TaskSpec.model_rebuild()
+
+
+class Arm(Strict):
     """One row of a table: a method with its parameters, and what the paper changed beside it."""
 
     method: str = "vanilla"
@@ -174,7 +164,7 @@ class Arm(_Strict):
         return [{**self.params, **dict(zip(names, values, strict=True))} for values in combinations]
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """One statement of the paper with its address, and the tolerance set before the run.
 
     Without ``over``, the metric of ``arm`` is ``value``. With it, ``arm`` minus ``over`` is ``value`` or,
@@ -201,7 +191,7 @@ class Claim(_Strict):
         return self
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """One table or figure of a paper."""
 
     title: str
@@ -223,15 +213,15 @@ class Experiment(_Strict):
         for name, arm in self.arms.items():
             for task in arm.tasks or ():
                 if task not in self.tasks:
-                    raise _Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
+                    raise Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
         for index, claim in enumerate(self.claims):
             for key, arm_name in (("arm", claim.arm), ("over", claim.over)):
                 if arm_name is not None and arm_name not in self.arms:
-                    raise _Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
+                    raise Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
             if claim.task not in self.tasks:
-                raise _Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
+                raise Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise _Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
+            raise Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
         return self
 
     @model_validator(mode="after")
@@ -240,8 +230,8 @@ class Experiment(_Strict):
             try:
                 self.recipe_of(arm)
             except ValidationError as error:
-                location, message, _ = _first_problem(error, arm.recipe)
-                raise _Misplaced(("arms", name, "recipe", *location), message) from error
+                location, message, _ = first_problem(error, arm.recipe)
+                raise Misplaced(("arms", name, "recipe", *location), message) from error
         return self
 
     def recipe_of(self, arm: Arm) -> Recipe:
@@ -249,7 +239,7 @@ class Experiment(_Strict):
         return Recipe.model_validate({**self.recipe.model_dump(exclude_none=True), **arm.recipe})
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One training that an experiment asks for, before the method's own defaults are filled in."""
 
     task_name: str
@@ -301,100 +291,6 @@ def parse_seeds(text: str) -> tuple[int, ...] | None:
     return found
 
 
-def read_toml(path: Path, model: type[Model]) -> Model:
-    """Read a TOML file into a strict model.
-
-    Raises:
-        SpecError: one line that names file, line, key, what was found and what was expected.
-    """
-    try:
-        text = path.read_text("utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from error
-    content = _tuples(content)
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise SpecError(_explain(path, text, content, error)) from error
-
-
 def read_experiment(path: Path) -> Experiment:
     """Read one experiment file strictly; see `read_toml` for errors."""
     return read_toml(path, Experiment)
-
-
-def _tuples(value: Any) -> Any:
-    """TOML arrays as tuples, since every model here is frozen and strict."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
-
-
-def _explain(path: Path, text: str, content: Any, error: ValidationError) -> str:
-    location, message, n_problems = _first_problem(error, content)
-    line = _line_of(text, location)
-    where = f"{path}:{line}" if line else str(path)
-    key = ".".join(str(part) for part in location)
-    more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
-    return f"{where}: {key + ': ' if key else ''}{message}{more}"
-
-
-def _first_problem(error: ValidationError, content: Any) -> tuple[list[int | str], str, int]:
-    """Where the problem to show lies, what it is, and how many there are."""
-    problems = error.errors()
-    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
-    first = next(unknown, problems[0])  # a misspelled key is missing as well: say what was found
-    cause = first.get("ctx", {}).get("error")
-    at = _location(first["loc"], content)
-    if isinstance(cause, _Misplaced):
-        return [*at, *cause.location], str(cause), len(problems)
-    match first["type"]:
-        case "extra_forbidden":
-            return at, "unknown key", len(problems)
-        case "missing":
-            return [*at, first["loc"][-1]], "missing key", len(problems)
-    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
-    return at, first["msg"].removeprefix("Value error, ") + found, len(problems)
-
-
-def _location(named: tuple[int | str, ...], content: Any) -> list[int | str]:
-    """The keys that lead to the problem, without pydantic's own names for the alternatives of a union."""
-    keys: list[int | str] = []
-    for part in named:
-        inside = range(len(content)) if isinstance(content, tuple) else content
-        if isinstance(inside, dict | range) and part in inside:
-            content = content[part]
-            keys.append(part)
-    return keys
-
-
-def _line_of(text: str, location: list[int | str]) -> int | None:
-    """The line of a key: tables are followed, the last name that appears as a key counts."""
-    names = [part for part in location if isinstance(part, str)]
-    index = next((part for part in location if isinstance(part, int)), 0)
-    table: list[str] = []
-    seen_array = -1
-    best: int | None = None
-    depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[(\[?)\s*([^\]]+?)\s*\]", line)
-        if header:
-            table = [part.strip().strip("\"'") for part in header.group(2).split(".")]
-            seen_array += bool(header.group(1)) and table == names[: len(table)]
-            if header.group(1) and seen_array != index:
-                table = [""]  # another element: its keys are not looked at
-                continue
-            if table == names[: len(table)] and len(table) > depth:
-                best, depth = number, len(table)
-            continue
-        key = re.match(r"\s*([\w\"'.-]+)\s*=", line)
-        if key:
-            full = table + [part.strip("\"'") for part in key.group(1).split(".")]
-            if full == names[: len(full)] and len(full) > depth:
-                best, depth = number, len(full)
-    return best

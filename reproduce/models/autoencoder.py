@@ -119,7 +119,7 @@ class Autoencoder(nn.Module):
         return torch.zeros_like(before).scatter(-1, units, values)
 
     def anneal(self, progress: float) -> None:
-        """Set k for an epoch that begins at this fraction of training (Makhzani & Frey 2013, section 4.2.1)."""
+        """Set k for an epoch that begins at this fraction of training (Makhzani & Frey 2013)."""
         if self.options.k is not None:
             fallen = min(1.0, 2 * progress) * (self.widest - self.options.k)
             self.k_now.fill_(self.widest - round(fallen))

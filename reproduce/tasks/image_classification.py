@@ -61,6 +61,8 @@ class _Normalisation(nn.Module):
         offset, scale = torch.zeros(1), torch.ones(1)
         if kind == "channel":
             offset, scale = _channel_statistics(data, train)
+        elif kind == "raw":
+            scale = torch.full((1,), 1 / 255)  # pixels as they are stored, 0 to 255
         elif kind in ("mean_image", "pixel"):
             pixels = train.images.double() / 255
             offset = pixels.mean(0).float()
@@ -87,7 +89,7 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
 
 def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
-    if spec.fold is not None:
+    if spec.fold is not None or spec.fold_convention:
         raise SpecError("task.fold and task.fold_convention are for tables; image classification has neither")
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if spec.validation:

@@ -40,7 +40,7 @@ class LanguageModeling:
             raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
         if spec.validation or spec.normalise:
             raise SpecError("task.validation and task.normalise are for images; language modeling has neither")
-        if spec.fold is not None:
+        if spec.fold is not None or spec.fold_convention:
             raise SpecError("task.fold and task.fold_convention are for tables; language modeling has neither")
         if spec.train_examples and spec.train_examples > len(data.train):
             raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")

@@ -55,7 +55,7 @@ def _ink(images: Tensor) -> tuple[Numbers, Numbers]:
 
 
 class Regression(ImageClassification):
-    """Input: the upper half of an image. Loss: mean over images and quantities of squared errors.
+    """Input: the upper quarter of an image. Loss: mean over images and quantities of squared errors.
 
     Metrics of a split: ``mse``; ``histogram_distance``, the mean over both quantities of the Wasserstein distance
     W1 between the outputs and the law; and ``output_<quantity>_bin_<i>``, the share of outputs in a bin of BINS.
@@ -69,18 +69,18 @@ class Regression(ImageClassification):
         if recipe.mixup or recipe.augment:
             raise SpecError("recipe.mixup and recipe.augment are for classification; regression has neither")
         height, width = data.train.images.shape[2:]
-        if height < 2 or width < 2:
+        if height < 4 or width < 2:
             raise SpecError(
-                f"task regression needs images of at least 2x2 pixels; {spec.dataset!r} has {height}x{width}"
+                f"task regression needs images of at least 4x2 pixels; {spec.dataset!r} has {height}x{width}"
             )
         reference = data.train.images
 
-        def halved(split: Images) -> Images:
-            return Images(split.images[:, :, : height // 2].contiguous(), wanted(split.images, reference))
+        def cut(split: Images) -> Images:
+            return Images(split.images[:, :, : height // 4].contiguous(), wanted(split.images, reference))
 
-        validation = halved(data.validation) if data.validation is not None else None
+        validation = cut(data.validation) if data.validation is not None else None
         changed = dataclasses.replace(
-            data, classes=2, train=halved(data.train), validation=validation, test=halved(data.test)
+            data, classes=2, train=cut(data.train), validation=validation, test=cut(data.test)
         )
         super().__init__(spec, recipe, changed, generators, device)
 

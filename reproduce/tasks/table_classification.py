@@ -30,11 +30,10 @@ class TableClassification(Classification[Rows]):
             raise SpecError(
                 "task.validation, task.normalise and task.train_examples are not for tables: the fold decides"
             )
-        if spec.fold is None or not spec.fold < len(data.folds):
-            raise SpecError(
-                f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}, "
-                "and needs fold_convention too"
-            )
+        if spec.fold is None or spec.fold_convention is None:
+            raise SpecError("table classification needs task.fold and task.fold_convention")
+        if spec.fold >= len(data.folds):
+            raise SpecError(f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
         fold = data.folds[spec.fold]
         train, test = (fold.others, fold.inside) if spec.fold_convention == "standard" else (fold.inside, fold.others)
         splits = {"validation": data.rows.at(fold.validation), "test": data.rows.at(test)}

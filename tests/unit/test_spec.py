@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,7 +221,7 @@ def test_cells(tmp_path: Path) -> None:
     found = cells(experiment)
     # Seeds outermost in the file's order; the grid's last key fastest; the pending arm nowhere.
     grid = [{"mode": "exact", "strength": s, "n_slices": n} for s in (1e-3, 1e-4) for n in (8, 16)]
-    expected = []
+    expected: list[tuple[int, str, str, dict[str, Any]]] = []
     for seed in (3, 1):
         expected += [(seed, "images", "plain", {})]
         expected += [(seed, "images", "step", point) for point in grid]

@@ -10,11 +10,12 @@ import torch
 from reproduce import tasks
 from reproduce.cards import Card, Statistics
 from reproduce.data import ImageData, Images, WordData
+from reproduce.discover import find_method
 from reproduce.models import Sizes, build
 from reproduce.randomness import Generators
 from reproduce.sites import watch
-from reproduce.spec import Recipe, SpecError, TaskSpec
-from reproduce.tasks.regression import BINS, quantile, wanted
+from reproduce.spec import Experiment, Recipe, SpecError, TaskSpec
+from reproduce.tasks.regression import BINS, HUMP_COUNTS, HUMP_EDGES, quantile, wanted
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(
@@ -51,6 +52,22 @@ def test_targets_of_the_training_images_have_the_two_laws():
     np.testing.assert_allclose(quantile(1, level), humps.ppf(level))
 
 
+def test_experiments_ask_for_the_laws_of_the_task():
+    """Their files spell the laws out, since a method knows no task: here both must be the same."""
+    experiments = [one for one in find_method("activity_prior").experiments().values() if _is_regression(one)]
+    arms = [arm for one in experiments for arm in one.arms.values() if arm.method == "activity_prior"]
+    assert len(experiments) >= 2
+    assert arms
+    for arm in arms:
+        exponential, humps = arm.params["prior"]
+        assert exponential == {"kind": "exponential", "rate": 1.0}
+        assert humps == {"kind": "histogram", "edges": HUMP_EDGES, "counts": HUMP_COUNTS}
+
+
+def _is_regression(experiment: Experiment) -> bool:
+    return any(task.kind == "regression" for task in experiment.tasks.values())
+
+
 def test_targets_grow_with_the_ink_of_their_own_lower_quarter_and_see_nothing_else():
     train = images(200)
     lower_left = train[:, :, 4:, :4].double().sum((1, 2, 3))
@@ -65,10 +82,10 @@ def test_targets_grow_with_the_ink_of_their_own_lower_quarter_and_see_nothing_el
     np.testing.assert_allclose(wanted(darkest, train)[0, 0].item(), -np.log1p(-0.5 / 200), rtol=1e-6)
 
 
-def test_the_network_sees_the_upper_half_alone():
+def test_the_network_sees_the_upper_quarter_alone():
     built = task()
-    assert built.train.inputs.shape == (120, 1, 4, 8)
-    assert torch.equal(built.train.inputs, data().train.images[:, :, :4])
+    assert built.train.inputs.shape == (120, 1, 2, 8)
+    assert torch.equal(built.train.inputs, data().train.images[:, :, :2])
     assert built.train.labels.shape == (120, 2)
 
 
@@ -104,7 +121,7 @@ def test_what_it_cannot_use_is_refused():
         task({"mixup": 0.5})
     whole = data()
     row = dataclasses.replace(whole, train=Images(whole.train.images[:, :, :1], whole.train.labels))
-    with pytest.raises(SpecError, match="at least 2x2"):
+    with pytest.raises(SpecError, match="at least 4x2"):
         task(found=row)
     tokens = torch.arange(9)
     words = WordData(Card.model_construct(name="w"), tokens, tokens, tokens, tuple("abcdefghi"), "made here")

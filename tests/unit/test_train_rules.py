@@ -26,15 +26,20 @@ class Rehearsed:
     steps_per_epoch = 2
 
     def __init__(self, validation: list[float]) -> None:
-        self.model = nn.Linear(1, 1)
+        self.model: Any = nn.Linear(1, 1)
+        nn.init.ones_(self.model.weight)
+        nn.init.ones_(self.model.bias)
         self.evaluations = iter(validation)
         self.epochs_started = 0
+        self.losses: list[float] = []
 
     def start_epoch(self) -> None:
         self.epochs_started += 1
 
     def loss(self, index: int) -> Tensor:
-        return self.model(torch.ones(1, 1)).square().sum() * 1e-3
+        loss = self.model(torch.ones(1, 1)).square().sum() * 1e-3 + 0.0625 * len(self.losses)
+        self.losses.append(float(loss.detach()))
+        return loss
 
     def evaluate(self) -> tasks.Metrics:
         return {"validation": {"error": next(self.evaluations)}, "test": {"error": 50.0}}
@@ -73,6 +78,24 @@ def test_when_it_evaluates(tmp_path: Path) -> None:
     assert task.epochs_started == 2
 
 
+def test_losses_are_means_since_the_last_evaluation(tmp_path: Path) -> None:
+    outcome, task, _ = rehearse(tmp_path, [1.0, 1.0, 1.0], epochs=5, evaluate_every=2)
+    means = [sum(part) / len(part) for part in (task.losses[0:4], task.losses[4:8], task.losses[8:10])]
+    assert [record.train_loss for record in outcome.epochs] == pytest.approx(means, rel=1e-12)
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    """With plain SGD, a step moves the parameters by the rate times the clip's norm at most."""
+    _, free, _ = rehearse(tmp_path / "free", [1.0])
+    moved = []
+    for norm in (1e-3, 2e-3):
+        _, task, _ = rehearse(tmp_path / str(norm), [1.0], clip={"norm": norm})
+        difference = [a - b for a, b in zip(task.model.parameters(), Rehearsed([]).model.parameters(), strict=True)]
+        moved.append(float(torch.cat([part.detach().flatten() for part in difference]).norm()))
+    assert moved == pytest.approx([2 * 0.8 * 1e-3, 2 * 0.8 * 2e-3], rel=0.01)
+    assert float(free.model.weight.detach()) < float(task.model.weight.detach())
+
+
 def test_what_it_says_while_training(tmp_path: Path) -> None:
     _, _, heard = rehearse(tmp_path, [7.0, 6.0, 5.0])
     assert [(event.step, event.total_steps, event.metric) for event in heard] == [
@@ -84,7 +107,7 @@ def test_what_it_says_while_training(tmp_path: Path) -> None:
 
 def record_of(epoch: int, validation: float | None, test: float) -> EpochRecord:
     held_out = {} if validation is None else {"error": validation}
-    content = {"train_loss": 0.0, "penalty": 0.0, "learning_rate": 0.1, "seconds_per_step": 0.0}
+    content: Any = {"train_loss": 0.0, "penalty": 0.0, "learning_rate": 0.1, "seconds_per_step": 0.0}
     return EpochRecord(epoch=epoch, step=epoch, validation=held_out, test={"error": test}, **content)
 
 

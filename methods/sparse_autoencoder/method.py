@@ -1,0 +1,293 @@
+"""Sparse codes by a penalty on activations: L1 on the code of an autoencoder, and what goes with it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import reproduce.method
+from reproduce.method import NonNegative, Role, Site, Trace, sites_of
+
+Reduction = Literal["per_example", "batch_sum"]
+
+# A latent that is always silent has an infinite divergence; below this its mean activity counts as this.
+LEAST_ACTIVITY = 1e-7
+ENCODER_SHARE = 0.2  # a resampled encoder row's norm over the mean of the living (Bricken et al. 2023)
+
+
+def l1_code_penalty(code: Tensor, decoder: Tensor | None = None, reduction: Reduction = "per_example") -> Tensor:
+    """Mean (or sum) over samples of ``sum_j |f_j|``, or of ``sum_j |f_j| ||W_dec,j||`` with a decoder; 0-dim.
+
+    Cunningham et al. (2023), eq. 4; with the decoder's row norms, Anthropic's update of April 2024. Computed in
+    float32 at least.
+
+    Args:
+        code: (..., d_sae); every leading axis counts samples.
+        decoder: (d_sae, d_in). The penalty then does not change when a latent's code is divided by a number and
+            its row multiplied by it.
+        reduction: ``"per_example"`` the mean over samples; ``"batch_sum"`` their sum, which grows with the batch.
+
+    Raises:
+        ValueError: an empty or integer code, a decoder of another width, or an unknown reduction.
+    """
+    magnitudes = _checked(code).abs()
+    if decoder is not None:
+        if decoder.dim() != 2 or len(decoder) != code.shape[-1]:
+            raise ValueError(f"decoder must be (d_sae, d_in) with d_sae {code.shape[-1]}, got {tuple(decoder.shape)}")
+        magnitudes = magnitudes * decoder.to(magnitudes.dtype).norm(dim=1)
+    match reduction:
+        case "per_example":
+            return magnitudes.sum(-1).mean()
+        case "batch_sum":
+            return magnitudes.sum()
+    raise ValueError(f"reduction is 'per_example' or 'batch_sum', got {reduction!r}")
+
+
+def kl_sparsity(code: Tensor, target: float) -> Tensor:
+    """``sum_j KL(rho || rhohat_j)`` of Bernoulli laws, rhohat_j the mean over samples of latent j; 0-dim.
+
+    Ng (2011), CS294A notes, where rhohat is taken over the whole training set. Codes (..., d_sae) lie in [0, 1], as
+    behind a sigmoid; a mean above 1 gives NaN. A mean below 1e-7 counts as that, so that a silent latent costs a
+    finite amount.
+
+    Raises:
+        ValueError: an empty or integer code, or a target outside (0, 1).
+    """
+    if not 0.0 < target < 1.0:
+        raise ValueError(f"target must lie in (0, 1), got {target!r}")
+    code = _checked(code)
+    mean = code.reshape(-1, code.shape[-1]).mean(0).clamp_min(LEAST_ACTIVITY)
+    silent = torch.log((1 - target) / (1 - mean))
+    return (target * torch.log(target / mean) + (1 - target) * silent).sum()
+
+
+def l0(code: Tensor) -> Tensor:
+    """Mean over samples of the number of latents that are not zero; 0-dim. Codes are (..., d_sae)."""
+    return (_checked(code) != 0).sum(-1).double().mean()
+
+
+def feature_density(code: Tensor) -> Tensor:
+    """Fraction of samples on which each latent is not zero, (d_sae,); codes are (..., d_sae)."""
+    return (_checked(code).reshape(-1, code.shape[-1]) != 0).double().mean(0)
+
+
+def dead_fraction(code: Tensor) -> Tensor:
+    """Fraction of latents that are zero on every sample given; 0-dim. State with it how many samples that were."""
+    return feature_density(code).eq(0).double().mean()
+
+
+def fvu(inputs: Tensor, reconstruction: Tensor) -> Tensor:
+    """Fraction of variance unexplained, ``sum |x - xhat|^2 / sum |x - mean x|^2``; 0-dim.
+
+    Inputs and reconstruction are (..., d_in); the mean and both sums run over all samples given. 1 for the mean
+    itself, 0 for a perfect reconstruction. Raises ValueError for two shapes.
+    """
+    x, xhat = _pair(inputs, reconstruction)
+    return (x - xhat).square().sum() / (x - x.mean(0)).square().sum()
+
+
+def explained_variance(inputs: Tensor, reconstruction: Tensor) -> Tensor:
+    """``1 - fvu``; 0-dim."""
+    return 1 - fvu(inputs, reconstruction)
+
+
+def relative_reconstruction_bias(inputs: Tensor, reconstruction: Tensor) -> Tensor:
+    """``gamma = E |xhat|^2 / E (xhat . x)``; 0-dim. Below 1 the output is too small, as under L1.
+
+    Rajamanoharan et al. (2024), eq. 10; ``xhat / gamma`` is the best rescaling. Raises ValueError for two shapes.
+    """
+    x, xhat = _pair(inputs, reconstruction)
+    return xhat.square().sum() / (xhat * x).sum()
+
+
+def ce_loss_score(clean: float, with_sae: float, ablated: float) -> float:
+    """``(ablated - with_sae) / (ablated - clean)``: the part of a model's loss (nats) that a reconstruction keeps.
+
+    1 where the reconstruction changes nothing, 0 where it is as bad as the ablation (zero or mean: say which).
+
+    Raises:
+        ValueError: where the ablation costs nothing, so that nothing can be kept.
+    """
+    if ablated == clean:
+        raise ValueError(f"the ablated and the clean loss are both {clean}: there is nothing to recover")
+    return (ablated - with_sae) / (ablated - clean)
+
+
+def _checked(code: Tensor) -> Tensor:
+    if code.dim() == 0 or code.numel() == 0:
+        raise ValueError(f"code must be (..., d_sae) and not empty, got {tuple(code.shape)}")
+    if not code.is_floating_point():
+        raise ValueError(f"code must be floating point, got {code.dtype}")
+    return code.to(torch.promote_types(code.dtype, torch.float32))
+
+
+def _pair(inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    if inputs.shape != reconstruction.shape or inputs.dim() == 0 or inputs.numel() == 0:
+        shapes = f"{tuple(inputs.shape)} and {tuple(reconstruction.shape)}"
+        raise ValueError(f"inputs and reconstruction must be (..., d_in) of one shape and not empty, got {shapes}")
+    rows, output = inputs.reshape(-1, inputs.shape[-1]), reconstruction.reshape(-1, inputs.shape[-1])
+    return rows.double(), output.double()
+
+
+class Resampling(nn.Module):
+    """Dead latents of one autoencoder begin again from inputs that it reconstructs badly (Bricken et al. 2023).
+
+    Lives in the autoencoder, so that its counts are in every checkpoint.
+    """
+
+    idle: Tensor  # (d_sae,) steps since each latent fired
+    steps: Tensor
+
+    def __init__(self, d_sae: int, every: int, until: float) -> None:
+        super().__init__()
+        self.every, self.until = every, until
+        self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.batch: tuple[Tensor, Tensor] | None = None
+
+    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Forward hook of the autoencoder: keep this step's inputs and reconstructions."""
+        if module.training:
+            self.batch = inputs[0].detach().flatten(1), output.detach().flatten(1)
+
+    @torch.no_grad()
+    def after_step(
+        self,
+        owner: Any,
+        code: Tensor,
+        optimizer: torch.optim.Optimizer,
+        progress: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        """Count, and where a resampling is due, give each dead latent new weights and empty moments.
+
+        The same tensors are computed and written at every step; `torch.where` decides which change.
+        """
+        self.steps += 1
+        fired = (code != 0).reshape(-1, code.shape[-1]).any(0)
+        self.idle.copy_(torch.where(fired, 0, self.idle + 1))
+        due = (self.steps % self.every == 0) & (progress <= self.until)
+        dead = (self.idle >= max(1, self.every // 2)) & due
+        directions = self._directions(owner, len(dead), generator)
+        self._write(_stored(owner, "W_dec"), directions, dead[:, None], optimizer)
+        self._write(owner.b_enc, torch.zeros_like(owner.b_enc), dead, optimizer)
+        if (encoder := _own_parameter(owner, "W_enc")) is not None:
+            norms, alive = encoder.norm(dim=0), ~dead
+            of_alive = (norms * alive).sum() / alive.sum().clamp_min(1)
+            scale = ENCODER_SHARE * torch.where(alive.any(), of_alive, norms.mean())
+            self._write(encoder, scale * directions.t(), dead, optimizer)
+        self.idle.masked_fill_(dead, 0)
+
+    def _directions(self, owner: Any, count: int, generator: torch.Generator) -> Tensor:
+        """Unit vectors (count, d_in) towards inputs drawn with probability proportional to their squared loss."""
+        if self.batch is None:
+            raise ValueError("resampling needs a training-mode forward pass before each step")
+        inputs, output = self.batch
+        weights = (inputs - output).double().square().sum(1).square()
+        cumulative = weights.cumsum(0)
+        uniform = torch.rand(count, generator=generator, device=inputs.device, dtype=torch.float64)
+        chosen = torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(len(inputs) - 1)
+        centre = _own_parameter(owner, "b_dec")
+        vectors = inputs[chosen] if centre is None else inputs[chosen] - centre
+        return nn.functional.normalize(vectors, dim=1)
+
+    @staticmethod
+    def _write(weight: Tensor, new: Tensor, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        weight.copy_(torch.where(mask, new.to(weight.dtype), weight))
+        for value in optimizer.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(mask, 0)
+
+
+def _own_parameter(owner: nn.Module, name: str) -> nn.Parameter | None:
+    return dict(owner.named_parameters(recurse=False)).get(name)
+
+
+def _stored(owner: Any, name: str) -> Tensor:
+    """The tensor that the optimiser moves: behind a parametrization, its original."""
+    return owner.parametrizations[name].original if parametrize.is_parametrized(owner, name) else getattr(owner, name)
+
+
+def _owner(model: nn.Module, site: Site) -> nn.Module:
+    """The module that holds a Site: for a code, the autoencoder."""
+    return model.get_submodule(site.name.rpartition(".")[0])
+
+
+class Method(reproduce.method.Method):
+    """L1 on the code: ``l1_coefficient`` times `l1_code_penalty`, plus ``kl_coefficient`` times `kl_sparsity`.
+
+    Both are summed over the Sites of role ``sites``. ``norm_weighted`` weights each latent by the norm of its row in
+    the ``W_dec`` of the module that owns the Site. Both coefficients rise linearly over the first ``warm_up`` of
+    training. With ``resample_every``, after that many steps and every so many again, until ``resample_until`` of
+    training, latents that were silent over the last half of them begin anew (`Resampling`, in `after_step`).
+    """
+
+    l1_coefficient: NonNegative = 1.0  # lambda; SAELens' default, for squared errors summed over features
+    reduction: Reduction = "per_example"  # over samples
+    norm_weighted: bool = False  # Anthropic's update of April 2024
+    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.0  # SAELens' l1_warm_up_steps, as a fraction of training
+    kl_coefficient: NonNegative = 0.0  # beta of Ng (2011); 3 there
+    target_density: Annotated[float, Field(gt=0, lt=1)] = 0.05  # rho of Ng (2011)
+    sites: Role = "code"  # where the activations are read
+    resample_every: Annotated[int, Field(ge=2)] | None = None  # steps; 25,000 in Bricken et al. (2023)
+    resample_until: Annotated[float, Field(ge=0, le=1)] = 0.5  # ours; the last of four came at 0.1 in Bricken et al.
+
+    @model_validator(mode="after")
+    def _resampling_is_of_codes(self) -> Method:
+        if self.resample_every is not None and self.sites != "code":
+            raise ValueError(f"resample_every needs sites = 'code', got {self.sites!r}")
+        return self
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Give each autoencoder the counts that resampling needs.
+
+        Raises:
+            ValueError: a model without a code Site, or whose code has no ``W_dec`` and ``b_enc`` to write anew.
+        """
+        if self.resample_every is None:
+            return
+        chosen = [site for site in sites_of(model) if site.role == self.sites]
+        if not chosen:
+            raise ValueError(f"the model has no {self.sites!r} Site: resampling needs one")
+        for site in chosen:
+            owner = _owner(model, site)
+            if not hasattr(owner, "W_dec") or _own_parameter(owner, "b_enc") is None:
+                raise ValueError(f"Site {site.name!r}: resampling needs W_dec and b_enc beside it")
+            resampling = Resampling(site.features, self.resample_every, self.resample_until)
+            owner.add_module("resampling", resampling)
+            owner.register_forward_hook(resampling.remember)
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted penalty; exactly zero, and blind to the code, where both coefficients are zero."""
+        if self.l1_coefficient == 0 and self.kl_coefficient == 0:
+            return trace.zero()
+        total = trace.zero()
+        for record in trace.select(self.sites):
+            if self.l1_coefficient:
+                decoder = self._decoder(trace.model, record.site) if self.norm_weighted else None
+                total = total + self.l1_coefficient * l1_code_penalty(record.samples, decoder, self.reduction)
+            if self.kl_coefficient:
+                total = total + self.kl_coefficient * kl_sparsity(record.samples, self.target_density)
+        return total * (progress / self.warm_up).clamp_max(1.0) if self.warm_up else total
+
+    def after_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Tensor, generator: torch.Generator
+    ) -> None:
+        """Resample dead latents where that is due; nothing without ``resample_every``."""
+        if self.resample_every is None:
+            return
+        for site in sites_of(model):
+            if site.role == self.sites and site.trace is not None:
+                owner: Any = _owner(model, site)
+                code = next(record.activation for record in site.trace.records if record.site is site)
+                owner.resampling.after_step(owner, code.detach(), optimizer, progress, generator)
+
+    def _decoder(self, model: nn.Module, site: Site) -> Tensor:
+        found = getattr(_owner(model, site), "W_dec", None)
+        if not isinstance(found, Tensor):
+            raise ValueError(f"Site {site.name!r}: norm_weighted needs W_dec in the module that holds the Site")
+        return found

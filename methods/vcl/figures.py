@@ -1,0 +1,239 @@
+"""Figures of VCL's card: what the loss prefers, computed from formulas, and profiles computed from Results."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[Any]
+
+QUIET = "#6b7280"
+N = 5  # sample size of the authors' code
+WITHIN = np.diag([9.0, 0.25])  # covariance within a class of the two-class example
+BETWEEN = np.array([3.0, 1.5])  # difference of its class means
+ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "selu": "SELU"}
+METHODS = {"vanilla": "none", "batchnorm": "BN", "vcl": "VCL"}
+MOST_RATIO = 3.0
+
+
+def expected_loss(sample_size: int | Array, excess_kurtosis: float | Array) -> Any:
+    """``E[(1 - s^2/sigma^2)^2] = 2/(n-1) + kappa/n``, s^2 the unbiased variance of n independent samples."""
+    return 2 / (sample_size - 1) + excess_kurtosis / sample_size
+
+
+def mixture_kurtosis(separation: float | Array, prior: float) -> Any:
+    """Excess kurtosis ``p q (1 - 6 p q) d^4 / (1 + p q d^2)^2`` of two normal laws of unit variance, d apart."""
+    spread = prior * (1 - prior)
+    return spread * (1 - 6 * spread) * separation**4 / (1 + spread * separation**2) ** 2
+
+
+def projected_separation(angle: Array, within: Array, between: Array) -> Array:
+    """How far apart two normal classes are on a line, in standard deviations within them; angles (k,) to (k,)."""
+    directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.abs(directions @ between) / np.sqrt(((directions @ within) * directions).sum(1))
+
+
+def few_modes(
+    snapshots: tuple[int, ...], sample_size: int = N, beta: float = 1.0, count: int = 2000, rate: float = 0.02
+) -> dict[int, Array]:
+    """Values of one unit, normal at first, after so many steps of gradient descent on VCL alone.
+
+    Each step cuts all values into disjoint samples at random and adds up the losses; the step is no longer
+    than 10 * rate, since the gradient has no bound where a sample's variance is small.
+    """
+    values = stats.norm.ppf((np.arange(count) + 0.5) / count)
+    generator = np.random.Generator(np.random.PCG64(0))
+    kept = {}
+    for step in range(max(snapshots) + 1):
+        if step in snapshots:
+            kept[step] = values.copy()
+        order = generator.permutation(count)
+        samples = values[order].reshape(2, sample_size, -1)
+        centred = samples - samples.mean(1, keepdims=True)
+        first, second = (centred**2).sum(1) / (sample_size - 1)
+        gap = 1 - first / (second + beta)
+        slopes = np.stack([-2 * gap / (second + beta), 2 * gap * first / (second + beta) ** 2])
+        gradient = np.empty(count)
+        gradient[order] = (slopes[:, None] * 2 * centred / (sample_size - 1)).reshape(-1)
+        values = values - rate * gradient * min(1.0, 10 / float(np.linalg.norm(gradient)))
+    return kept
+
+
+def performance_profile(errors: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Array, Array]]:
+    """Dolan & Moré (2002): for each method, the ratios to the best error of a problem, sorted, and the share of
+    problems up to each.
+
+    ``errors[problem][method]``; every problem has every method. A best error of zero leaves the other methods
+    infinitely far; an error that is not finite (a diverged run) is never near the best.
+    """
+    profiles = {}
+    for method in next(iter(errors.values()), {}):
+        ratios = []
+        for row in errors.values():
+            best = min((value for value in row.values() if math.isfinite(value)), default=math.inf)
+            value = row[method]
+            ratios.append(1.0 if value == best < math.inf else value / best if 0 < best < math.inf else math.inf)
+        ordered = np.sort(np.where(np.isfinite(ratios), ratios, math.inf))
+        profiles[method] = (ordered, np.arange(1, len(ordered) + 1) / len(ordered))
+    return profiles
+
+
+def tabular_errors(results: list[Any]) -> dict[tuple[str, int, int], dict[str, dict[str, float]]]:
+    """Test errors of the tables, by (fold convention, depth, epochs), dataset and "ACTIVATION, method".
+
+    Folds and seeds are averaged; a diverged Run makes its mean infinite. Datasets that lack a method are left out.
+    """
+    found: dict[tuple[str, int, int], dict[str, dict[str, list[float]]]] = {}
+    for result in results:
+        config = result.config
+        if config.task.kind != "table_classification" or config.method not in METHODS:
+            continue
+        options = config.task.model_options
+        group = (config.task.fold_convention, options["depth"], config.recipe.epochs)
+        name = f"{ACTIVATIONS[options['activation']]}, {METHODS[config.method]}"
+        error = result.final.test["error"] if result.final else math.inf
+        found.setdefault(group, {}).setdefault(config.task.dataset, {}).setdefault(name, []).append(error)
+    complete = {}
+    for group, datasets in found.items():
+        names = list(dict.fromkeys(name for row in datasets.values() for name in row))
+        complete[group] = {
+            dataset: {name: float(np.mean(row[name])) for name in names}
+            for dataset, row in sorted(datasets.items())
+            if all(name in row for name in names)
+        }
+    return complete
+
+
+def closed_form(results: list[Any]) -> Figure:
+    """The expected loss with the true variance falls with the sample size and with the kurtosis (points: draws)."""
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    axis = figure.subplots()
+    generator = np.random.Generator(np.random.PCG64(0))
+    sizes = np.arange(2, 21)
+    laws: tuple[tuple[str, float, Callable[..., Any]], ...] = (
+        ("Laplace", 3.0, lambda shape: generator.laplace(size=shape) / math.sqrt(2)),
+        ("normal", 0.0, generator.standard_normal),
+        ("uniform", -1.2, lambda shape: generator.uniform(-1, 1, shape) * math.sqrt(3)),
+        ("two points", -2.0, lambda shape: generator.integers(0, 2, shape) * 2.0 - 1),
+    )
+    for label, kurtosis, draw in laws:
+        (line,) = axis.plot(sizes, expected_loss(sizes, kurtosis), lw=1.4, label=f"{label}, kurtosis {kurtosis:g}")
+        for size in (3, 5, 10, 20):
+            losses = (1 - draw((20_000, size)).var(1, ddof=1)) ** 2
+            axis.plot(size, losses.mean(), "o", ms=3.5, color=line.get_color())
+    axis.set(xlabel="sample size, n", ylabel="expected loss", yscale="log", xticks=(3, 5, 10, 20))
+    axis.legend(frameon=False)
+    return figure
+
+
+def mixtures(results: list[Any]) -> Figure:
+    """Two normal classes on a line: separated where the rarer is above 21 percent, joined below; n = 5."""
+    figure, (left, right) = _panels(2)
+    distance = np.linspace(0, 8, 161)
+    angle = np.linspace(0, math.pi, 361)
+    for prior in (0.5, 0.3, (1 - 1 / math.sqrt(3)) / 2, 0.1, 0.05):
+        label = f"{100 * prior:.0f} %"
+        left.plot(distance, expected_loss(N, mixture_kurtosis(distance, prior)), lw=1.4, label=label)
+        projected = projected_separation(angle, WITHIN, BETWEEN)
+        right.plot(np.degrees(angle), expected_loss(N, mixture_kurtosis(projected, prior)), lw=1.4)
+    discriminant = np.linalg.solve(WITHIN, BETWEEN)
+    for name, (x, y), dashes in (("LDA", discriminant, "--"), ("class means", BETWEEN, ":")):
+        right.axvline(math.degrees(math.atan2(y, x)), color=QUIET, lw=0.9, ls=dashes, label=name)
+    left.set(xlabel="distance of the means / standard deviation", ylabel="expected loss")
+    right.set(xlabel="direction of the projection, degrees")
+    left.legend(frameon=False, title="prior of the rarer")
+    right.legend(frameon=False)
+    return figure
+
+
+def modes(results: list[Any]) -> Figure:
+    """Values of one unit under gradient descent on the loss alone: a normal law falls into two modes."""
+    snapshots = (0, 300, 1000, 4000)
+    figure, axes = _panels(len(snapshots))
+    for axis, (step, values) in zip(axes, few_modes(snapshots).items(), strict=True):
+        axis.hist(values, bins=60, range=(-3, 3), density=True)
+        axis.text(
+            0.5, 0.97, f"$\\kappa$ = {stats.kurtosis(values):.2f}", transform=axis.transAxes, ha="center", va="top"
+        )
+        axis.margins(y=0.15)
+        axis.set(xlabel="value", title=f"step {step}")
+    axes[0].set_ylabel("density")
+    return figure
+
+
+def reference_log(results: list[Any]) -> Figure:
+    """Our test error over the epochs of the reference network, and the errors that its authors' log states (points)."""
+    path = Path(__file__).parent / "experiments" / "reference_log.toml"
+    experiment = tomllib.loads(path.read_text("utf-8"))
+    (task,) = experiment["tasks"].values()
+    figure, (axis,) = _panels(1)
+    ours = [
+        result
+        for result in results
+        if result.config.method == "vcl"
+        and result.config.task.dataset == task["dataset"]
+        and result.config.task.model_options == task["model_options"]
+    ]
+    for result in ours:
+        axis.plot([e.epoch for e in result.epochs], [e.test["error"] for e in result.epochs], lw=0.8, alpha=0.7)
+    for claim in experiment["claims"]:
+        if claim.get("value") is not None and "over" not in claim:
+            epochs = experiment["arms"][claim["arm"]].get("recipe", {}).get("epochs", experiment["recipe"]["epochs"])
+            axis.plot(epochs, claim["value"], "D", mfc="none", mec="black", ms=5)
+    axis.set(xlabel="epoch", ylabel="test error, percent", yscale="log")
+    if not ours:
+        _say(axis, "not run")
+    return figure
+
+
+def profiles(results: list[Any]) -> Figure:
+    """Share of the UCI sets on which a method's test error is at most so many times the best one's."""
+    groups = {group: rows for group, rows in tabular_errors(results).items() if rows}
+    figure, axes = _panels(max(1, len(groups)))
+    if not groups:
+        _say(axes[0], "not run")
+    for axis, (group, rows) in zip(axes, sorted(groups.items()), strict=False):
+        convention, depth, epochs = group
+        for name, (ratios, shares) in performance_profile(rows).items():
+            inside = ratios <= MOST_RATIO
+            height = np.concatenate([[0], shares[inside], shares[inside][-1:]])
+            axis.step(
+                np.concatenate([[1], ratios[inside], [MOST_RATIO]])[: len(height)], height, where="post", label=name
+            )
+        axis.set(
+            title=f"{convention} folds, depth {depth}, {epochs} epochs, {len(rows)} sets",
+            xlabel="test error / best test error",
+            ylabel="share of the sets",
+            ylim=(0, 1.03),
+        )
+        axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
+    "closed_form": closed_form,
+    "mixtures": mixtures,
+    "modes": modes,
+    "reference_log": reference_log,
+    "profiles": profiles,
+}
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    across = min(count, 4 if count == 4 else 3)
+    rows = -(-count // across)
+    figure = Figure(figsize=(7.2, 2.7 * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, across, squeeze=False).flat)
+
+
+def _say(axis: Axes, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=QUIET)

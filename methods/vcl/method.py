@@ -1,0 +1,162 @@
+"""VCL, the variance constancy loss (Littwin & Wolf, NeurIPS 2018): two small samples should vary equally."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+import reproduce.method
+from reproduce.method import NonNegative, Positive, Record, Role, Site, Trace, sites_of
+
+
+def variance_constancy_loss(
+    activations: Tensor, beta: Tensor | float = 1.0, sample_size: int = 5, unbiased: bool = True
+) -> Tensor:
+    """Mean over units of ``(1 - s1^2 / (s2^2 + beta))^2``, s1^2 and s2^2 variances of two small samples; 0-dim.
+
+    Activations have shape (batch, ...), and every element of the trailing shape is a unit. The samples are rows
+    [0, n) and [n, 2n) of a batch whose order is random; other rows are unused. ``beta`` is a number or broadcasts
+    against the trailing shape. Variances divide by n - 1, or by n where not ``unbiased``. Gradients flow through
+    both variances and beta. Computed in float32 at least. At a pole, s2^2 = -beta, the loss is not finite.
+    The loss as in the authors' code (vcl_pytorch); s2^2 + beta in place of the true variance.
+
+    Raises:
+        ValueError: a batch smaller than 2n, samples too small for a variance, a beta of another shape, activations
+            that are not floating point.
+    """
+    _check(activations, beta, sample_size, unbiased)
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    samples = _FirstRows.apply(activations, 2 * sample_size)  # type: ignore[no-untyped-call]
+    samples = samples.to(precision).unflatten(0, (2, sample_size))
+    centred = samples - samples.mean(1, keepdim=True)
+    # torch's own variance takes over ten times as long over so short an axis.
+    first, second = (centred.square().sum(1) / (sample_size - int(unbiased))).unbind()
+    return (1 - first / (second + beta)).square().mean()
+
+
+def two_slice_variance_constancy_loss(
+    activations: Tensor, beta: Tensor | float = 1.0, sample_size: int = 5, unbiased: bool = True
+) -> Tensor:
+    """`variance_constancy_loss` as the formula reads, one slice for each sample; kept to be timed against it."""
+    _check(activations, beta, sample_size, unbiased)
+    first = activations[:sample_size].var(0, correction=int(unbiased))
+    second = activations[sample_size : 2 * sample_size].var(0, correction=int(unbiased))
+    return ((1 - first / (second + beta)) ** 2).mean()
+
+
+class _FirstRows(torch.autograd.Function):
+    """``activations[:n]``, with a gradient in the memory layout of the activations.
+
+    Slicing pads its gradient in the default layout, and adding that to the gradient of a map in channels_last
+    takes longer than all the rest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor, n: int) -> Tensor:
+        ctx.layout = torch.empty_like(activations, device="meta")  # without holding on to the activations
+        return activations[:n]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        padded = torch.zeros_like(ctx.layout, device=gradient.device)
+        padded[: len(gradient)] = gradient
+        return padded, None
+
+
+def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased: bool) -> None:
+    smallest = 2 if unbiased else 1
+    if sample_size < smallest:
+        raise ValueError(f"a variance needs samples of at least {smallest}, got sample_size {sample_size}")
+    if activations.dim() == 0 or len(activations) < 2 * sample_size:
+        found = len(activations) if activations.dim() else 0
+        raise ValueError(
+            f"VCL compares two samples of {sample_size} and needs a batch of at least {2 * sample_size}, got {found}"
+        )
+    if not activations.is_floating_point() or activations.numel() == 0:
+        raise ValueError(
+            f"activations must be floating point and not empty, got {activations.dtype} {tuple(activations.shape)}"
+        )
+    units = activations.shape[1:]
+    shape = beta.shape if isinstance(beta, Tensor) else torch.Size()
+    fits = len(shape) <= len(units) and all(
+        own in (1, unit) for own, unit in zip(reversed(shape), reversed(units), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"beta of shape {tuple(shape)} does not fit units of shape {tuple(units)}")
+
+
+class Method(reproduce.method.Method):
+    """``strength`` times the sum over Sites of `variance_constancy_loss`, with one beta for each unit.
+
+    ``prepare`` gives every Site a parameter ``beta`` of the shape of one sample (each location and channel of a
+    map has its own), which the optimiser treats as a weight: the rate of weights, and weight decay. Recurrent
+    Sites have one beta for each feature; the loss is then taken at each time step and averaged, which is ours.
+    A pole (s2^2 = -beta) makes the loss infinite or undefined, and the Run is then sealed as diverged.
+    """
+
+    strength: NonNegative = 0.01  # gamma; vcl_pytorch and the authors' UCI driver
+    sample_size: Annotated[int, Field(ge=1)] = 5  # n; both codes
+    unbiased: bool = True  # n - 1 in vcl_pytorch, n in the UCI driver
+    initial_beta: Positive = 1.0  # vcl_pytorch; 0.1 in the UCI driver
+    learn_beta: bool = True  # both codes
+    include_first: bool = True  # the first layer: in vcl_pytorch, not in the UCI driver
+    sites: Role = "pre"  # both codes, and the abstract's "before the activation"
+
+    @model_validator(mode="after")
+    def _samples_have_a_variance(self) -> Method:
+        if self.unbiased and self.sample_size < 2:
+            raise ValueError(f"sample_size {self.sample_size} has no unbiased variance: at least 2")
+        return self
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Give the chosen Sites their betas; nothing changes where ``strength`` is zero.
+
+        Raises:
+            ValueError: no such Sites, a Site that already has betas, or one whose shape is not known yet.
+        """
+        if self.strength == 0:
+            return
+        chosen = [site for site in sites_of(model) if site.role == self.sites][0 if self.include_first else 1 :]
+        if not chosen:
+            where = "" if self.include_first else " after the first"
+            raise ValueError(f"the model has no {self.sites!r} Site{where}: choose other `sites`")
+        device = next((parameter.device for parameter in model.parameters()), None)
+        betas = [torch.full(self._shape(site), self.initial_beta, device=device) for site in chosen]
+        for site, beta in zip(chosen, betas, strict=True):
+            if self.learn_beta:
+                site.register_parameter("beta", nn.Parameter(beta))
+            else:
+                site.register_buffer("beta", beta)
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
+        if self.strength == 0:
+            return trace.zero()
+        terms = [
+            variance_constancy_loss(_batch_first(record), beta, self.sample_size, self.unbiased)
+            for record in trace.select(self.sites)
+            if (beta := _beta(record.site)) is not None
+        ]
+        if not terms:
+            raise ValueError("VCL needs betas at its Sites: call prepare() before training")
+        return self.strength * torch.stack(terms).sum()
+
+    def _shape(self, site: Site) -> tuple[int, ...]:
+        if _beta(site) is not None:
+            raise ValueError(f"Site {site.name!r} already has betas")
+        if site.shape is None:
+            raise ValueError(f"Site {site.name!r} has not seen a batch yet: give attach() an example input")
+        return site.shape
+
+
+def _beta(site: Site) -> Tensor | None:
+    found = getattr(site, "beta", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _batch_first(record: Record) -> Tensor:
+    """(batch, units...): a recurrent output (time, batch, features) has a unit for each time and feature."""
+    return record.activation.transpose(0, 1) if record.site.axes == "tnc" else record.activation

@@ -1,0 +1,86 @@
+"""Kernel penalties: L1 and L2 norms of weights, the relative that activity penalties are compared with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+import reproduce.method
+from reproduce.method import NonNegative, Trace
+
+
+def kernel_l1(weight: Tensor) -> Tensor:
+    """``sum |w|``, the sum of absolute values of all elements; 0-dim, computed in float32 at least.
+
+    A weight has any shape. The gradient at zero is zero (torch's convention). Tibshirani (1996), on a layer.
+
+    Raises:
+        ValueError: a weight that is empty or not floating point.
+    """
+    return _checked(weight).abs().sum()
+
+
+def kernel_l2(weight: Tensor) -> Tensor:
+    """``sum w^2``, the sum of squares of all elements; as `kernel_l1`.
+
+    Its gradient is 2 w: under SGD ``strength`` acts as a weight decay of twice its size. Krogh & Hertz (1991), eq. 2,
+    without their factor 1/2.
+    """
+    return _checked(weight).square().sum()
+
+
+def _checked(weight: Tensor) -> Tensor:
+    if weight.numel() == 0 or not weight.is_floating_point():
+        raise ValueError(f"a weight must be floating point and not empty, got {weight.dtype} {tuple(weight.shape)}")
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+class Method(reproduce.method.Method):
+    """``strength`` times the sum over weights of `kernel_l1` or `kernel_l2`.
+
+    Weights are the parameters of two or more axes: no biases, no scales of normalizations. ``layers`` keeps those whose
+    name holds one of these fragments (all, where it is empty), and ``exclude`` then leaves out others: embeddings,
+    whose rows are activations rather than a kernel. A decoder tied to its embedding bears the embedding's name.
+    """
+
+    kind: Literal["l1", "l2"] = "l2"
+    strength: NonNegative = 1e-4  # lambda; ours: that of activity_norm, so that the defaults can be compared
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ("embedding",)
+
+    @model_validator(mode="after")
+    def _fragments_are_words(self) -> Method:
+        if "" in (*self.layers, *self.exclude):
+            raise ValueError("an empty fragment in layers or exclude matches every name: leave it out")
+        return self
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted penalty; exactly zero where ``strength`` is zero."""
+        if self.strength == 0:
+            return trace.zero()
+        term = kernel_l1 if self.kind == "l1" else kernel_l2
+        return self.strength * torch.stack([term(weight) for weight in self.weights(trace.model)]).sum()
+
+    def weights(self, model: nn.Module) -> list[nn.Parameter]:
+        """The weights that count, each once.
+
+        Raises:
+            ValueError: the model has none; the message lists the names it has.
+        """
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+        kept = [
+            weight
+            for name, weight in named
+            if (not self.layers or any(part in name for part in self.layers))
+            and not any(part in name for part in self.exclude)
+        ]
+        if not kept:
+            names = ", ".join(name for name, _ in named) or "none"
+            raise ValueError(
+                f"the penalty needs a weight with layers {list(self.layers)} and without {list(self.exclude)} in its "
+                f"name; the model has {names}"
+            )
+        return kept

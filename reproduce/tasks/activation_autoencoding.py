@@ -1,0 +1,249 @@
+"""Autoencoding of a language model's activations, judged by what the model makes of the reconstruction."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reproduce import models
+from reproduce.data import WordData
+from reproduce.method import Method
+from reproduce.models import Sizes
+from reproduce.randomness import Generators, derived_seed
+from reproduce.sites import Site
+from reproduce.sparsity import CodeStatistics, ReconstructionStatistics
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks import Metrics
+from reproduce.tasks.language_modeling import LanguageModeling
+from reproduce.train import train
+
+
+class Splice(nn.Module):
+    """Hands upward what an autoencoder makes of activations (T, B, d), and measures it on the way."""
+
+    def __init__(self, autoencoder: Any, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.autoencoder, self.mean, self.scale = autoencoder, mean, scale
+        self.codes, self.reconstructions = CodeStatistics(), ReconstructionStatistics()
+
+    def forward(self, activation: Tensor) -> Tensor:
+        inputs = (activation.flatten(0, 1) - self.mean) * self.scale
+        code = self.autoencoder.encode(inputs)
+        output = self.autoencoder.decode(code)
+        self.codes.add(code)
+        self.reconstructions.add(inputs, output)
+        return (output / self.scale + self.mean).view_as(activation)
+
+
+class Ablation(nn.Module):
+    """Hands upward one vector (d,) whatever comes."""
+
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.vector = vector
+
+    def forward(self, activation: Tensor) -> Tensor:
+        return self.vector.expand_as(activation)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A trained language model, its activations (tokens, d) at one Site over the training text, and what it costs
+    to lose them: cross-entropies in nats for each split.
+    """
+
+    task: LanguageModeling
+    site: Site
+    activations: Tensor
+    references: dict[str, dict[str, float]]
+
+    @contextmanager
+    def spliced(self, module: nn.Module) -> Iterator[None]:
+        """The host with ``module`` on what the Site hands upward; a layer's own state goes on as it was."""
+        self.site.transform = module
+        try:
+            yield
+        finally:
+            self.site.transform = None
+
+    def losses(self) -> dict[str, float]:
+        """Cross-entropy in nats of each split, as the host now is."""
+        return {name: metrics["loss"] for name, metrics in self.evaluate().items()}
+
+    def evaluate(self) -> Metrics:
+        found = self.task.evaluate()
+        self.task.model.eval()  # the host stays in evaluation mode
+        return found
+
+
+class ActivationAutoencoding:
+    """First the host is trained by its own recipe, in the same loop; then the autoencoder, by the Run's.
+
+    Activations are centred and scaled to a mean norm of sqrt(d). Loss: mean over tokens of the sum over features of
+    squared errors. Metrics of a split: those of autoencoding, and ``ce_loss_with_sae``, ``ce_loss_without_sae``,
+    ``ce_loss_with_zero_ablation``, ``ce_loss_with_mean_ablation`` in nats, ``ce_loss_increase``, ``ce_loss_score``
+    against zero and ``ce_loss_score_mean`` against mean ablation, ``perplexity`` with the autoencoder spliced in.
+
+    An interrupted host begins anew; what it costs is no part of the Run's steps.
+    """
+
+    metric = "fvu"
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: Recipe,
+        data: WordData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        if recipe.mixup or recipe.augment or recipe.window:
+            raise SpecError("recipe.mixup, augment and window are not for activations; window belongs to task.host")
+        if spec.validation or spec.normalise or spec.fold is not None:
+            raise SpecError("task.validation, normalise and fold are not for the activations of a language model")
+        self.recipe, self.generators, self.device = recipe, generators, device
+        self.host = trained_host(spec, data, generators.initialisation.initial_seed(), device)
+        activations = self.host.activations
+        self.mean = activations.mean(0)
+        centred = activations - self.mean
+        self.scale = math.sqrt(centred.shape[1]) / centred.norm(dim=1).mean()
+        self.inputs = centred.mul_(self.scale)
+        sizes = Sizes((self.inputs.shape[1],), self.inputs.shape[1])
+        model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
+        self.model: Any = model.to(device)
+        if not hasattr(model, "encode"):
+            raise SpecError(f"this task needs an autoencoder; model {spec.model!r} has no 'encode'")
+        self.steps_per_epoch = len(self.inputs) // recipe.batch_size
+        if self.steps_per_epoch < 1:
+            raise SpecError(f"batch_size {recipe.batch_size} is larger than the {len(self.inputs)} activations")
+        self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
+        self.epochs_begun = 0
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def start_epoch(self) -> None:
+        self.order = torch.randperm(len(self.inputs), generator=self.generators.order).to(self.device)
+        self.model.anneal(self.epochs_begun / self.total_epochs)
+        self.epochs_begun += 1
+
+    def loss(self, index: int) -> Tensor:
+        size = self.recipe.batch_size
+        inputs = self.inputs[self.order[index * size : (index + 1) * size]]
+        return (self._output(inputs) - inputs).square().sum(1).mean()
+
+    def _output(self, inputs: Tensor) -> Tensor:
+        bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            output = self.model(inputs)
+        return output.float()
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        self.model.eval()
+        found = {name: self._evaluate_split(name) for name in self.host.task.splits}
+        self.model.train()
+        return found
+
+    def _evaluate_split(self, name: str) -> dict[str, float]:
+        splice = Splice(self.model, self.mean, self.scale)
+        with self.host.spliced(splice):
+            spliced = self.host.task._evaluate_split(self.host.task.splits[name])
+        loss, reference = spliced["loss"], self.host.references[name]
+        clean, zero, mean = (reference[key] for key in ("clean", "zero", "mean"))
+        return {
+            **splice.reconstructions.metrics(),
+            **splice.codes.metrics(),
+            "decoder_norm": self.model.W_dec.norm(dim=1).mean().item(),
+            "ce_loss_with_sae": loss,
+            "ce_loss_without_sae": clean,
+            "ce_loss_with_zero_ablation": zero,
+            "ce_loss_with_mean_ablation": mean,
+            "ce_loss_increase": loss - clean,
+            "ce_loss_score": (zero - loss) / (zero - clean),
+            "ce_loss_score_mean": (mean - loss) / (mean - clean),
+            "perplexity": spliced["perplexity"],
+        }
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        self._output(self.inputs[: self.recipe.probe_examples])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order, "epochs_begun": self.epochs_begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order = state["order"].to(self.device)
+        self.epochs_begun = state["epochs_begun"]
+
+
+_KEPT: list[tuple[tuple[str, int, str], WordData, Host]] = []
+
+
+def trained_host(spec: TaskSpec, data: WordData, seed: int, device: torch.device) -> Host:
+    """The host of a seed. Runs that differ in the autoencoder alone follow each other and share it.
+
+    Raises:
+        SpecError: no ``task.host``, a host that diverges, or a Site that it has not.
+    """
+    if spec.host is None:
+        raise SpecError("this task needs task.host: the language model, its recipe and the Site to read")
+    key = (spec.host.model_dump_json() + str(spec.train_examples), seed, str(device))
+    for kept_key, kept_data, host in _KEPT:
+        if kept_key == key and kept_data is data:
+            return host
+    _KEPT.clear()  # one host and its activations at a time
+    host = _train_host(spec, data, derived_seed(seed, "host"), device)
+    _KEPT.append((key, data, host))
+    return host
+
+
+def _train_host(spec: TaskSpec, data: WordData, seed: int, device: torch.device) -> Host:
+    chosen: Any = spec.host
+    generators = Generators.seeded(seed, device)
+    own = spec.model_copy(update={"model": chosen.model, "model_options": chosen.model_options, "host": None})
+    task = LanguageModeling(own, chosen.recipe, data, generators, device)
+    site = dict(task.model.named_modules()).get(chosen.site)
+    if not isinstance(site, Site):
+        raise SpecError(f"task.host.site {chosen.site!r}: model {chosen.model!r} has no such Site")
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = train(f"host-{seed}", chosen.recipe, task, Method(), generators, device, Path(folder))
+    if outcome.diverged_step is not None:
+        raise SpecError(f"task.host diverged at step {outcome.diverged_step}: lower its learning rate")
+    task.model.eval().requires_grad_(False)
+    activations = _activations(task, site)
+    host = Host(task, site, activations, {})
+    ablations = {"zero": torch.zeros_like(activations[0]), "mean": activations.mean(0)}
+    losses = {"clean": host.losses()}
+    for name, vector in ablations.items():
+        with host.spliced(Ablation(vector)):
+            losses[name] = host.losses()
+    for split in task.splits:
+        host.references[split] = {name: found[split] for name, found in losses.items()}
+    return host
+
+
+@torch.no_grad()
+def _activations(task: LanguageModeling, site: Site) -> Tensor:
+    """What passes the Site while the host reads its training text once, without dropout: (tokens, d)."""
+    seen: list[Tensor] = []
+    handle = site.register_forward_hook(lambda module, inputs, output: seen.append(output.flatten(0, 1)))
+    try:
+        task._evaluate_split(task.train)
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
+def build(
+    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> ActivationAutoencoding:
+    if not isinstance(data, WordData):
+        raise SpecError(f"this task needs words; dataset {spec.dataset!r} holds {data.holds}")
+    return ActivationAutoencoding(spec, recipe, data, generators, device)

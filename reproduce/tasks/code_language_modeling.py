@@ -1,0 +1,49 @@
+"""Language modeling through a sparse code: perplexity, and how many units carry it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reproduce.data import WordData
+from reproduce.randomness import Generators
+from reproduce.sites import sites_of
+from reproduce.sparsity import CodeStatistics
+from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.tasks.language_modeling import LanguageModeling
+
+
+class CodeLanguageModeling(LanguageModeling):
+    """As language modeling, with ``l0`` and ``dead_fraction`` of the model's one code Site over every token."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        recipe: Recipe,
+        data: WordData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        super().__init__(spec, recipe, data, generators, device)
+        codes = [site for site in sites_of(self.model) if site.role == "code"]
+        if len(codes) != 1:
+            raise SpecError(f"this task needs a model with one code Site; {spec.model!r} has {len(codes)}")
+        self.code = codes[0]
+
+    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+        codes = CodeStatistics()
+        handle = self.code.register_forward_hook(lambda site, inputs, output: codes.add(output))
+        try:
+            return super()._evaluate_split(tokens) | codes.metrics()
+        finally:
+            handle.remove()
+
+
+def build(
+    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> CodeLanguageModeling:
+    if not isinstance(data, WordData):
+        raise SpecError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
+    return CodeLanguageModeling(spec, recipe, data, generators, device)
