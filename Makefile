@@ -1,7 +1,7 @@
 # One command from a fresh clone to a page: `make reproduce-per`. `make` alone lists the targets.
 PYTHON ?= python3
 SCALE  ?= quick
-export REPRODUCE_DATA := $(if $(DATA),$(DATA),$(REPRODUCE_DATA))
+export REPRODUCE_DATA := $(abspath $(if $(DATA),$(DATA),$(REPRODUCE_DATA)))
 
 venv   := .venv
 ready  := $(venv)/.ready

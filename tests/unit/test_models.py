@@ -20,6 +20,9 @@ SMALL = {
     "cnn11": ({}, Sizes((1, 8, 8), 10)),
     "row_rnn": ({"hidden": 6}, Sizes((1, 8, 8), 10)),
     "rectified_mlp": ({"width": 7, "depth": 1}, Sizes((1, 8, 8), 10)),
+    "autoencoder": ({"d_sae": 5, "input_dropout": 0.3}, Sizes((1, 8, 8), 64)),
+    "pixels": ({}, Sizes((1, 8, 8), 64)),
+    "code_lstm": ({"hidden": 6, "d_sae": 5, "dropout": 0.3}, Sizes((), 11)),
 }
 
 
@@ -36,7 +39,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def forward(model: nn.Module, name: str, sizes: Sizes) -> torch.Tensor:
-    if name == "lstm":
+    if not sizes.input_shape:  # words
         return model(torch.arange(6).reshape(3, 2), model.initial_state(2))[0]
     return model(torch.randn(2, *sizes.input_shape, generator=generator(5)))
 
@@ -91,7 +94,9 @@ def test_sites_know_their_shapes_and_logits_have_none(name):
     model = built(name, options, sizes)
     trace = watch(model)
     logits = forward(model, name, sizes)
-    assert logits.shape == ((3, 2, 11) if name == "lstm" else (2, 10))
+    reconstructs = name in ("autoencoder", "pixels")
+    expected = (2, *sizes.input_shape) if reconstructs else (2, sizes.outputs) if sizes.input_shape else (3, 2, 11)
+    assert logits.shape == expected
     assert len(trace.records) == len(list(sites_of(model)))  # each Site is passed once
     for site, activation in trace.records:
         leading = 2 if site.axes == "tnc" else 1
@@ -116,7 +121,7 @@ def test_a_deep_copy_computes_the_same_and_shares_the_stream_of_masks():
 
 def test_bad_requests_name_model_and_option():
     cases = [
-        ("transformer", {}, r"^unknown model 'transformer': the models are cnn11, lstm, mlp, resnet$"),
+        ("transformer", {}, rf"^unknown model 'transformer': the models are {', '.join(known_models())}$"),
         ("dropout", {}, r"^unknown model 'dropout'"),
         ("mlp", {"depth": 1}, r"^model 'mlp': missing option 'width'$"),
         (

@@ -1,0 +1,369 @@
+"""Orthogonal regularization of kernels: Bansal, Chen & Wang (2018), Brock et al. (2017, 2019), Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+import reproduce.method
+from reproduce.method import NonNegative, PositiveCount, Trace
+
+Gram = Literal["rows", "columns", "smaller"]
+Norm = Literal["squared_frobenius", "frobenius", "l1", "max", "row_sum", "spectral"]
+Law = Literal["normal", "uniform"]
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A kernel (out, ...) as a matrix (out, fan_in), one row a filter, in float32 at least.
+
+    The papers write the transpose, W of shape (fan_in, out): their ``W^T W`` is the Gram matrix of these rows.
+
+    Raises:
+        ValueError: fewer than two axes, no elements, or not floating point.
+    """
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise ValueError(f"a kernel must be (out, ...) with at least two axes, not empty; found {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise ValueError(f"a kernel must be floating point, found {weight.dtype}")
+    return weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def gram_matrix(matrix: Tensor, gram: Gram = "rows") -> Tensor:
+    """Inner products ``M M^T`` of the rows of a matrix (m, n), ``M^T M`` of its columns, or the smaller of both.
+
+    Raises:
+        ValueError: not a matrix, or an unknown side.
+    """
+    if matrix.dim() != 2:
+        raise ValueError(f"a Gram matrix needs a matrix of two axes, found shape {tuple(matrix.shape)}")
+    vectors = _vectors(matrix, gram)
+    with torch.autocast(matrix.device.type, enabled=False):
+        return vectors @ vectors.mT
+
+
+def soft_orthogonality(weight: Tensor, gram: Gram = "rows", norm: Norm = "squared_frobenius") -> Tensor:
+    """SO: a norm of ``D = G - I``, with G the Gram matrix of a kernel (out, ...); 0-dim.
+
+    ``squared_frobenius`` is the sum of the squares of D (Bansal et al.), ``frobenius`` its root,
+    ``l1`` the sum of absolute values (Brock et al. 2017, section 3.4), ``max`` the largest of them, ``row_sum``
+    the largest sum of a row, and ``spectral`` the largest singular value ``max |s_k^2 - 1|``, exactly (an
+    eigenvalue decomposition; `srip` estimates it). The squared Frobenius norm is computed from the smaller Gram
+    matrix: those of rows and of columns differ by m - n, and have the same gradient.
+
+    Raises:
+        ValueError: a kernel that `as_matrix` refuses, an unknown side or norm.
+    """
+    matrix = as_matrix(weight)
+    if norm == "squared_frobenius":
+        vectors, smaller = _vectors(matrix, gram), _vectors(matrix, "smaller")
+        return _deviation(smaller).square().sum() + (len(vectors) - len(smaller))
+    deviation = _deviation(_vectors(matrix, gram))
+    match norm:
+        case "frobenius":
+            return torch.linalg.vector_norm(deviation)
+        case "l1":
+            return deviation.abs().sum()
+        case "max":
+            return deviation.abs().amax()
+        case "row_sum":
+            return deviation.abs().sum(1).amax()
+        case "spectral":
+            return torch.linalg.eigvalsh(deviation).abs().amax()
+    raise ValueError(f"unknown norm {norm!r}: squared_frobenius, frobenius, l1, max, row_sum or spectral")
+
+
+def literal_soft_orthogonality(weight: Tensor) -> Tensor:
+    """``|M M^T - I|_F^2`` written out for the rows, however many: what `soft_orthogonality` is timed against."""
+    return _deviation(as_matrix(weight)).square().sum()
+
+
+def double_soft_orthogonality(weight: Tensor, norm: Norm = "squared_frobenius") -> Tensor:
+    """DSO: `soft_orthogonality` of the rows plus that of the columns (Bansal et al.); 0-dim.
+
+    With the squared Frobenius norm this is twice SO plus a constant. Raises ValueError as `soft_orthogonality`.
+    """
+    return soft_orthogonality(weight, "rows", norm) + soft_orthogonality(weight, "columns", norm)
+
+
+def mutual_coherence(weight: Tensor, gram: Gram = "rows", normalised: bool = False) -> Tensor:
+    """MC: the largest absolute entry of ``G - I`` (Bansal et al.); 0-dim.
+
+    ``normalised`` gives the mutual coherence itself, ``max_{i != j} |<w_i, w_j>| / (|w_i| |w_j|)``, which is
+    blind to the vectors' lengths and to which the penalty owes its name.
+
+    Raises:
+        ValueError: a kernel that `as_matrix` refuses, or a single vector where cosines are asked for.
+    """
+    if normalised:
+        return _absolute_cosines(weight, gram).amax()
+    return soft_orthogonality(weight, gram, "max")
+
+
+def srip(
+    weight: Tensor,
+    n_iterations: int = 1,
+    squared: bool = False,
+    gram: Gram = "smaller",
+    start: Tensor | Law = "normal",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """SRIP: the spectral norm of ``D = G - I`` by power iteration (Bansal et al.); 0-dim.
+
+    ``v = D v / |D v|``, ``n_iterations`` times from ``start``, then ``|D v|`` or its square; the gradient flows
+    through all of it, as in the authors' code. Never above the exact value. D is not formed: ``D v = M (M^T v) - v``.
+
+    Args:
+        weight: kernel (out, ...).
+        n_iterations: 1 in the authors' code.
+        squared: True in their PyTorch code, False in the paper and in their Keras code.
+        gram: "smaller" in their code for wide networks, "columns" in that for ImageNet, "rows" in the paper.
+        start: a vector as long as the Gram matrix, or the law to draw it from: their code has uniform on [0, 1).
+        generator: what a start is drawn from.
+
+    Raises:
+        ValueError: a kernel that `as_matrix` refuses; fewer than one iteration; a start of another length.
+    """
+    vectors = _vectors(as_matrix(weight), gram)
+    if n_iterations < 1:
+        raise ValueError(f"the power method needs at least one iteration, got {n_iterations}")
+    if isinstance(start, str):
+        start = draw_start(len(vectors), start, generator, vectors.device, vectors.dtype)
+    elif start.shape != (len(vectors),):
+        raise ValueError(f"start must have shape ({len(vectors)},), found {tuple(start.shape)}")
+    with torch.autocast(weight.device.type, enabled=False):
+        product = _apply_deviation(vectors, start.to(vectors.dtype))
+        for _ in range(n_iterations):
+            length = torch.linalg.vector_norm(product).clamp_min(torch.finfo(vectors.dtype).tiny)
+            product = _apply_deviation(vectors, product / length)
+        return product.square().sum() if squared else torch.linalg.vector_norm(product)
+
+
+def draw_start(
+    length: int,
+    law: Law,
+    generator: torch.Generator | None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A start of the power iteration, (length,): standard normal, or uniform on [0, 1).
+
+    Raises:
+        ValueError: an unknown law.
+    """
+    if law not in ("normal", "uniform"):
+        raise ValueError(f"a start is drawn from 'normal' or 'uniform', got {law!r}")
+    draw = torch.randn if law == "normal" else torch.rand
+    return draw(length, generator=generator, device=device, dtype=dtype)
+
+
+def off_diagonal_orthogonality(weight: Tensor, gram: Gram = "rows") -> Tensor:
+    """The sum of ``G_ij^2`` over ``i != j`` of a kernel (out, ...) (Brock, Donahue & Simonyan 2019, BigGAN); 0-dim.
+
+    It leaves the lengths free. Raises ValueError as `as_matrix`.
+    """
+    return _off_diagonal(gram_matrix(as_matrix(weight), gram)).square().sum()
+
+
+def mean_absolute_cosine(weight: Tensor, gram: Gram = "rows") -> Tensor:
+    """The mean of ``|cos(w_i, w_j)|`` over ``i != j`` of a kernel (out, ...); 0-dim in [0, 1].
+
+    ``keras.regularizers.OrthogonalRegularizer`` without its factor. A Keras kernel is (in, units): rows here are
+    its ``mode="columns"``. A zero vector has cosine 0 with all others.
+
+    Raises:
+        ValueError: a kernel that `as_matrix` refuses, or a single vector.
+    """
+    cosines = _absolute_cosines(weight, gram)
+    return cosines.sum() / (len(cosines) * (len(cosines) - 1))
+
+
+def _vectors(matrix: Tensor, gram: Gram) -> Tensor:
+    """The vectors whose inner products are taken, as rows."""
+    if gram not in ("rows", "columns", "smaller"):
+        raise ValueError(f"gram is 'rows', 'columns' or 'smaller', got {gram!r}")
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    return matrix.mT if gram == "columns" or (gram == "smaller" and is_tall) else matrix
+
+
+def _deviation(vectors: Tensor) -> Tensor:
+    """``G - I``."""
+    products = gram_matrix(vectors)
+    return products - torch.eye(len(products), device=products.device, dtype=products.dtype)
+
+
+def _apply_deviation(vectors: Tensor, vector: Tensor) -> Tensor:
+    return vectors @ (vectors.mT @ vector) - vector
+
+
+def _off_diagonal(products: Tensor) -> Tensor:
+    return products - torch.diag(products.diagonal())
+
+
+def _absolute_cosines(weight: Tensor, gram: Gram) -> Tensor:
+    """|cos| between all vectors, with zeros on the diagonal."""
+    vectors = _vectors(as_matrix(weight), gram)
+    if len(vectors) < 2:
+        raise ValueError(f"cosines need at least two vectors, found {len(vectors)} in shape {tuple(weight.shape)}")
+    return _off_diagonal(gram_matrix(nn.functional.normalize(vectors, dim=1))).abs()
+
+
+# Kernels that hold several blocks of outputs, one for each gate or projection, and how many.
+_BLOCKS: dict[type[nn.Module], int] = {
+    nn.LSTM: 4,
+    nn.GRU: 3,
+    nn.RNN: 1,
+    nn.LSTMCell: 4,
+    nn.GRUCell: 3,
+    nn.RNNCell: 1,
+    nn.MultiheadAttention: 3,
+}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_KINDS = ("conv", "linear", "recurrent")
+
+
+def kernels(model: nn.Module, layers: str = "all") -> list[tuple[str, Tensor]]:
+    """Names and weights (out, ...) of a model's kernels, those of recurrent layers cut into their gates' blocks.
+
+    A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, and a shared one counts once. Embeddings are
+    tables and no kernels.
+
+    Args:
+        model: any module.
+        layers: "all"; "conv", "linear"; "recurrent", the hidden-to-hidden kernels alone; else a part of the name.
+
+    Raises:
+        ValueError: no kernel of that kind or name.
+    """
+    found: list[tuple[str, str, Tensor]] = []
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, kind, weight, blocks in _weights_of(module):
+            if isinstance(weight, nn.Parameter):  # others are made anew each time, and their ids mean nothing
+                if id(weight) in seen:
+                    continue
+                seen.add(id(weight))
+            path = f"{prefix}.{name}".lstrip(".")
+            labels = [path] if blocks == 1 else [f"{path}[{index}]" for index in range(blocks)]
+            found += zip(labels, [kind] * blocks, weight.chunk(blocks), strict=True)
+    kept = [
+        (name, weight)
+        for name, kind, weight in found
+        if layers == "all" or (kind == layers if layers in _KINDS else layers in name)
+    ]
+    if not kept:
+        names = ", ".join(name for name, _, _ in found) or "none"
+        raise ValueError(f"orthogonality needs kernels, and the model has none for layers = {layers!r}: it has {names}")
+    return kept
+
+
+def _weights_of(module: nn.Module) -> Iterator[tuple[str, str, Tensor, int]]:
+    """Name, kind, weight and number of blocks of every kernel that a layer of torch holds itself."""
+    if isinstance(module, nn.Linear):
+        yield "weight", "linear", module.weight, 1
+    elif isinstance(module, _CONVOLUTIONS):
+        yield "weight", "conv", module.weight, 1
+    elif isinstance(module, _TRANSPOSED):  # (in, out / groups, ...): outputs first, group by group
+        turned = [group.transpose(0, 1) for group in module.weight.chunk(module.groups)]
+        yield "weight", "conv", torch.cat(turned), 1
+    elif n_blocks := next((n for kind, n in _BLOCKS.items() if isinstance(module, kind)), 0):
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() == 2:
+                is_cut = name.startswith(("weight_ih", "weight_hh", "in_proj"))
+                kind = "recurrent" if name.startswith("weight_hh") else "other"
+                yield name, kind, weight, n_blocks if is_cut else 1
+
+
+# Fractions of the training at which the factor on the coefficient changes: epochs 20, 50, 70 and 120 of 200.
+_MILESTONES = (0.1, 0.25, 0.35, 0.6)
+_FACTORS: dict[str, tuple[float, ...]] = {
+    "constant": (1.0, 1.0, 1.0, 1.0),
+    "paper": (1e-2, 1e-3, 1e-5, 0.0),  # 0.1, then 1e-3, 1e-4, 1e-6 and 0
+    "code": (1e-3, 1e-4, 1e-6, 0.0),  # 1e-2, then 1e-2 times 1e-3, 1e-4, 1e-6 and 0
+}
+
+
+def scheduled(progress: Tensor, schedule: Literal["constant", "paper", "code"]) -> Tensor:
+    """The factor on the coefficient at ``progress`` in [0, 1]; same shape.
+
+    ``paper`` divides the first coefficient by 100, 1,000, 100,000 and then makes it 0, at 20, 50, 70 and 120 of
+    200 epochs; ``code`` reads those numbers as factors of a first coefficient of 1e-2. See the card.
+    """
+    factor = torch.ones_like(progress)
+    for milestone, value in zip(_MILESTONES, _FACTORS[schedule], strict=True):
+        factor = torch.where(progress >= milestone, value, factor)
+    return factor
+
+
+class Method(reproduce.method.Method):
+    """One penalty on every chosen kernel, summed over kernels and weighted by ``strength``.
+
+    ``formula`` is "soft" (SO), "double_soft" (DSO), "mutual_coherence" (MC, the largest entry), "srip",
+    "off_diagonal" (BigGAN) or "cosine" (Keras). ``norm`` belongs to the first two, ``n_iterations``,
+    ``squared``, ``start`` and ``redraw`` to SRIP; ``gram`` has no effect on DSO.
+    """
+
+    formula: Literal["soft", "double_soft", "mutual_coherence", "srip", "off_diagonal", "cosine"] = "soft"
+    strength: NonNegative = 1e-2  # lambda at the start; the authors' code for CIFAR
+    schedule: Literal["constant", "paper", "code"] = "constant"  # ours; the paper and its code disagree
+    layers: str = "all"  # as in the authors' PyTorch code; see `kernels`
+    gram: Gram = "smaller"  # the side that can be orthonormal; the authors' code for wide networks
+    norm: Norm = "squared_frobenius"
+    n_iterations: PositiveCount = 1  # the authors' code
+    squared: bool = False  # the paper's SRIP is not; the authors' PyTorch code squares it
+    start: Law = "normal"  # the paper's text leaves it open; uniform on [0, 1) in the code for wide networks
+    redraw: bool = True  # a new start every step, as in the authors' PyTorch code; theirs for Keras keeps one
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Method:
+        if self.formula not in ("soft", "double_soft") and not self._is_default("norm"):
+            raise ValueError(f"norm {self.norm!r} needs formula 'soft' or 'double_soft', got {self.formula!r}")
+        only_srip = {name for name in ("n_iterations", "squared", "start", "redraw") if not self._is_default(name)}
+        if self.formula != "srip" and only_srip:
+            raise ValueError(f"{', '.join(sorted(only_srip))} needs formula 'srip', got {self.formula!r}")
+        return self
+
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == type(self).model_fields[name].default)
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Draw the starts of the power iterations where one serves all steps; they are kept beside the weights."""
+        if self.strength == 0 or self.formula != "srip" or self.redraw:
+            return
+        for index, (_, weight) in enumerate(kernels(model, self.layers)):
+            length = len(_vectors(as_matrix(weight), self.gram))
+            drawn = draw_start(length, self.start, generator, generator.device)
+            model.register_buffer(f"srip_start_{index}", drawn.to(weight.device))
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted sum; exactly zero, and blind to the weights, where ``strength`` is zero."""
+        if self.strength == 0:
+            return trace.zero()
+        chosen = kernels(trace.model, self.layers)
+        terms = [self._term(trace.model, *one, index, generator) for index, one in enumerate(chosen)]
+        total = self.strength * torch.stack(terms).sum()
+        return total if self.schedule == "constant" else total * scheduled(progress, self.schedule)
+
+    def _term(self, model: Any, name: str, weight: Tensor, index: int, generator: torch.Generator) -> Tensor:
+        try:
+            match self.formula:
+                case "soft":
+                    return soft_orthogonality(weight, self.gram, self.norm)
+                case "double_soft":
+                    return double_soft_orthogonality(weight, self.norm)
+                case "mutual_coherence":
+                    return mutual_coherence(weight, self.gram)
+                case "off_diagonal":
+                    return off_diagonal_orthogonality(weight, self.gram)
+                case "cosine":
+                    return mean_absolute_cosine(weight, self.gram)
+            start = self.start if self.redraw else getattr(model, f"srip_start_{index}", None)
+            if start is None:
+                raise ValueError("a start that serves all steps needs `prepare`, which draws it")
+            return srip(weight, self.n_iterations, self.squared, self.gram, start, generator)
+        except ValueError as error:
+            raise ValueError(f"kernel {name!r}: {error}") from error
