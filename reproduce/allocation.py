@@ -23,5 +23,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((M_MMAP_THRESHOLD, GIBIBYTE), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, GIBIBYTE // 16))
+    settings = ((M_MMAP_THRESHOLD, GIBIBYTE), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, GIBIBYTE // 16))
     return all([mallopt(name, value) == 1 for name, value in settings])

@@ -233,8 +233,7 @@ def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> C
     leaf = activations.clone().requires_grad_()
 
     def call() -> None:
-        leaf.grad = None
-        function(leaf).backward()
+        torch.autograd.grad(function(leaf), leaf)
 
     return call
 
