@@ -17,19 +17,24 @@ _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
 _NODES = 96  # of the Chebyshev interpolation below
 
 
-def per_loss(activations: Tensor) -> Tensor:
+def per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
     """The expectation of PER over all directions (eq. 5 in closed form), averaged over samples; 0-dim.
 
     ``E_theta E_Z |<theta, h> - Z| = sqrt(2/pi) 1F1(-1/2; d/2; -|h|^2/2)`` with theta uniform on the sphere
     and Z ~ N(0, 1); its gradient is ``h sqrt(2/pi)/d 1F1(1/2; d/2+1; -|h|^2/2)``. Activations have shape
-    (..., d); every leading axis counts samples. Relative error in float32 below 1e-6, of the gradient below
-    2e-6. Half precision is accumulated, and the loss returned, in float32. Can be differentiated twice.
+    (..., d); every leading axis counts samples. With ``feature_axes`` above 1, the last so many axes together
+    are one vector: 3 for whole maps (n, c, h, w), without a view of them. Relative error in float32 below 1e-6,
+    of the gradient below 2e-6. Half precision is accumulated, and the loss returned, in float32. Can be
+    differentiated twice.
 
     Raises:
-        ValueError: activations without a feature axis, without elements, or not floating point.
+        ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
+            the activations do not have.
     """
     _check(activations)
-    return _ExactLoss.apply(activations)  # type: ignore[no-untyped-call, no-any-return]
+    if not 1 <= feature_axes <= activations.dim():
+        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
+    return _ExactLoss.apply(activations, feature_axes)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def sliced_per_loss(
@@ -207,28 +212,39 @@ class _ExactLoss(torch.autograd.Function):
     """One pass over the activations forward, and one multiplication backward."""
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor) -> Tensor:
+    def forward(ctx: Any, activations: Tensor, feature_axes: int) -> Tensor:
         precision = torch.promote_types(activations.dtype, torch.float32)
-        length = torch.linalg.vector_norm(activations, dim=-1, dtype=precision)
-        value, slope = value_and_slope(length.square() / activations.shape[-1], activations.shape[-1])
+        axes = tuple(range(-feature_axes, 0))
+        dimension = math.prod(activations.shape[-feature_axes:])
+        length = torch.linalg.vector_norm(activations, dim=axes, dtype=precision)
+        value, slope = value_and_slope(length.square() / dimension, dimension)
         ctx.save_for_backward(activations, slope)
+        ctx.feature_axes = feature_axes
         return value.mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # The gradient has the activations' own shape and no view behind it: autograd can then add the other
+        # gradients of the layer into it in place, which saves a third of the loss's memory traffic.
         activations, slope = ctx.saved_tensors
         weight = gradient / slope.numel()
         if torch.is_grad_enabled():  # create_graph: the same in operations that autograd can differentiate again
-            return _differentiable_gradient(activations, weight)
-        return torch.mul(activations, (weight * slope).unsqueeze(-1), out=torch.empty_like(activations))
+            return _differentiable_gradient(activations, weight, ctx.feature_axes), None
+        scale = _spread(weight * slope, ctx.feature_axes)
+        return torch.mul(activations, scale, out=torch.empty_like(activations)), None
 
 
-def _differentiable_gradient(activations: Tensor, weight: Tensor) -> Tensor:
+def _spread(per_sample: Tensor, feature_axes: int) -> Tensor:
+    return per_sample.reshape(per_sample.shape + (1,) * feature_axes)
+
+
+def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: int) -> Tensor:
     wide = activations.to(weight.dtype)
-    if wide.shape[-1] == 1:
+    dimension = math.prod(wide.shape[-feature_axes:])
+    if dimension == 1:
         return (weight * torch.erf(wide * math.sqrt(0.5))).to(activations.dtype)
-    _, slope = value_and_slope(wide.square().mean(-1), wide.shape[-1])
-    return (weight * slope.unsqueeze(-1) * wide).to(activations.dtype)
+    _, slope = value_and_slope(wide.square().mean(tuple(range(-feature_axes, 0))), dimension)
+    return (weight * _spread(slope, feature_axes) * wide).to(activations.dtype)
 
 
 def _check(activations: Tensor) -> None:
@@ -263,7 +279,8 @@ class Method(reproduce.method.Method):
             samples = record.vectors(self.features)
             width = samples.shape[-1]
             if self.mode == "exact":
-                term = per_loss(samples)
+                whole_map = record.site.axes == "nchw" and self.features == "flatten"
+                term = per_loss(record.activation, feature_axes=3) if whole_map else per_loss(samples)
             else:
                 if width not in directions:
                     directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
