@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reproduce.randomness import Generators
-from reproduce.records import QUANTILES, SiteStatistics
+from reproduce.records import BINS, QUANTILES, SiteStatistics
 from reproduce.sites import Record, Trace
 from reproduce.tasks import Task
 
@@ -31,7 +31,7 @@ def site_statistics(task: Task, generators: Generators, trace: Trace) -> dict[st
 
 @torch.no_grad()
 def describe(record: Record) -> SiteStatistics:
-    """Mean, mean square, dispersion of the norms, effective rank, and quantiles of one fixed unit.
+    """Mean, mean square, dispersion of the norms, effective rank, excess kurtosis, and the law of one fixed unit.
 
     Samples are rows: (samples, features), with space and time counted as samples. The effective rank is
     exp(-sum p log p) with p the eigenvalues of the covariance over their sum (Roy & Vetterli 2007).
@@ -46,14 +46,19 @@ def describe(record: Record) -> SiteStatistics:
             samples.square().mean(),
             norms.std(correction=0) / norms.mean().clamp_min(1e-12),
             effective_rank(samples),
+            excess_kurtosis(samples),
         ]
     ).tolist()
+    low, high, *counts = _histogram(unit)
     return SiteStatistics(
         mean=summary[0],
         mean_square=summary[1],
         norm_dispersion=summary[2],
         effective_rank=summary[3],
         unit_quantiles=tuple(quantiles.tolist()),
+        unit_range=(low, high),
+        unit_histogram=tuple(int(count) for count in counts),
+        excess_kurtosis=summary[4],
     )
 
 
@@ -68,3 +73,23 @@ def effective_rank(samples: Tensor) -> Tensor:
     share = power / power.sum().clamp_min(1e-300)
     entropy = -(share * share.clamp_min(1e-300).log()).sum()
     return entropy.exp().float()
+
+
+def excess_kurtosis(samples: Tensor) -> Tensor:
+    """``E[(h - mean)^4] / variance^2 - 3`` of each unit over (samples, units), the mean over units; 0-dim.
+
+    0 for a normal law, -2 for two equal points, its least. A unit that does not vary counts as 0.
+    """
+    centred = samples.double() - samples.double().mean(0)
+    variance = centred.square().mean(0)
+    varies = variance > 0
+    fourth = centred.square().square().mean(0)
+    return torch.where(varies, fourth / variance.square().clamp_min(1e-300) - 3, 0.0).mean().float()
+
+
+def _histogram(unit: Tensor) -> list[float]:
+    """Smallest value, largest value, and the counts of values in BINS equal parts between them."""
+    low, high = unit.aminmax()
+    position = ((unit - low) / (high - low).clamp_min(1e-300) * BINS).nan_to_num().long().clamp(0, BINS - 1)
+    counts = torch.zeros(BINS, dtype=unit.dtype, device=unit.device).index_add_(0, position, torch.ones_like(unit))
+    return torch.cat([low.view(1), high.view(1), counts]).tolist()

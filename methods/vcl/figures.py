@@ -219,10 +219,69 @@ def profiles(results: list[Any]) -> Figure:
     return figure
 
 
+def laws_by_arm(results: list[Any]) -> dict[str, list[Any]]:
+    """Results whose last evaluation has the histograms of units, by method and strength; vanilla first."""
+    path = Path(__file__).parent / "experiments" / "reduced_pre_activations.toml"
+    experiment = tomllib.loads(path.read_text("utf-8"))
+    (task,) = experiment["tasks"].values()
+    found: dict[str, list[Any]] = {}
+    for arm in experiment["arms"].values():
+        for result in sorted(results, key=lambda result: result.config.seed):
+            config = result.config
+            same_task = (config.task.dataset, config.task.model_options) == (task["dataset"], task["model_options"])
+            wanted = {**result.defaults, **arm.get("params", {})}
+            if same_task and config.method == arm.get("method", "vanilla") and config.params == wanted and result.final:
+                found.setdefault(arm["label"], []).append(result)
+    return found
+
+
+def pre_activations(results: list[Any]) -> Figure:
+    """In a network: one unit of the last hidden layer before its activation, standardised; a line for each seed."""
+    arms = laws_by_arm(results)
+    figure, axes = _panels(max(1, len(arms)))
+    if not arms:
+        _say(axes[0], "not run")
+    for axis, (label, found) in zip(axes, arms.items(), strict=False):
+        for result in found:
+            site = [site for name, site in result.epochs[-1].sites.items() if "pre" in name][-1]
+            low, high = site.unit_range
+            counts = np.array(site.unit_histogram, dtype=float)
+            middles = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
+            mean = np.average(middles, weights=counts)
+            std = math.sqrt(np.average((middles - mean) ** 2, weights=counts))
+            width = (high - low) / len(counts) / std
+            axis.step((middles - mean) / std, counts / counts.sum() / width, where="mid", lw=0.9)
+        axis.set(title=label, xlabel="standard deviations", xlim=(-4, 4))
+    axes[0].set_ylabel("density")
+    return figure
+
+
+def kurtosis_by_layer(results: list[Any]) -> Figure:
+    """In a network: the excess kurtosis that enters the closed form, mean over units, by layer; points are seeds."""
+    arms = laws_by_arm(results)
+    figure, (axis,) = _panels(1)
+    if not arms:
+        _say(axis, "not run")
+    for index, (label, found) in enumerate(arms.items()):
+        rows = [[s.excess_kurtosis for n, s in result.epochs[-1].sites.items() if "pre" in n] for result in found]
+        layers = np.arange(1, len(rows[0]) + 1)
+        axis.plot(layers, np.mean(rows, axis=0), color=f"C{index}", label=label)
+        for row in rows:
+            axis.plot(layers, row, ".", color=f"C{index}", ms=4)
+        axis.set_xticks(layers)
+    axis.axhline(0, color=QUIET, lw=0.6)
+    axis.set(xlabel="layer", ylabel="excess kurtosis before the activation")
+    if arms:
+        axis.legend(frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
     "closed_form": closed_form,
     "mixtures": mixtures,
     "modes": modes,
+    "pre_activations": pre_activations,
+    "kurtosis_by_layer": kurtosis_by_layer,
     "reference_log": reference_log,
     "profiles": profiles,
 }

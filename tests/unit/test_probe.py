@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kurtosis
 
 from reproduce.probe import describe, effective_rank
-from reproduce.records import QUANTILES
+from reproduce.records import BINS, QUANTILES
 from reproduce.sites import Record, Site
 
 
@@ -26,6 +27,10 @@ def test_statistics_of_a_map_are_numpy() -> None:
     values = np.linalg.eigvalsh(np.cov(samples.T))
     share = values / values.sum()
     assert found.effective_rank == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+    assert found.excess_kurtosis == pytest.approx(kurtosis(samples, axis=0).mean(), rel=1e-4)
+    counts, edges = np.histogram(samples[:, 1], bins=BINS)
+    assert found.unit_range == pytest.approx((edges[0], edges[-1]), rel=1e-6)
+    assert found.unit_histogram == tuple(counts)
 
 
 def test_statistics_of_a_sequence_count_times_as_samples() -> None:
@@ -83,3 +88,19 @@ def test_a_diverged_batch_is_described(bad: float, shape: tuple[int, int]) -> No
 def test_silence_has_no_dispersion() -> None:
     found = describe(Record(Site("post", "nc", (4,)), torch.zeros(10, 4)))
     assert (found.mean, found.mean_square, found.norm_dispersion, found.effective_rank) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_excess_kurtosis_of_two_points_and_of_constants() -> None:
+    two_points = torch.tensor([[1.0, 5.0], [-1.0, 5.0]]).repeat(10, 1)
+    found = describe(Record(Site("pre", "nc", (2,)), two_points))
+    assert found.excess_kurtosis == pytest.approx(-1.0)  # the mean of -2, and of 0 for the unit that does not vary
+    assert found.unit_range == (5.0, 5.0)
+    assert found.unit_histogram is not None
+    assert sum(found.unit_histogram) == 20
+
+
+def test_a_diverging_site_can_still_be_described() -> None:
+    values = torch.tensor([[1.0, math.inf], [2.0, math.nan], [3.0, 1e38]])
+    found = describe(Record(Site("pre", "nc", (2,)), values))
+    assert found.unit_histogram is not None
+    assert sum(found.unit_histogram) == 3
