@@ -55,6 +55,7 @@ class Table(_Strict):
     rows: int
     features: int
     folds: int  # splits into a test part and the rest, as the source gives them
+    validation: Literal["last fifth of each class"]  # of the rows outside a fold; named, so that it is in the checksum
 
 
 class HuggingFace(_Strict):

@@ -17,7 +17,7 @@ from torch import Tensor
 from reproduce.cards import Card, DataError, Table
 from reproduce.data.sources import Found, find, locked, missing, unwritable, writable
 
-VALIDATION_SHARE = 5  # one row in so many, of those outside a test fold, is for validation
+VALIDATION_SHARE = 5  # one row in so many, of each class outside a test fold, is for validation
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class TableData:
 def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
     """`*_R.dat` (number, standardised features, class) and `conxuntos_kfold.dat` (folds), or their archive.
 
-    The archive's files are unpacked into the cache, each checked. A fold's rows are in the random order of their
-    source, so the last fifth of those outside it serve for validation.
+    The archive's files are unpacked into the cache, each checked. The source lists a fold's rows class by class, and
+    those of a class in random order: the last fifth of each class outside a fold serve for validation.
 
     Raises:
         DataError: a file is missing, damaged or not of this layout, or has other counts than the card's.
@@ -75,7 +75,7 @@ def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
     if card.table is None or card.classes is None:
         raise DataError(f"{card.name}: its card has no table")
     rows = _read_rows(card, card.table, card.classes, table)
-    return TableData(card, rows, _read_folds(card, card.table, folds), card.classes, found.origin)
+    return TableData(card, rows, _read_folds(card, card.table, folds, rows.labels.numpy()), card.classes, found.origin)
 
 
 def _unpacked(card: Card, root: Path | None, cache: Path) -> Found:
@@ -126,7 +126,7 @@ def _read_rows(card: Card, expected: Table, classes: int, path: Path) -> Rows:
     return Rows(torch.from_numpy(table[:, 1:-1].astype(np.float32)), torch.from_numpy(labels))
 
 
-def _read_folds(card: Card, expected: Table, path: Path) -> tuple[Fold, ...]:
+def _read_folds(card: Card, expected: Table, path: Path, labels: np.ndarray) -> tuple[Fold, ...]:
     """Lines in pairs: the rows outside a fold, and those inside it."""
     try:
         lines = [
@@ -140,9 +140,18 @@ def _read_folds(card: Card, expected: Table, path: Path) -> tuple[Fold, ...]:
     for number, (outside, inside) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
         if not np.array_equal(np.sort(np.concatenate([outside, inside])), np.arange(expected.rows)):
             raise DataError(f"{path}: fold {number} does not hold each of {expected.rows} rows once; {card.get}")
-        cut = len(outside) - len(outside) // VALIDATION_SHARE
-        folds.append(Fold(*(torch.from_numpy(part) for part in (inside, outside[cut:], outside[:cut]))))
+        held_out = _last_of_each_class(labels[outside])
+        folds.append(Fold(*(torch.from_numpy(part) for part in (inside, outside[held_out], outside[~held_out]))))
     return tuple(folds)
+
+
+def _last_of_each_class(labels: np.ndarray) -> np.ndarray:
+    """Which rows are among the last fifth of their class, in the order given."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        chosen[of_class[len(of_class) - len(of_class) // VALIDATION_SHARE :]] = True
+    return chosen
 
 
 TABLE_FORMATS: dict[str, Callable[[Card, Path | None, Path], TableData]] = {"uci": load_uci}

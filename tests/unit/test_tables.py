@@ -21,6 +21,7 @@ from reproduce.spec import Recipe, SpecError, TaskSpec
 
 CPU = torch.device("cpu")
 ROWS, FEATURES, CLASSES = 40, 3, 2
+HELD_OUT = "last fifth of each class"
 TABLE, FOLDS, ARCHIVE = "uci121/data/made/made_R.dat", "uci121/data/made/conxuntos_kfold.dat", "uci121/all.tar.xz"
 
 
@@ -42,7 +43,8 @@ def contents() -> dict[str, bytes]:
     lines = []
     for _ in range(2):
         order = generator.permutation(ROWS)
-        lines += [" ".join(map(str, order[10:])), " ".join(map(str, order[:10]))]
+        outside = sorted(order[10:], key=lambda row: features[row, 0] > 0)  # class by class, as the source lists them
+        lines += [" ".join(map(str, outside)), " ".join(map(str, order[:10]))]
     return {TABLE: "\n".join(rows).encode() + b"\n", FOLDS: " \n".join(lines).encode() + b"\n"}
 
 
@@ -68,7 +70,7 @@ def card_of(files: dict[str, bytes], pack: bytes = b"", **changes: Any) -> Card:
         "get": "make it again",
         "exact": True,
         "classes": CLASSES,
-        "table": Table(rows=ROWS, features=FEATURES, folds=2),
+        "table": Table(rows=ROWS, features=FEATURES, folds=2, validation=HELD_OUT),
         "files": {path: known(content) for path, content in files.items()},
         "archive": {ARCHIVE: known(pack)},
     }
@@ -118,8 +120,12 @@ def test_files_are_read_as_they_stand(tmp_path: Path) -> None:
     for index, fold in enumerate(data.folds):
         outside, inside = order[2 * index], order[2 * index + 1]
         assert fold.inside.tolist() == inside
-        assert fold.others.tolist() == outside[:24]
-        assert fold.validation.tolist() == outside[24:]  # the last fifth of 30
+        assert sorted(fold.others.tolist() + fold.validation.tolist()) == sorted(outside)
+        for label in range(CLASSES):  # the last fifth of each class
+            of_class = [row for row in outside if data.rows.labels[row] == label]
+            held_out = [row for row in fold.validation.tolist() if data.rows.labels[row] == label]
+            assert held_out == of_class[len(of_class) - len(of_class) // 5 :]
+            assert held_out
     assert data.classes == CLASSES
 
 
@@ -178,7 +184,11 @@ def test_other_content_than_the_card_says_is_refused(
 def test_counts_are_those_of_the_card(tmp_path: Path) -> None:
     files = contents()
     with pytest.raises(DataError, match="40 rows of 3 features, expected 41 of 3"):
-        load_card(card_of(files, table=Table(rows=41, features=3, folds=2)), put(tmp_path, files), tmp_path)
+        load_card(
+            card_of(files, table=Table(rows=41, features=3, folds=2, validation=HELD_OUT)),
+            put(tmp_path, files),
+            tmp_path,
+        )
 
 
 def test_cards_of_tables_are_strict() -> None:
@@ -207,7 +217,7 @@ def test_both_conventions_cut_the_same_rows_and_exchange_their_parts(tmp_path: P
     def same(one: Rows, other: Rows) -> bool:
         return torch.equal(one.features, other.features) and torch.equal(one.labels, other.labels)
 
-    assert len(standard.train.labels) == 24
+    assert len(standard.train.labels) == 25
     assert len(swapped.train.labels) == 10
     assert same(standard.train, swapped.splits["test"])
     assert same(swapped.train, standard.splits["test"])
@@ -257,7 +267,7 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
         ({"normalise": "unit"}, {}, "not for tables: the fold decides"),
         ({}, {"augment": "crop_flip"}, "augment is for images"),
         ({}, {"window": 3}, "table classification has none"),
-        ({}, {"batch_size": 25}, "larger than the 24 examples"),
+        ({}, {"batch_size": 26}, "larger than the 25 examples"),
         ({"kind": "image_classification"}, {}, "holds a table"),
         ({"kind": "language_modeling"}, {"window": 3}, "holds a table"),
     ],
