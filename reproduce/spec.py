@@ -206,6 +206,7 @@ class Experiment(Strict):
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ("seeds", "learning_curves", "site_statistics")
     deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
+    metrics: tuple[str, ...] = ()  # "test.l0": to be shown in columns beside the Task's own metric
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
@@ -220,6 +221,10 @@ class Experiment(Strict):
                     raise Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
             if claim.task not in self.tasks:
                 raise Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
+        for index, metric in enumerate(self.metrics):
+            split, _, name = metric.partition(".")
+            if split not in ("test", "validation") or not name:
+                raise Misplaced(("metrics", index), f"{metric!r}: expected 'test.NAME' or 'validation.NAME'")
         if self.baseline is not None and self.baseline not in self.arms:
             raise Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
         return self

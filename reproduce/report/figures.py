@@ -1,53 +1,26 @@
-"""Records in, figure out: drawn with matplotlib, written as SVG that follows the page's colours."""
+"""Records in, figure out: what an experiment may ask to be drawn of each of its tasks."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from reproduce.records import QUANTILES, EpochRecord, Result
 from reproduce.report.match import ArmRuns, TaskRuns
+from reproduce.report.style import ARMS, DASHES, INK, MARKERS, QUIET, STYLE, WIDTH, Look, colour, legend, panels
 from reproduce.report.tables import metric_text, metrics_of, published
-from reproduce.spec import Experiment, SpecError
+from reproduce.spec import SpecError
+from reproduce.stats import Estimate, mean_estimate
 
-# Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
-INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
-ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
-DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colours
-MARKERS = ("o", "s", "^", "v")
-VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {
-    colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
-}
-WIDTH = 7.2  # inches; the page's text column
+STATISTICS = {"mean_square": "mean square", "norm_dispersion": "norm dispersion", "effective_rank": "effective rank"}
 
-Look = Mapping[str, int]  # an arm's place in the order in which arms first appear on a page
 Draw = Callable[[TaskRuns, Look], Figure | None]
-
-
-def looks(experiments: Sequence[Experiment]) -> dict[str, int]:
-    """Give every arm of a page one colour, the same in every figure."""
-    names = dict.fromkeys(name for experiment in experiments for name in experiment.arms)
-    return {name: index for index, name in enumerate(names)}
-
-
-def colour(look: Look, arm: str) -> str:
-    """An arm's colour; as a CSS value it is `variable(colour(...))`."""
-    return ARMS[look[arm] % len(ARMS)]
-
-
-def variable(shade: str) -> str:
-    """The CSS variable that a colour stands for, with the colour where no page defines it."""
-    return f"var({VARIABLES[shade]}, {shade})"
 
 
 def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
@@ -68,7 +41,7 @@ def seeds(task: TaskRuns, look: Look) -> Figure | None:
     if not metrics:
         return None
     arms = list(task.arms.values())
-    figure, axes = _panels(len(metrics), height=0.9 + 0.34 * len(arms), across=2, sharey=True)
+    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(arms), across=2, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         for place, arm in enumerate(arms):
             _seed_row(axis, place, arm, metric, look)
@@ -76,32 +49,88 @@ def seeds(task: TaskRuns, look: Look) -> Figure | None:
             if claim is not None and claim.value is not None:
                 axis.plot(claim.value, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
         axis.set_xlabel(metric_text(metric))
-        axis.grid(axis="x")
-        axis.set_ylim(len(arms) - 0.5, -0.5)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
+        _rows(axis, len(arms))
     axes[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
     return figure
 
 
 def _seed_row(axis: Axes, place: int, arm: ArmRuns, metric: str, look: Look) -> None:
     values = list(arm.values(metric).values())
-    shade, marker = colour(look, arm.name), MARKERS[look[arm.name] // len(ARMS) % len(MARKERS)]
+    shade = colour(look, arm.name)
     estimate = arm.estimate(metric)
     if estimate is None:
         return
-    axis.plot(values, np.full(len(values), place), marker, color=shade, ms=4.5, alpha=0.55, mew=0)
-    if arm.diverged:
-        return  # no mean where seeds are missing from it
+    axis.plot(values, np.full(len(values), place), _marker(look, arm), color=shade, ms=4.5, alpha=0.55, mew=0)
+    if not arm.diverged:  # no mean where seeds are missing from it
+        _bar(axis, place, estimate, shade)
+
+
+def paired_differences(task: TaskRuns, look: Look) -> Figure | None:
+    """Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval."""
+    baseline = task.arms.get(task.experiment.baseline or "")
+    others = [arm for arm in task.arms.values() if arm is not baseline]
+    if baseline is None:
+        return None
+    metrics = [m for m in metrics_of(task) if any(_paired(arm, baseline, m) for arm in others)]
+    if not metrics:
+        return None
+    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(others), across=2, sharey=True)
+    for axis, metric in zip(axes, metrics, strict=True):
+        axis.axvline(0, color=QUIET, lw=0.8)
+        for place, arm in enumerate(others):
+            _difference_row(axis, place, arm, baseline, metric, look)
+        axis.set_xlabel(f"{metric_text(metric)}, minus {baseline.label}")
+        _rows(axis, len(others))
+    axes[0].set_yticks(range(len(others)), [arm.label for arm in others])
+    return figure
+
+
+def _paired(arm: ArmRuns, baseline: ArmRuns, metric: str) -> dict[int, float]:
+    """Differences by seed."""
+    values, over = arm.values(metric), baseline.values(metric)
+    return {seed: values[seed] - over[seed] for seed in values if seed in over}
+
+
+def _difference_row(axis: Axes, place: int, arm: ArmRuns, baseline: ArmRuns, metric: str, look: Look) -> None:
+    pairs = list(_paired(arm, baseline, metric).values())
+    shade = colour(look, arm.name)
+    axis.plot(pairs, np.full(len(pairs), place), _marker(look, arm), color=shade, ms=4.5, alpha=0.55, mew=0)
+    diverged = next((one for one in (arm, baseline) if one.diverged), None)
+    if pairs and diverged is None:
+        _bar(axis, place, mean_estimate(pairs), shade)
+        return
+    # No mean where seeds are missing from it.
+    if arm.chosen is None:
+        said = "not run"
+    else:
+        said = f"seeds of {diverged.label} diverged" if diverged else "no seed in common"
+    axis.text(
+        0.99, place - 0.3, said, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
+    )
+
+
+def _bar(axis: Axes, place: int, estimate: Estimate, shade: str) -> None:
     if estimate.interval is not None:
         axis.plot([estimate.interval.low, estimate.interval.high], [place, place], "-", color=shade, lw=1.6)
     axis.plot(estimate.mean, place, "|", color=shade, ms=13, mew=2.2)
 
 
+def _marker(look: Look, arm: ArmRuns) -> str:
+    return MARKERS[look[arm.name] // len(ARMS) % len(MARKERS)]
+
+
+def _rows(axis: Axes, count: int) -> None:
+    """A panel whose rows are arms."""
+    axis.grid(axis="x")
+    axis.set_ylim(count - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
+
 def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
     """The metric and the training loss on the way: a line for the mean of seeds, thin lines for each."""
     arms = [arm for arm in task.arms.values() if arm.chosen and arm.chosen.results]
-    if not arms or task.metric is None:
+    if task.metric is None or all(len(result.epochs) < 2 for arm in arms for result in _chosen(arm)):
         return None
     name = task.metric
     epochs = [record for arm in arms for result in _chosen(arm) for record in result.epochs]
@@ -111,7 +140,7 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
         wanted.append((metric_text(f"{split}.{name}"), lambda e: getattr(e, split).get(name)))
     wanted.append(("training loss, without penalty", lambda e: e.train_loss))
     by_step = task.experiment.recipe.steps is not None
-    figure, axes = _panels(len(wanted), height=2.7, across=2)
+    figure, axes = panels(len(wanted), height=2.7, across=2)
     for axis, (label, value_of) in zip(axes, wanted, strict=True):
         for arm in arms:
             lines = [(_line(result, value_of, by_step), result.status) for result in _chosen(arm)]
@@ -120,47 +149,50 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
         axis.set_ylabel(label)
         axis.grid(axis="y")
         _log_if_wide(axis)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
 def site_statistics(task: TaskRuns, look: Look) -> Figure | None:
-    """Mean square of the activations at each Site, over training."""
+    """Mean square, norm dispersion and effective rank at Sites from first to last, over training; points end seeds."""
     arms = [arm for arm in task.arms.values() if arm.chosen and arm.chosen.results]
-    sites = list(dict.fromkeys(s for arm in arms for result in _chosen(arm) for e in result.epochs for s in e.sites))
+    results = [result for arm in arms for result in _chosen(arm)]
+    sites = _shown_sites(results, 4)
     if not sites:
         return None
-    kept = _spread(sites, 6)
     by_step = task.experiment.recipe.steps is not None
-    across = 2 if len(kept) in (2, 4) else 3
-    figure, axes = _panels(len(kept), height=1.9, across=across)
-    for place, (axis, site) in enumerate(zip(axes, kept, strict=True)):
-        for arm in arms:
-            lines = [(_line(result, _mean_square(site), by_step), result.status) for result in _chosen(arm)]
-            _mean_line(axis, lines, look, arm)
-        axis.set_title(site)
-        axis.grid(axis="y")
-        _log_if_wide(axis)
-        if place % across == 0:
-            axis.set_ylabel("mean square")
-        if place >= len(kept) - across:
-            axis.set_xlabel("optimiser step" if by_step else "epoch")
-    _legend(figure, axes[0])
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.5 * len(STATISTICS)), layout="constrained")
+    grid = figure.subplots(len(STATISTICS), len(sites), squeeze=False, sharex=True)
+    for row, (statistic, label) in zip(grid, STATISTICS.items(), strict=True):
+        for axis, site in zip(row, sites, strict=True):
+            for arm in arms:
+                lines = [
+                    (_line(result, _statistic(site, statistic), by_step), result.status) for result in _chosen(arm)
+                ]
+                _mean_line(axis, lines, look, arm, every=False)
+            axis.grid(axis="y")
+            _log_if_wide(axis)
+        row[0].set_ylabel(label)
+    for top, bottom, site in zip(grid[0], grid[-1], sites, strict=True):
+        top.set_title(site)
+        bottom.set_xlabel("optimiser step" if by_step else "epoch")
+        bottom.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    legend(figure, max(grid.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure
 
 
 def unit_quantiles(task: TaskRuns, look: Look) -> Figure | None:
     """The 15th, 50th and 85th percentiles of one unit of the last Site, over training; first seed."""
-    panels = []
+    shown = []
     for arm in task.arms.values():
         for result in _chosen(arm)[:1]:
             records = [record for record in result.epochs if record.sites]
             if records:
-                panels.append((arm, records))
-    if not panels:
+                shown.append((arm, records))
+    if not shown:
         return None
-    figure, axes = _panels(len(panels), height=2.2, across=min(3, len(panels)), sharey=True)
-    for axis, (arm, records) in zip(axes, panels, strict=True):
+    figure, axes = panels(len(shown), height=2.2, across=min(3, len(shown)), sharey=True)
+    for axis, (arm, records) in zip(axes, shown, strict=True):
         site = _last_pre(list(records[-1].sites))
         steps = [record.step for record in records if site in record.sites]
         table = np.array([record.sites[site].unit_quantiles for record in records if site in record.sites])
@@ -179,79 +211,11 @@ def unit_quantiles(task: TaskRuns, look: Look) -> Figure | None:
 
 FIGURES: dict[str, Draw] = {
     "seeds": seeds,
+    "paired_differences": paired_differences,
     "learning_curves": learning_curves,
     "site_statistics": site_statistics,
     "unit_quantiles": unit_quantiles,
 }
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "regular",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "axes.prop_cycle": cycler(color=ARMS[1:]),  # for the figures that methods draw
-    "figure.facecolor": "none",
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.solid_capstyle": "round",
-}
-
-
-def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline SVG element, the same bytes every time, in the page's colours.
-
-    Args:
-        name: unique on the page; ids inside the SVG are salted with it.
-        description: what a reader who does not see the figure is told.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)
-    text = re.sub(r"font-family: [^;\"]*sans-serif", "font-family: var(--sans, sans-serif)", text)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
-    for shade in VARIABLES:
-        text = text.replace(shade, variable(shade))
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
-
-
-def _panels(count: int, height: float, across: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels, ``across`` in a row, ``height`` inches each; layout is computed once."""
-    columns = min(across, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    panels = list(grid.flat)
-    for unused in panels[count:]:
-        unused.set_visible(False)
-    return figure, panels[:count]
 
 
 def _chosen(arm: ArmRuns) -> list[Result]:
@@ -267,26 +231,33 @@ def _line(result: Result, value_of: Callable[[EpochRecord], float | None], by_st
     return points
 
 
-def _mean_square(site: str) -> Callable[[EpochRecord], float | None]:
-    return lambda record: record.sites[site].mean_square if site in record.sites else None
+def _statistic(site: str, name: str) -> Callable[[EpochRecord], float | None]:
+    return lambda record: getattr(record.sites[site], name) if site in record.sites else None
 
 
-def _mean_line(axis: Axes, lines: Sequence[tuple[list[tuple[float, float]], str]], look: Look, arm: ArmRuns) -> None:
-    """Thin lines for seeds, with a cross where one diverged; a strong one for the mean, as far as every seed goes."""
+def _mean_line(
+    axis: Axes, lines: Sequence[tuple[list[tuple[float, float]], str]], look: Look, arm: ArmRuns, every: bool = True
+) -> None:
+    """A strong line for the mean, as far as every seed goes; seeds thin beside it (``every``) or as points at their
+    ends, with a cross where one diverged.
+    """
     shade = colour(look, arm.name)
     lines = [(line, status) for line, status in lines if line]
     if not lines:
         return
     for line, status in lines:
-        if len(lines) > 1:
+        if every and len(lines) > 1:
             axis.plot(*zip(*line, strict=True), color=shade, lw=0.6, alpha=0.45)
         if status == "diverged":
             axis.plot(*line[-1], "x", color=shade, ms=6, mew=1.6)
+        elif not every:
+            axis.plot(*line[-1], ".", color=shade, ms=4, alpha=0.7, mew=0)
     tables = [dict(line) for line, _ in lines]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     means = [float(np.mean([table[x] for table in tables])) for x in shared]
     dash = DASHES[look[arm.name] // len(ARMS) % len(DASHES)]
-    axis.plot(shared, means, color=shade, lw=1.7, ls=dash, label=arm.label)
+    alone = _marker(look, arm) if len(shared) == 1 else None  # a line through one point is invisible
+    axis.plot(shared, means, color=shade, lw=1.7, ls=dash, marker=alone, ms=4.5, label=arm.label)
 
 
 def _log_if_wide(axis: Axes, ratio: float = 6) -> None:
@@ -300,12 +271,26 @@ def _log_if_wide(axis: Axes, ratio: float = 6) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        needed = 0.062 * max(map(len, labels)) + 0.5  # inches for the longest label at this size, with its line
-        columns = max(1, min(len(labels), int(WIDTH / needed)))
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6)
+def _shown_sites(results: Sequence[Result], count: int) -> list[str]:
+    """At most ``count`` Sites from first to last, of the role that most methods act on here."""
+    sites = sorted({site for result in results for record in result.epochs for site in record.sites}, key=_depth)
+    roles = Counter(str(result.config.params["sites"]) for result in results if "sites" in result.config.params)
+    role = roles.most_common(1)[0][0] if roles else "post"
+    return _spread([site for site in sites if _role(site) == role] or sites, count)
+
+
+def _role(site: str) -> str:
+    return site.rpartition(".")[2].partition("_")[0]
+
+
+def _depth(site: str) -> tuple[bool, list[str], str, int]:
+    """Order from input to output, which sealed Results do not keep: layer 10 after 9, `pre` before `post`, a Site of
+    the model itself after those of its layers.
+    """
+    *layers, last = site.split(".")
+    roles = ("pre", "post", "dropped")
+    place = roles.index(_role(site)) if _role(site) in roles else len(roles)
+    return not layers, [part.zfill(4) for part in layers], last.partition("_")[2].zfill(4), place
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:
@@ -317,4 +302,5 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
 
 def _last_pre(sites: Sequence[str]) -> str:
     """The last Site before an activation, or the last of all."""
-    return next((site for site in reversed(sites) if "pre" in site.split(".")), sites[-1])
+    ordered = sorted(sites, key=_depth)
+    return next((site for site in reversed(ordered) if _role(site) == "pre"), ordered[-1])

@@ -1,15 +1,26 @@
-"""What a table shows, in one sentence, computed from the table."""
+"""What a table shows, in one sentence, and what the claims came to, in two; computed from tables and verdicts."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pandas as pd
 
+from reproduce.judge import Verdict
 from reproduce.report.match import TaskRuns, higher_is_better
-from reproduce.report.tables import UNITS, baseline_label, decimals_of, number, p_text
+from reproduce.report.tables import UNITS, baseline_label, decimals_of, metric_text, number, p_text, with_interval
+from reproduce.spec import Claim
 
 SMALL = 0.05
+MOST = 6  # claims of one outcome that a sentence spells out
+Outcome = Literal["holds", "half", "fails", "open"]
+OUTCOMES: dict[Outcome, tuple[str, str]] = {  # said of one claim, and of several
+    "holds": ("holds", "hold"),
+    "half": ("holds by its sign alone", "hold by their sign alone"),
+    "fails": ("fails", "fail"),
+    "open": ("stays open at these seeds", "stay open at these seeds"),
+}
 
 
 def finding(table: pd.DataFrame, task: TaskRuns) -> str:
@@ -41,6 +52,70 @@ def finding(table: pd.DataFrame, task: TaskRuns) -> str:
     side = "above" if best["difference"] > 0 else "below"
     said += f", {number(abs(best['difference']), decimals)} {side} {baseline}"
     return _sentence(f"{said} {_sureness(best, baseline)}", diverged)
+
+
+def conclusion(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> str:
+    """Two sentences from the verdicts of an experiment: which claims hold, and which fail or stay open.
+
+    At reduced scale a claim holds or fails by its direction. Claims that were not run, and values that are not
+    compared across scales, are left out; "" where none is left.
+    """
+    judged = [(task, verdict, outcome) for task, verdict in verdicts if (outcome := _outcome(verdict))]
+    if not judged:
+        return ""
+    metrics = {verdict.claim.metric for _, verdict, _ in judged}
+    where = f" on {_name(metrics.pop())}" if len(metrics) == 1 else ""
+    told: dict[Outcome, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for task, verdict, outcome in judged:
+        told[outcome].append(_told(task, verdict.claim, verdict, with_metric=not where))
+    counted = {outcome: _counted(told[outcome], *verbs) for outcome, verbs in OUTCOMES.items()}
+    claims = f"the {len(judged)} claims" if len(judged) > 1 else "the one claim"
+    others = [counted[outcome] for outcome in ("half", "fails", "open") if told[outcome]]
+    second = " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:]))) or "none fails and none stays open"
+    return f"Of {claims} judged{where}, {counted['holds']}. {second[0].upper()}{second[1:]}."
+
+
+def _outcome(verdict: Verdict) -> Outcome | None:
+    by_direction: dict[str | None, Outcome] = {"same direction": "holds", "opposite": "fails", "undecided": "open"}
+    by_word: dict[str, Outcome] = {
+        "reproduced": "holds",
+        "partly": "half",
+        "not reproduced": "fails",
+        "inconclusive": "open",
+    }
+    return by_direction.get(verdict.direction) if verdict.word == "reduced scale" else by_word.get(verdict.word)
+
+
+def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> str:
+    """One claim as it was stated, and the number of ours that it was judged by."""
+    arms = task.experiment.arms
+    text = arms[claim.arm].label or claim.arm
+    over = (arms[claim.over].label or claim.over) if claim.over else ""
+    if claim.direction is not None:
+        text += f" {'below' if claim.direction == 'lower' else 'above'} {over}"
+    elif over:
+        text += f" minus {over}"
+    text += f" in {_name(claim.metric)}" if with_metric else ""
+    text += f" of {claim.task}" if len(task.experiment.tasks) > 1 else ""
+    ours = verdict.ours
+    if ours is None:
+        return text
+    level = task.arms[claim.arm].estimate(claim.metric)
+    decimals = decimals_of([level.mean if level else ours.mean])
+    low, high = (ours.interval.low, ours.interval.high) if ours.interval else (None, None)
+    return f"{text}, {with_interval(ours.mean, low, high, decimals, sign=bool(over))}"
+
+
+def _name(metric: str) -> str:
+    """`test.error` as "test error"."""
+    return metric_text(metric).partition(" (")[0]
+
+
+def _counted(told: Sequence[str], one: str, several: str) -> str:
+    if not told:
+        return f"none {one}"
+    more = f"; {len(told) - MOST} more" if len(told) > MOST else ""
+    return f"{len(told)} {one if len(told) == 1 else several} ({'; '.join(told[:MOST])}{more})"
 
 
 def _sureness(row: dict[Any, Any], baseline: str) -> str:

@@ -22,9 +22,9 @@ from reproduce.cards import Card as DataCard
 from reproduce.cards import read_card
 from reproduce.judge import DIRECTIONS, WORDS, Verdict, judge, rule
 from reproduce.records import Result
-from reproduce.report import figures, tables
+from reproduce.report import across, figures, matrix, style, tables
 from reproduce.report.card import Card, inline, to_html
-from reproduce.report.findings import finding
+from reproduce.report.findings import conclusion, finding
 from reproduce.report.match import TaskRuns, match
 from reproduce.report.provenance import protocol, provenance
 from reproduce.report.strips import strips
@@ -111,7 +111,7 @@ def write_page(
     """
     card = Card(method_folder)
     found = find(experiments, results)
-    look = figures.looks([one.experiment for one in found])
+    look = style.looks([one.experiment for one in found])
     counted = [result for one in found for result in one.results]
     frames = {(one.name, name): tables.table_of(one.name, task) for one in found for name, task in one.tasks.items()}
     content = {
@@ -137,11 +137,13 @@ def write_index(
 ) -> Path:
     """Write `<output>/index.html` and `index.md`, and return the path of the first.
 
+    Where the methods have files of the cross-method matrix, its page and `matrix.csv` too.
+
     Args:
         methods: by name, the folder and the experiments.
 
     Raises:
-        SpecError: no usable card, an unknown dataset, or no permission to write.
+        SpecError: no usable card, an unknown dataset, files of the matrix that disagree, or no permission to write.
     """
     rows: list[dict[str, Any]] = []
     for name, (folder, experiments) in methods.items():
@@ -160,10 +162,22 @@ def write_index(
         )
     path = output / "index.html"
     used = [word for word in WORDS if any(word in row["counts"] for row in rows)]
-    content = {"methods": rows, "used": used, "rule": rule()}
+    crossed = matrix.content({name: experiments for name, (_, experiments) in methods.items()}, results)
+    if crossed is not None:
+        _write_matrix(crossed, output / "matrix.html")
+    content = {"methods": rows, "used": used, "rule": rule(), "matrix": crossed}
     _write(path, _rendered("index.html.j2", content))
     _write(path.with_suffix(".md"), _rendered("index.md.j2", content))
     return path
+
+
+def _write_matrix(content: Mapping[str, Any], path: Path) -> None:
+    for column in content["columns"]:
+        figure = column.pop("figure")
+        column["drawing"] = _drawing(figure, column["key"], column["caption"]) if figure is not None else None
+    _write(path, _rendered("matrix.html.j2", content))
+    _write(path.with_suffix(".md"), _rendered("matrix.md.j2", content))
+    _write(path.with_suffix(".csv"), tables.csv(content["frames"]))
 
 
 def terminal_summary(
@@ -173,14 +187,27 @@ def terminal_summary(
     parts: list[RenderableType] = []
     for one in find(experiments, results):
         parts.append(Text(f"\n{one.name}: {one.experiment.title}", style="bold underline"))
+        whole = across.across(one.tasks)
+        if whole is not None:
+            title = f"{tables.metric_text(whole.metric)}, mean; the best between asterisks"
+            parts += [tables.terminal(across.frame(whole), title), Text(across.sentence(whole))]
+        if waiting := _waiting(one):
+            parts.append(Text(waiting, style="dim"))
         for task_name, task in one.tasks.items():
+            if not task.results or whole is not None:
+                continue
             table = tables.table_of(one.name, task)
-            for metric in dict.fromkeys(table["metric"]):
+            for metric in tables.metrics_of(task):
                 frame = tables.shown(table, task, metric)
                 title = f"{task_name}: {tables.metric_text(metric)}, mean [95 % interval]"
                 parts.append(tables.terminal(frame, title))
+            beside = tables.side_by_side(table, task)
+            if beside is not None:
+                parts.append(tables.terminal(beside, f"{task_name}: test, mean ± half of the 95 % interval"))
             parts += [Text(f"  {arm}: {note}", style="dim") for arm, note in _notes(table)]
             parts.append(Text(finding(table, task)))
+        if said := conclusion(one.verdicts):
+            parts.append(Text(said))
         if one.verdicts:
             grid = Table.grid(padding=(0, 2))
             for _, row in tables.claims_table(one.verdicts).iterrows():
@@ -198,9 +225,11 @@ def _notes(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(label, note) for label, note in dict.fromkeys(pairs) if note]
 
 
-def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look: figures.Look) -> dict[str, Any]:
+def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look: style.Look) -> dict[str, Any]:
     tasks = []
     for task_name, task in one.tasks.items():
+        if not task.results:
+            continue
         table = frames[one.name, task_name]
         drawn = []
         for name in one.experiment.figures:
@@ -208,17 +237,16 @@ def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look
             if figure is not None:
                 caption = _first_line(figures.FIGURES[name])
                 drawn.append(_drawing(figure, f"{one.name}-{task_name}-{name}", caption))
+        metrics = tables.metrics_of(task)
         tasks.append(
             {
                 "name": task_name,
                 "task": task,
                 "data": one.data[one.experiment.tasks[task_name].dataset],
                 "finding": finding(table, task),
-                "groups": [_group(table, task, metric, look) for metric in dict.fromkeys(table["metric"])],
-                "frames": [
-                    (tables.metric_text(metric), tables.shown(table, task, metric))
-                    for metric in dict.fromkeys(table["metric"])
-                ],
+                "groups": [_group(table, task, metric, look) for metric in metrics],
+                "frames": [(tables.metric_text(metric), tables.shown(table, task, metric)) for metric in metrics],
+                "beside": tables.side_by_side(table, task),
                 "figures": drawn,
             }
         )
@@ -226,7 +254,10 @@ def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look
         "name": one.name,
         "experiment": one.experiment,
         "tasks": tasks,
+        "waiting": _waiting(one),
+        "across": _across(one, look),
         "claims": tables.claims_table(one.verdicts),
+        "conclusion": conclusion(one.verdicts),
         "counts": one.counts,
         "runs": len({result.id for result in one.results}),
         "planned": len(cells(one.experiment)),
@@ -234,11 +265,49 @@ def _experiment(one: Found, frames: Mapping[tuple[str, str], pd.DataFrame], look
     }
 
 
-def _group(table: pd.DataFrame, task: TaskRuns, metric: str, look: figures.Look) -> dict[str, Any]:
+def _waiting(one: Found) -> str:
+    """What has not run at all, in a line instead of empty tables; "" when every task has begun."""
+    names = [name for name, task in one.tasks.items() if not task.results]
+    if not names:
+        return ""
+    planned = [cell for cell in cells(one.experiment) if cell.task_name in names]
+    what = f"{len(planned)} run{'s' if len(planned) != 1 else ''} planned"
+    if len(names) < len(one.tasks):
+        listed = ", ".join(names) if len(names) < across.MANY else f"{len(names)} tasks"
+        said = f"Nothing has run yet of {listed}: {what}."
+    else:
+        n_tasks = f"{len(names)} tasks, " if len(names) > 1 else ""
+        arms = [f"“{arm.label or name}”" for name, arm in one.experiment.arms.items() if not arm.pending]
+        said = f"Nothing has run yet. {n_tasks}{what}" + (f", with the arms {', '.join(arms)}." if arms else ".")
+    reasons: dict[str, list[str]] = {}
+    for name, arm in one.experiment.arms.items():
+        if arm.pending:
+            reasons.setdefault(arm.pending, []).append(f"“{arm.label or name}”")
+    return said + "".join(f" Not possible yet: {', '.join(arms)} ({reason})." for reason, arms in reasons.items())
+
+
+def _across(one: Found, look: style.Look) -> dict[str, Any] | None:
+    """What a page says over many tasks at once, where there are many."""
+    found = across.across(one.tasks)
+    if found is None:
+        return None
+    figure = across.performance_profile(found, look)
+    caption = _first_line(across.performance_profile)
+    return {
+        "metric": tables.metric_text(found.metric),
+        "labels": list(found.labels.values()),
+        "rows": across.rows(found),
+        "frame": across.frame(found),
+        "sentence": across.sentence(found),
+        "figures": [] if figure is None else [_drawing(figure, f"{one.name}-profile", caption)],
+    }
+
+
+def _group(table: pd.DataFrame, task: TaskRuns, metric: str, look: style.Look) -> dict[str, Any]:
     """The rows of one metric as a page shows them: texts, a strip of seeds, and a colour."""
     records = table[table["metric"] == metric].to_dict("records")
     texts = tables.shown(table, task, metric).to_dict("records")
-    shades = [figures.variable(figures.colour(look, str(record["arm"]))) for record in records]
+    shades = [style.variable(style.colour(look, str(record["arm"]))) for record in records]
     rows = [
         {**text, "strip": strip, "shade": shade, "ran": record["n"] > 0 or record["diverged"] > 0}
         for text, strip, shade, record in zip(texts, strips(records, shades), shades, records, strict=True)
@@ -247,7 +316,7 @@ def _group(table: pd.DataFrame, task: TaskRuns, metric: str, look: figures.Look)
 
 
 def _drawing(figure: Any, key: str, caption: str) -> dict[str, Any]:
-    return {"svg": Markup(figures.svg(figure, key, caption)), "caption": caption}
+    return {"svg": Markup(style.svg(figure, key, caption)), "caption": caption}
 
 
 def _own_figures(name: str, folder: Path, results: list[Result]) -> list[dict[str, Any]]:
@@ -262,7 +331,7 @@ def _own_figures(name: str, folder: Path, results: list[Result]) -> list[dict[st
     spec.loader.exec_module(module)
     if not hasattr(module, "FIGURES"):
         raise SpecError(f"{path}: defines no FIGURES")
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(style.STYLE):
         return [_drawing(draw(results), f"{name}-{key}", _first_line(draw)) for key, draw in module.FIGURES.items()]
 
 

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:
     """What was trained and how, by name: what differs from the recipe's neutral settings, and each arm."""
-    said = [(f"task {name}", _settings(task.model_dump(exclude_none=True))) for name, task in experiment.tasks.items()]
+    said = _tasks({name: task.model_dump(exclude_none=True) for name, task in experiment.tasks.items()})
     recipe = experiment.recipe
     changed = {
         name: value
@@ -31,6 +31,16 @@ def protocol(experiment: Experiment) -> list[tuple[str, str]]:
             )
         )
     return said
+
+
+def _tasks(tasks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each task's settings; what all have in common is said once."""
+    first = next(iter(tasks.values()))
+    shared = {key: value for key, value in first.items() if all(task.get(key) == value for task in tasks.values())}
+    if len(tasks) == 1 or not shared:
+        return [(f"task {name}", _settings(task)) for name, task in tasks.items()]
+    own = [f"{name}: {_settings({k: v for k, v in task.items() if k not in shared})}" for name, task in tasks.items()]
+    return [(f"all {len(tasks)} tasks", _settings(shared)), ("task by task", "; ".join(own))]
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -42,8 +42,9 @@ COLUMNS = (
     "note",
 )
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours", "n", "Verdict", "Why", "Address")
-TEXTS = frozenset({"Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
-UNITS = {"error": "%", "accuracy": "%"}
+TEXTS = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
+UNITS = {"error": "%", "classifier_error": "%", "accuracy": "%"}
+SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that are abbreviations
 
 
 def table_of(name: str, task: TaskRuns) -> pd.DataFrame:
@@ -54,7 +55,7 @@ def table_of(name: str, task: TaskRuns) -> pd.DataFrame:
     what its survivors reached is in ``survivors_mean``.
     """
     rows = []
-    for metric in metrics_of(task):
+    for metric in dict.fromkeys([*metrics_of(task), *columns_of(task)]):
         differences = {arm.name: _difference(task, arm, metric) for arm in task.arms.values()}
         adjusted = dict(zip(differences, holm([d.p_value if d else None for d in differences.values()]), strict=True))
         for arm in task.arms.values():
@@ -72,6 +73,11 @@ def metrics_of(task: TaskRuns) -> list[str]:
                 found.append(metric)
     claimed = [claim.metric for claim in task.experiment.claims if claim.task == task.task_name]
     return list(dict.fromkeys(found + claimed)) or ["test." + (task.metric or "metric")]
+
+
+def columns_of(task: TaskRuns) -> list[str]:
+    """What the experiment wants to see side by side, as far as this task measures it."""
+    return [m for m in task.experiment.metrics if any(arm.values(m) for arm in task.arms.values())]
 
 
 def published(task: TaskRuns, arm_name: str, metric: str) -> Claim | None:
@@ -102,6 +108,26 @@ def shown(table: pd.DataFrame, task: TaskRuns, metric: str) -> pd.DataFrame:
     frame = pd.DataFrame(texts, dtype=object)
     optional = ["Paper", gap, "p (Holm)", "Seeds", "Chosen", "Note"]
     return frame.drop(columns=[c for c in optional if frame[c].isin(["", NOTHING]).all()])
+
+
+def side_by_side(table: pd.DataFrame, task: TaskRuns) -> pd.DataFrame | None:
+    """One row per arm that ran and a column for each metric of `columns_of`: the mean and half its 95 % interval.
+    Columns are of the test split unless they say otherwise.
+
+    None where there are no such columns. An arm with a diverged seed has the mean of the others in brackets.
+    """
+    metrics = columns_of(task)
+    ran = table[(table["n"] > 0) | (table["diverged"] > 0)]
+    texts: dict[str, dict[str, str]] = {str(row["arm"]): {"Arm": str(row["label"])} for _, row in ran.iterrows()}
+    for metric in metrics:
+        rows = ran[ran["metric"] == metric].to_dict("records")
+        decimals = decimals_of([r["mean"] for r in rows] + [r["survivors_mean"] for r in rows])
+        for row in rows:
+            text = _mean({**row, "low": None, "high": None}, decimals)
+            if row["low"] is not None:
+                text += f" ± {number((row['high'] - row['low']) / 2, decimals)}"
+            texts[row["arm"]][metric_text(metric).removeprefix("test ")] = text
+    return pd.DataFrame(list(texts.values()), dtype=object).fillna(NOTHING) if metrics else None
 
 
 def baseline_label(task: TaskRuns) -> str:
@@ -178,7 +204,8 @@ def statement(task: TaskRuns, claim: Claim) -> str:
 def metric_text(metric: str) -> str:
     """`test.error` as "test error (%)"."""
     split, _, name = metric.partition(".")
-    return f"{split} {name}" + (f" ({UNITS[name]})" if name in UNITS else "")
+    words = [SHORT.get(word, word) for word in name.split("_")]
+    return " ".join([split, *words]) + (f" ({UNITS[name]})" if name in UNITS else "")
 
 
 def number(value: float | None, decimals: int, sign: bool = False) -> str:

@@ -5,8 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from scipy import stats
 
-from reproduce.report import figures
+from reproduce.report import figures, style
 from reproduce.report.match import match
 from reproduce.spec import SpecError, cells
 
@@ -19,7 +21,7 @@ def task(make_experiment, make_results):
 
 @pytest.fixture
 def look(task):
-    return figures.looks([task.experiment])
+    return style.looks([task.experiment])
 
 
 def test_seeds_shows_every_seed_and_the_paper(task, look):
@@ -42,11 +44,23 @@ def test_learning_curves_draw_the_mean_of_seeds(task, look):
     assert np.asarray(means["Vanilla"]) == pytest.approx(expected)
 
 
+def test_a_single_evaluation_is_a_point_beside_curves_and_no_curve_by_itself(make_experiment, make_results):
+    experiment = make_experiment()
+    results = make_results(experiment)
+    short = [r.model_copy(update={"epochs": r.epochs[-1:]}) for r in results]
+    look = style.looks([experiment])
+    mixed = [s if r.config.method == "batchnorm" else r for r, s in zip(results, short, strict=True)]
+    panel = figures.draw("learning_curves", match(experiment, "digits", mixed), look).axes[0]
+    markers = {line.get_label(): line.get_marker() for line in panel.lines if line.get_label() in ("BN", "PER")}
+    assert markers == {"BN": "o", "PER": "None"}
+    assert figures.draw("learning_curves", match(experiment, "digits", short), look) is None
+
+
 def test_a_diverged_seed_gets_a_cross(make_experiment, make_result):
     experiment = make_experiment()
     results = [make_result(c, 7.0, diverged=c.arm_name == "per" and c.seed == 2) for c in cells(experiment)]
     task = match(experiment, "digits", results)
-    panel = figures.draw("learning_curves", task, figures.looks([experiment])).axes[1]
+    panel = figures.draw("learning_curves", task, style.looks([experiment])).axes[1]
     (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == 7  # the last finite loss
 
@@ -56,10 +70,78 @@ def test_a_point_that_does_not_count_is_not_drawn(task, look):
     assert not [line for line in panel.lines if line.get_marker() == "x"]
 
 
-def test_site_statistics_has_a_panel_for_each_site(task, look):
+def test_paired_differences_are_taken_seed_by_seed(task, look):
+    panel = figures.draw("paired_differences", task, look).axes[0]
+    values, over = (task.arms[arm].values("test.error") for arm in ("per", "vanilla"))
+    pairs = [values[seed] - over[seed] for seed in (0, 1, 2)]
+    row = {line.get_marker(): line.get_xdata() for line in panel.lines if set(line.get_ydata()) == {1}}
+    assert row["o"] == pytest.approx(pairs)
+    assert row["|"] == pytest.approx([np.mean(pairs)])
+    test = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.95)
+    assert row["None"] == pytest.approx([test.low, test.high])
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["BN", "PER", "VCL"]
+    assert [text.get_text() for text in panel.texts] == ["not run"]
+    assert panel.get_xlabel() == "test error (%), minus Vanilla"
+    assert any(tuple(line.get_xdata()) == (0, 0) for line in panel.lines)
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"), [("per", ["seeds of PER diverged"]), ("vanilla", 2 * ["seeds of Vanilla diverged"])]
+)
+def test_a_paired_difference_has_no_mean_over_survivors(make_experiment, make_result, arm, said):
+    experiment = make_experiment()
+    results = [make_result(c, 7.0 + c.seed, diverged=c.arm_name == arm and c.seed == 2) for c in cells(experiment)]
+    task = match(experiment, "digits", results)
+    panel = figures.draw("paired_differences", task, style.looks([experiment])).axes[0]
+    assert [text.get_text() for text in panel.texts] == [*said, "not run"]
+    assert sum(line.get_marker() == "|" for line in panel.lines) == 2 - len(said)
+
+
+def test_no_baseline_leaves_no_paired_difference(make_experiment, make_results, look):
+    experiment = make_experiment(baseline=None)
+    task = match(experiment, "digits", make_results(experiment))
+    assert figures.draw("paired_differences", task, look) is None
+
+
+def with_sites(results, names, **changes):
+    """The same Results with these Sites in every record, in the order in which sealed files keep them."""
+    found = []
+    for result in results:
+        one = next(iter(result.epochs[0].sites.values()))
+        sites = {name: one.model_copy(update={"mean_square": 1.0 + place}) for place, name in enumerate(sorted(names))}
+        config = result.config.model_copy(update={"params": {**result.config.params, **changes}})
+        epochs = tuple(record.model_copy(update={"sites": sites}) for record in result.epochs)
+        found.append(result.model_copy(update={"epochs": epochs, "config": config}))
+    return found
+
+
+def test_site_statistics_shows_three_numbers_for_each_layer_and_arm(task, look):
     figure = figures.draw("site_statistics", task, look)
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["layers.0.pre", "layers.0.post", "layers.1.pre", "layers.1.post"]
+    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["layers.0.post", "layers.1.post"]
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["mean square", "norm dispersion", "effective rank"]
+    runs = list(task.arms["per"].chosen.results.values())
+    for axis, name in zip(figure.axes[::2], ("mean_square", "norm_dispersion", "effective_rank"), strict=True):
+        table = np.array([[getattr(e.sites["layers.0.post"], name) for e in run.epochs] for run in runs])
+        means = {line.get_label(): line.get_ydata() for line in axis.lines if not line.get_label().startswith("_")}
+        assert list(means) == ["Vanilla", "BN", "PER"]
+        assert means["PER"] == pytest.approx(table.mean(0))
+        ends = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == "."]
+        assert set(table[:, -1]) <= set(ends)
+
+
+def test_site_statistics_goes_from_first_to_last_layer(make_experiment, make_results):
+    experiment = make_experiment(arms={"vanilla": {}, "batchnorm": {"method": "batchnorm"}}, claims=())
+    names = [f"layers.{layer}.{role}" for layer in range(11) for role in ("pre", "post")]
+    results = with_sites(make_results(experiment), names)
+    figure = figures.draw("site_statistics", match(experiment, "digits", results), style.looks([experiment]))
+    assert [axis.get_title(loc="left") for axis in figure.axes[:4]] == [f"layers.{n}.post" for n in (0, 3, 7, 10)]
+
+
+def test_site_statistics_shows_the_role_that_methods_act_on(make_experiment, make_results):
+    experiment = make_experiment(arms={"per": {"method": "per", "params": {"sites": "pre"}}}, baseline=None, claims=())
+    results = with_sites(make_results(experiment), ["pre", "blocks.0.pre_1", "blocks.0.post_1", "blocks.0.pre_2"])
+    figure = figures.draw("site_statistics", match(experiment, "digits", results), style.looks([experiment]))
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == ["blocks.0.pre_1", "blocks.0.pre_2", "pre"]
 
 
 def test_unit_quantiles_shows_the_last_input_of_an_activation(task, look):
@@ -74,8 +156,8 @@ def test_unit_quantiles_shows_the_last_input_of_an_activation(task, look):
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_every_figure_is_the_same_bytes_and_follows_the_page(task, look, name):
-    first = figures.svg(figures.draw(name, task, look), name, "a & b")
-    second = figures.svg(figures.draw(name, task, look), name, "a & b")
+    first = style.svg(figures.draw(name, task, look), name, "a & b")
+    second = style.svg(figures.draw(name, task, look), name, "a & b")
     assert first == second
     root = ElementTree.fromstring(first)
     assert root.attrib["aria-label"] == "a & b"
@@ -92,6 +174,17 @@ def test_nothing_run_draws_nothing(make_experiment, look, name):
     assert figures.draw(name, match(make_experiment(), "digits", []), look) is None
 
 
+def test_coordinates_are_short_and_what_is_written_is_not():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([0.123456, 0.654321], [1 / 3, 2 / 3])
+    axis.set_title("0.0001234")
+    drawn = style.svg(figure, "x", "seed 0.0001234")
+    assert "0.0001234</text>" in drawn
+    assert 'aria-label="seed 0.0001234"' in drawn
+    assert not re.findall(r"\d\.\d{3}", re.sub(r'aria-label="[^"]*"|>[^<]*<', "><", drawn))
+
+
 def test_an_unknown_figure_is_named(task, look):
     with pytest.raises(SpecError, match=r"unknown figure 'pie'.*there are seeds"):
         figures.draw("pie", task, look)
@@ -100,6 +193,6 @@ def test_an_unknown_figure_is_named(task, look):
 def test_arms_keep_their_colour_across_experiments(make_experiment):
     first = make_experiment()
     second = make_experiment(arms=dict(reversed(first.arms.items())))
-    both = figures.looks([first, second])
-    assert both == figures.looks([first])
-    assert len({figures.colour(both, arm) for arm in both}) == len(both)
+    both = style.looks([first, second])
+    assert both == style.looks([first])
+    assert len({style.colour(both, arm) for arm in both}) == len(both)

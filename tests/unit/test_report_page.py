@@ -83,7 +83,7 @@ def test_what_was_asked_found_and_how_sure_stand_on_the_page(page):
     ):
         assert text in page, text
     assert page.count("<figure>") == 4
-    assert not re.search(r"\bnan\b|None|Undefined", page)
+    assert not re.search(r"\bnan\b|None(?! fails)|Undefined", page)
 
 
 def test_mathematics_is_mathml_and_markup_in_a_card_is_text(page):
@@ -109,6 +109,51 @@ def test_a_page_without_results_says_so(make_experiment, card_folder, tmp_path):
     assert "0 of 12 planned runs done" in page
     assert "4</b>not run" in page
     assert "<figure>" not in page
+    assert "with the arms “Vanilla”, “BN”, “PER”. Not possible yet: “VCL” (the method is not built yet)." in page
+    assert page.count("<table") == 1  # the claims, and no rows of nothing
+    assert page.count("7.21 ± 0.50") == 1
+
+
+def test_a_task_of_which_nothing_has_run_is_one_line(make_experiment, make_results, card_folder, tmp_path):
+    task = TaskSpec(kind="image_classification", dataset="digits", model="mlp")
+    many = {"digits": task} | {f"fold_{n}": task.model_copy(update={"fold": n}) for n in range(4)}
+    experiment = make_experiment(tasks=many, figures=("seeds",))
+    results = [r for r in make_results(experiment) if r.config.task.fold is None]
+    path = write_page("per", card_folder, {"t": experiment}, results, [], tmp_path)
+    for suffix in ("html", "md"):
+        page = path.with_suffix(f".{suffix}").read_text("utf-8")
+        assert "Nothing has run yet of fold_0, fold_1, fold_2, fold_3: 48 runs planned." in page
+        assert not re.search(r"<h3>fold|### fold", page)
+    assert path.with_suffix(".csv").read_text("utf-8").count("fold_3,vcl") == 1
+    assert "all 5 tasks" in path.read_text("utf-8")
+
+
+def test_many_tasks_are_one_table_with_the_best_marked(make_experiment, make_results, card_folder, tmp_path):
+    task = TaskSpec(kind="image_classification", dataset="digits", model="mlp")
+    many = {f"set_{n}": task.model_copy(update={"train_examples": 10 * n}) for n in range(1, 7)}
+    experiment = make_experiment(tasks=many, claims=(), figures=(), seeds=(0, 1))
+    path = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path)
+    page = path.read_text("utf-8")
+    parsed = Balance()
+    parsed.feed(page)
+    assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
+    assert page.count("<strong>6.67</strong>") == 6
+    assert page.count("Dolan &amp; Moré") == 2  # caption and description
+    assert page.count("<details><summary>set_") == 6
+    markdown = path.with_suffix(".md").read_text("utf-8")
+    assert "| set_1 | 7.26 | 6.98 | **6.67** | 6 |" in markdown
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_summary({"t": experiment}, make_results(experiment)))
+    assert "**6.67**" in console.export_text()
+
+
+def test_further_metrics_are_on_the_page(make_experiment, make_results, card_folder, tmp_path):
+    experiment = make_experiment(metrics=("test.error", "validation.error"), figures=())
+    path = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path)
+    page = path.read_text("utf-8")
+    assert '6.63 <span class="interval">± 0.23</span>' in page
+    assert "<details><summary>validation error (%), seed by seed</summary>" in page
+    assert "| PER | 6.63 ± 0.23 | 6.93 ± 0.23 |" in path.with_suffix(".md").read_text("utf-8")
 
 
 def test_data_that_stand_in_are_said_and_judged_as_such(make_experiment, make_results, card_folder, tmp_path):
@@ -199,7 +244,7 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,  # of importing, on a machine that has other work
         check=False,
     )
     assert done.stdout.split() == ["12", "1", "False"], done.stderr

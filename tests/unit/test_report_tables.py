@@ -1,10 +1,12 @@
 """Tables: the right numbers in the right cells, nothing shown as complete that is not, four renderings."""
 
 import io
+import math
 
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from reproduce.judge import judge
 from reproduce.report import tables
@@ -125,6 +127,71 @@ def test_the_terminal_table_fits_100_columns(task):
     assert max(map(len, text.splitlines())) <= 100
     assert "PER (strength = 0.001)" in text
     assert "−0.61" in text
+
+
+def beside(results, values):
+    """The Results with further test metrics, by method and seed."""
+    found = []
+    for result in results:
+        final = result.final and result.final.model_copy(
+            update={"test": {**result.final.test, **values(result.config.method, result.config.seed)}}
+        )
+        found.append(result.model_copy(update={"final": final}))
+    return found
+
+
+def test_further_metrics_stand_side_by_side(make_experiment, make_results):
+    experiment = make_experiment(metrics=("test.l0", "validation.error", "test.nowhere"))
+    results = beside(make_results(experiment), lambda method, seed: {"l0": 10.0 + seed})
+    task = match(experiment, "digits", results)
+    table = tables.table_of("t", task)
+    assert list(dict.fromkeys(table["metric"])) == ["test.error", "validation.error", "test.l0"]
+    assert tables.metrics_of(task) == ["test.error", "validation.error"]
+    frame = tables.side_by_side(table, task)
+    assert list(frame.columns) == ["Arm", "L0", "validation error (%)"]
+    assert list(frame["Arm"]) == ["Vanilla", "BN", "PER"]
+    reach = stats.t.ppf(0.975, 2) / math.sqrt(3)  # of 10, 11 and 12
+    assert frame["L0"].iloc[0] == f"11.00 ± {reach:.2f}"
+
+
+def test_side_by_side_survivors_are_in_brackets(make_experiment, make_result):
+    experiment = make_experiment(metrics=("test.error",))
+    cases = cells(experiment)
+    results = [make_result(c, 7.0, diverged=c.arm_name == "batchnorm" and c.seed == 1) for c in cases]
+    task = match(experiment, "digits", results)
+    frame = tables.side_by_side(tables.table_of("t", task), task).set_index("Arm")
+    assert frame.loc["BN", "error (%)"] == "(7.00)"
+    assert frame.loc["Vanilla", "error (%)"] == "7.00 ± 0.00"
+
+
+def test_an_arm_that_does_not_measure_a_metric_has_a_dash_there(make_experiment, make_results):
+    experiment = make_experiment(metrics=("test.l0", "test.error"))
+    results = beside(make_results(experiment), lambda method, seed: {"l0": 3.0} if method == "per" else {})
+    task = match(experiment, "digits", results)
+    frame = tables.side_by_side(tables.table_of("t", task), task).set_index("Arm")
+    assert list(frame["L0"]) == ["–", "–", "3.00 ± 0.00"]
+
+
+def test_without_further_metrics_there_is_no_table_of_them(task):
+    assert tables.side_by_side(tables.table_of("t", task), task) is None
+
+
+def test_a_metric_without_a_split_is_refused(make_experiment):
+    with pytest.raises(ValueError, match=r"'l0': expected 'test.NAME' or 'validation.NAME'"):
+        make_experiment(metrics=("l0",))
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("test.error", "test error (%)"),
+        ("test.l0", "test L0"),
+        ("test.ce_loss_score", "test CE loss score"),
+        ("validation.fvu", "validation FVU"),
+    ],
+)
+def test_metrics_for_people(metric, text):
+    assert tables.metric_text(metric) == text
 
 
 def test_claims_are_stated_with_the_papers_decimals(task):

@@ -1,0 +1,144 @@
+"""Figures of sparse codes, from Results alone: what is lost against how many units are active."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+INK, QUIET = "#14181f", "#6b7280"
+WIDTH = 7.2
+HARD = "hard code"
+PLACES = ((5, 3), (5, -9), (-19, -9), (-15, 5))  # of a point's name, in points from it: families lie close together
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+Arms = dict[tuple[str, float, str], list[Any]]  # family, what orders it, what its point is called: Results by seed
+
+
+def family(result: Any) -> tuple[str, float, str]:
+    """What an arm belongs to, a number that orders it there, and a short name of its point.
+
+    Without a penalty and without k, a code is hard: as many units as it has. Otherwise the family is the price or k,
+    with the decoder and the width of the code.
+    """
+    options, params = result.config.task.model_options, result.config.params
+    width = options.get("d_sae")
+    if width is None:
+        return "no code", 0.0, result.config.task.model
+    if options.get("activation") == "topk":
+        alpha = f", α {options['alpha']:g}" if options.get("alpha", 1.0) != 1.0 else ""
+        return f"k-sparse, {width} units{alpha}", float(options["k"]), f"k {options['k']}"
+    strength = params.get("l1_coefficient", 0.0)
+    if not strength:
+        return HARD, float(width), f"{width} units"
+    kind = "unit-norm decoder" if options.get("decoder") == "unit_norm" else "free decoder"
+    if params.get("norm_weighted"):
+        kind = "weighted by norms"
+    if params.get("reduction") == "batch_sum":
+        kind += ", batch sum"
+    if result.config.task.reconstruction == "pixel_mean":
+        kind += ", pixel mean"
+    if params.get("resample_every"):
+        kind += ", resampling"
+    return f"L1, {width} units, {kind}", float(strength), f"{strength:g}"
+
+
+def arms_of(results: Sequence[Any], kind: str, metric: str) -> dict[tuple[Any, ...], Arms]:
+    """Completed Results of one kind of task that measured ``metric`` and ``l0``, by problem and by arm.
+
+    Tasks that differ only in the model, or in how its loss is scaled, are one problem.
+    """
+    found: dict[tuple[Any, ...], Arms] = {}
+    for result in results:
+        task = result.config.task
+        if task.kind == kind and result.final is not None and {metric, "l0"} <= set(result.final.test):
+            problem = (task.dataset, task.classifier_iterations or 0, task.train_examples or 0)
+            found.setdefault(problem, {}).setdefault(family(result), []).append(result)
+    return {problem: dict(sorted(arms.items(), key=_order)) for problem, arms in sorted(found.items())}
+
+
+def _order(arm: tuple[tuple[str, float, str], Any]) -> tuple[Any, ...]:
+    """By family, 800 units before 1600, and by price."""
+    name, strength, _ = arm[0]
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(6), name), strength
+
+
+def frontier(results: list[Any]) -> Figure:
+    """Unexplained variance against active units on test images: a point per arm, a dot per seed; lines join prices."""
+    return _against_l0(arms_of(results, "autoencoding", "fvu"), {"fvu": "fraction of variance unexplained"})
+
+
+def splice(results: list[Any]) -> Figure:
+    """What a spliced code loses against its active units: variance, and cross-entropy of the language model."""
+    labels = {"fvu": "fraction of variance unexplained", "ce_loss_increase": "increase of cross-entropy, nats"}
+    return _against_l0(arms_of(results, "activation_autoencoding", "ce_loss_increase"), labels)
+
+
+def code_layer(results: list[Any]) -> Figure:
+    """Perplexity against active units of a code layer inside a language model: one point per arm, a dot per seed."""
+    return _against_l0(arms_of(results, "code_language_modeling", "perplexity"), {"perplexity": "test perplexity"})
+
+
+FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
+    "frontier": frontier,
+    "splice": splice,
+    "code_layer": code_layer,
+}
+
+
+def _against_l0(problems: Mapping[tuple[Any, ...], Arms], labels: Mapping[str, str]) -> Figure:
+    """A row for each problem, a panel for each metric, one legend for each row."""
+    if not problems:
+        figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
+        figure.text(0.5, 0.5, "not run", ha="center", va="center", color=QUIET)
+        return figure
+    figure = Figure(figsize=(WIDTH, 4.2 * len(problems)), layout="constrained")
+    parts = figure.subfigures(len(problems), 1, squeeze=False)[:, 0]
+    for part, (problem, arms) in zip(parts, problems.items(), strict=True):
+        panels = part.subplots(1, len(labels), squeeze=False)[0]
+        for axis, (metric, label) in zip(panels, labels.items(), strict=True):
+            _panel(axis, arms, metric)
+            axis.set(xlabel="active units, L0", ylabel=label)
+        panels[0].set_title(_title(problem))
+        handles, names = panels[0].get_legend_handles_labels()
+        part.legend(handles, names, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _title(problem: tuple[Any, ...]) -> str:
+    dataset, iterations, _ = problem
+    return dataset + (f", codes for a classifier of {iterations} iterations" if iterations else "")
+
+
+def _panel(axis: Axes, arms: Arms, metric: str) -> None:
+    families = list(dict.fromkeys(name for name, _, _ in arms))
+    families = [name for name in (HARD,) if name in families] + [name for name in families if name != HARD]
+    for index, name in enumerate(families):
+        hard = name == HARD
+        shade = QUIET if hard else f"C{(index - (HARD in families)) % 7}"
+        place = PLACES[index % len(PLACES)]
+        points = []
+        for (owner, _, called), members in arms.items():
+            if owner != name:
+                continue
+            seeds = np.array([[result.final.test["l0"], result.final.test[metric]] for result in members])
+            axis.plot(*seeds.T, ".", color=shade, ms=3, alpha=0.6, mew=0)
+            x, y = seeds.mean(0)
+            points.append((x, y))
+            axis.annotate(called, (x, y), xytext=place, textcoords="offset points", color=shade, size=7)
+        marker = "|" if hard else MARKERS[index % len(MARKERS)]
+        (line,) = axis.plot(*zip(*sorted(points), strict=True), color=shade, lw=1.0, label=name)
+        line.set(linestyle="--" if hard else "-", marker=marker, markersize=7 if hard else 5)
+    active = np.concatenate([line.get_xdata() for line in axis.lines])
+    if active.min() >= 1 and active.max() > 20 * active.min():
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.1, y=0.1)
+    axis.grid()

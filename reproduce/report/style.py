@@ -1,0 +1,128 @@
+"""How figures look: arms' colours, matplotlib's settings, panels, and SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+
+from reproduce.spec import Experiment
+
+# Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
+INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
+ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
+DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colours
+MARKERS = ("o", "s", "^", "v")
+VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {
+    colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
+}
+WIDTH = 7.2  # inches; the page's text column
+
+Look = Mapping[str, int]  # an arm's place in the order in which arms first appear on a page
+
+
+def looks(experiments: Sequence[Experiment]) -> dict[str, int]:
+    """Give every arm of a page one colour, the same in every figure."""
+    names = dict.fromkeys(name for experiment in experiments for name in experiment.arms)
+    return {name: index for index, name in enumerate(names)}
+
+
+def colour(look: Look, arm: str) -> str:
+    """An arm's colour; as a CSS value it is `variable(colour(...))`."""
+    return ARMS[look[arm] % len(ARMS)]
+
+
+def variable(shade: str) -> str:
+    """The CSS variable that a colour stands for, with the colour where no page defines it."""
+    return f"var({VARIABLES[shade]}, {shade})"
+
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "regular",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.prop_cycle": cycler(color=ARMS[1:]),  # for the figures that methods draw
+    "figure.facecolor": "none",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.solid_capstyle": "round",
+}
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an inline SVG element, the same bytes every time, in the page's colours.
+
+    Args:
+        name: unique on the page; ids inside the SVG are salted with it.
+        description: what a reader who does not see the figure is told.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)
+    text = re.sub(r"font-family: [^;\"]*sans-serif", "font-family: var(--sans, sans-serif)", text)
+    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"<[^>]+>", _two_decimals, text)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    for shade in VARIABLES:
+        text = text.replace(shade, variable(shade))
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+def _two_decimals(tag: re.Match[str]) -> str:
+    """A hundredth of a point is no loss to the eye, and halves a page; text between tags stays as it is."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])
+
+
+def panels(count: int, height: float, across: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels, ``across`` in a row, ``height`` inches each; layout is computed once."""
+    columns = min(across, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.set_visible(False)
+    return figure, panels[:count]
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        needed = 0.062 * max(map(len, labels)) + 0.5  # inches for the longest label at this size, with its line
+        columns = max(1, min(len(labels), int(WIDTH / needed)))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6)
