@@ -6,6 +6,7 @@ import importlib
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Variant(_Strict):
     params: dict[str, Any] = {}
     limit: float | None = None  # the ratio on CPU that this project promises, on the workloads of `limit_on`
     limit_on: tuple[str, ...] = ()
-    workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts
+    workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts, but those to be named
 
 
 class FunctionPair(_Strict):
@@ -83,11 +84,19 @@ class Workload:
     task: TaskSpec
     recipe: Recipe
     data: Callable[[], ImageData | WordData]
+    named_only: bool = False  # for variants whose bench.toml names it, and no others
+
+    def times(self, variant: Variant) -> bool:
+        """Whether this variant's steps are timed here."""
+        return not self.named_only if variant.workloads is None else self.name in variant.workloads
 
 
 def workloads(small: bool = False) -> list[Workload]:
-    """The 11-layer CNN at batch 128 and the 2x650 LSTM at 20x35 (``small``: toys of the same kind, for tests)."""
+    """The 11-layer CNN at batch 128, the 2x650 LSTM at 20x35, and for methods that act on a code an autoencoder
+    784-1000-784 at batch 500 (``small``: toys of the same kind, for tests).
+    """
     side, batch, hidden, vocabulary = (16, 8, 16, 50) if small else (32, 128, 650, 10_000)
+    code_side, code_batch, d_sae = (6, 8, 12) if small else (28, 500, 1000)
     image_recipe = Recipe(steps=1, batch_size=batch, learning_rate=0.05, momentum=0.9, augment="crop_flip")
     word_recipe = Recipe(
         steps=1, batch_size=4 if small else 20, window=35, learning_rate=1.0, clip=Clip(norm=0.25), eval_batch_size=4
@@ -95,9 +104,14 @@ def workloads(small: bool = False) -> list[Workload]:
     cnn = TaskSpec(kind="image_classification", dataset="random", model="cnn11", model_options={"activation": "elu"})
     options: dict[str, Any] = {"hidden": hidden, "dropout": 0.5, "tied": False}
     lstm = TaskSpec(kind="language_modeling", dataset="random", model="lstm", model_options=options)
+    code_recipe = Recipe(steps=1, batch_size=code_batch, optimizer="adam", learning_rate=1e-3)
+    code = TaskSpec(
+        kind="autoencoding", dataset="random", model="autoencoder", model_options={"d_sae": d_sae}, normalise="unit"
+    )
     return [
-        Workload("cnn11", cnn, image_recipe, lambda: _random_images(batch * 4, side)),
+        Workload("cnn11", cnn, image_recipe, lambda: _random_images(batch * 4, 3, side)),
         Workload("lstm", lstm, word_recipe, lambda: _random_words(word_recipe.batch_size * 300, vocabulary)),
+        Workload("autoencoder", code, code_recipe, lambda: _random_images(code_batch * 4, 1, code_side), True),
     ]
 
 
@@ -106,9 +120,9 @@ def _card() -> Card:
     return Card.model_construct(name="random", statistics=noise)
 
 
-def _random_images(n: int, side: int) -> ImageData:
+def _random_images(n: int, channels: int, side: int) -> ImageData:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (n, 3, side, side), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (n,), generator=generator)
     split = Images(pixels, labels)
     return ImageData(card=_card(), train=split, validation=None, test=split, classes=10, origin="random")
@@ -122,7 +136,12 @@ def _random_words(n: int, vocabulary: int) -> WordData:
 
 
 class Stepper:
-    """Full training steps (forward, penalty, backward, clipping, optimiser) of one method on one workload."""
+    """Full training steps (forward, penalty, backward, clipping, optimiser, what the method does after it) of one
+    method on one workload. The first step is taken at once.
+
+    Raises:
+        ValueError: the method refuses the workload's model.
+    """
 
     def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
         self.generators = Generators.seeded(0, device)
@@ -137,6 +156,7 @@ class Stepper:
         self.progress = torch.zeros((), device=device)
         self.task.start_epoch()
         self.index = 0
+        self()
 
     def __call__(self) -> None:
         self.trace.clear()
@@ -146,6 +166,7 @@ class Stepper:
         (loss + penalty).backward()
         clip_gradients(self.parameters, self.recipe.clip)
         self.optimizer.step()
+        self.method.after_step(self.task.model, self.optimizer, self.progress, self.generators.method)
         self.index += 1
 
 
@@ -164,9 +185,10 @@ def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) 
 def interleaved(
     functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, repeats: int = 1
 ) -> dict[str, list[float]]:
-    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them."""
-    for function in functions.values():
-        function()
+    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them.
+
+    Each must have run once before: the first time costs more.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_index in range(rounds):
         names = list(functions) if round_index % 2 == 0 else list(reversed(functions))
@@ -189,18 +211,30 @@ def ratio_row(
 
 
 def bench_steps(folders: dict[str, MethodFolder], workload: Workload, device: torch.device, rounds: int) -> list[Row]:
-    """Every variant of every method against vanilla, and vanilla against itself for the noise."""
+    """Every variant of every method against vanilla, and vanilla against itself for the noise.
+
+    What a method refuses is said on the standard error, and left out.
+
+    Raises:
+        SpecError: a method refuses a workload that its bench.toml names.
+    """
     plain = Method()
     steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
     steppers["vanilla again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
     for name, folder in folders.items():
         for variant_name, variant in read_spec(folder).variants.items():
-            if variant.workloads is not None and workload.name not in variant.workloads:
+            if not workload.times(variant):
                 continue
             method = folder.load().model_validate_json(json.dumps(variant.params))
             label = f"{name} {variant_name}"
-            steppers[label] = Stepper(workload, method, device)
+            try:
+                steppers[label] = Stepper(workload, method, device)
+            except ValueError as error:
+                if variant.workloads is not None:
+                    raise SpecError(f"bench.toml times {label!r} on {workload.name!r}: {error}") from error
+                print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
+                continue
             applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
             limits[label] = variant.limit if applies else None
     seconds = interleaved(steppers, device, rounds)
@@ -235,6 +269,7 @@ def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> C
     def call() -> None:
         torch.autograd.grad(function(leaf), leaf)
 
+    call()
     return call
 
 
@@ -296,17 +331,30 @@ def bench(folders: dict[str, MethodFolder], device: torch.device, rounds: int, s
     """All rows.
 
     Raises:
-        SpecError: a bench.toml that names what its method does not have.
+        SpecError: a bench.toml that names what its method does not have, or an unknown or refused workload.
     """
     keep_freed_memory()  # as in the worker processes that train
     chosen = workloads(small)
+    variants = {
+        f"{name} {variant_name}": variant
+        for name, folder in folders.items()
+        for variant_name, variant in read_spec(folder).variants.items()
+    }
+    known = [workload.name for workload in chosen]
+    for label, variant in variants.items():
+        unknown = sorted({*(variant.workloads or ()), *variant.limit_on} - set(known))
+        if unknown:
+            raise SpecError(f"bench.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
     try:
         rows = bench_functions(folders, device, 5 * rounds)
     except AttributeError as error:
         raise SpecError(f"bench.toml names a function that its method.py lacks: {error}") from error
     for workload in chosen:
+        if workload.named_only and not any(workload.times(variant) for variant in variants.values()):
+            continue
         rows += bench_steps(folders, workload, device, rounds)
-        rows.append(bench_loop(workload, device, max(2, rounds // 2)))
+        if not workload.named_only:
+            rows.append(bench_loop(workload, device, max(2, rounds // 2)))
     return rows
 
 

@@ -16,6 +16,7 @@ from reproduce.discover import MethodFolder, find_method
 from reproduce.models import check_options
 from reproduce.records import Result, RunConfig
 from reproduce.spec import Cell, Experiment, SpecError, cells
+from reproduce.tasks import check_fields
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def resolve(cell: Cell, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
     """Fill in the method's defaults and the dataset's checksum.
 
     Raises:
-        SpecError: unknown method, model or dataset, or a parameter that the method does not take.
+        SpecError: unknown method, model, task or dataset, or a parameter or field that it does not take.
     """
     folder = find_method(cell.method)
     method_class = folder.load()
@@ -49,6 +50,7 @@ def resolve(cell: Cell, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
         raise SpecError(
             f"arm {cell.arm_name!r}: method {folder.name}: {where}: {first['msg']}, found {first['input']!r}"
         ) from error
+    check_fields(cell.task)
     check_options(cell.task.model, dict(cell.task.model_options))
     config = RunConfig(
         task=cell.task,

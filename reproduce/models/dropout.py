@@ -1,12 +1,16 @@
-"""Dropout that draws its masks from a given generator, elementwise or locked over time."""
+"""Dropout that draws its masks from a given generator: elementwise, locked over time, or for networks of SELU."""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# What SELU tends to for very negative inputs: -lambda * alpha of Klambauer et al. 2017.
+SELU_SATURATION = -1.0507009873554804934 * 1.6732632423543772848
 
 
 class Dropout(nn.Module):
@@ -38,9 +42,13 @@ class Dropout(nn.Module):
             return activation
         if self.generator is None:  # bernoulli_ would silently take torch's global generator
             raise ValueError(f"dropout {self.probability} needs a generator while training, got None")
-        keep = 1.0 - self.probability
-        mask = activation.new_empty(self.mask_shape(activation)).bernoulli_(keep, generator=self.generator)
-        return activation * mask.div_(keep)
+        mask = activation.new_empty(self.mask_shape(activation))
+        mask.bernoulli_(1.0 - self.probability, generator=self.generator)
+        return self.masked(activation, mask)
+
+    def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
+        """The activation with 1 in the mask kept and 0 dropped; the mask may be overwritten."""
+        return activation * mask.div_(1.0 - self.probability)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropout:
         if self.generator is not None:
@@ -63,3 +71,21 @@ class LockedDropout(Dropout):
     def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
         """One mask for all times: (1, B, d)."""
         return (1, *activation.shape[1:])
+
+
+class AlphaDropout(Dropout):
+    """Dropout that keeps mean 0 and variance 1, for networks of SELU: a (x d + alpha' (1 - d)) + b.
+
+    With keep probability q and SELU's saturation alpha', a = (q + alpha'^2 q (1 - q))^(-1/2) and
+    b = -a (1 - q) alpha', so that inputs of mean 0 and variance 1 keep both. Dropped elements become a alpha' + b.
+
+    Source: Klambauer et al. 2017, "Self-Normalizing Neural Networks", the paragraph on a new dropout technique.
+    """
+
+    def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
+        """The activation with 1 in the mask kept and 0 put to SELU's saturation, then scaled and shifted."""
+        keep = 1.0 - self.probability
+        scale = 1.0 / math.sqrt(keep + SELU_SATURATION**2 * keep * self.probability)
+        shift = -scale * self.probability * SELU_SATURATION
+        dropped = (1.0 - mask).mul_(scale * SELU_SATURATION)
+        return activation * mask.mul_(scale) + dropped.add_(shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -42,9 +43,34 @@ class Task(Protocol):
 
 
 def build(spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device) -> Task:
-    """The Task of ``spec.kind``: a file of that name in this folder."""
+    """The Task of ``spec.kind``: a file of that name in this folder.
+
+    Raises:
+        SpecError: no such kind, a field that it does not use, or what the Task itself refuses.
+    """
+    check_fields(spec)
+    return _module(spec.kind).build(spec, recipe, data, generators, device)
+
+
+def check_fields(spec: TaskSpec) -> None:
+    """Refuse fields that Tasks of this kind do not use: they would change a Run's id, and none of its numbers.
+
+    A file of this folder names the optional fields of a TaskSpec that it uses in ``USES``.
+
+    Raises:
+        SpecError: no such kind, or a field that it does not use.
+    """
+    module = _module(spec.kind)
+    given = {name: getattr(spec, name) for name, field in TaskSpec.model_fields.items() if field.default is None}
+    uses: tuple[str, ...] = module.USES
+    for name, value in given.items():
+        if value is not None and name not in uses:
+            taken = ", ".join(uses)
+            raise SpecError(f"a task of kind {spec.kind!r} takes {taken} and no {name!r}, found {value!r}")
+
+
+def _module(kind: str) -> ModuleType:
     kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-    if spec.kind not in kinds:
-        raise SpecError(f"unknown task kind {spec.kind!r}: there are {', '.join(kinds)}")
-    module = importlib.import_module(f"reproduce.tasks.{spec.kind}")
-    return module.build(spec, recipe, data, generators, device)
+    if kind not in kinds:
+        raise SpecError(f"unknown task kind {kind!r}: there are {', '.join(kinds)}")
+    return importlib.import_module(f"{__name__}.{kind}")

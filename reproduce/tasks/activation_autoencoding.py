@@ -25,6 +25,8 @@ from reproduce.tasks import Metrics
 from reproduce.tasks.language_modeling import LanguageModeling
 from reproduce.train import train
 
+USES = ("train_examples", "host")  # fields of a TaskSpec
+
 
 class Splice(nn.Module):
     """Hands upward what an autoencoder makes of activations (T, B, d), and measures it on the way."""
@@ -107,8 +109,6 @@ class ActivationAutoencoding:
     ) -> None:
         if recipe.mixup or recipe.augment or recipe.window:
             raise SpecError("recipe.mixup, augment and window are not for activations; window belongs to task.host")
-        if spec.validation or spec.normalise or spec.fold is not None:
-            raise SpecError("task.validation, normalise and fold are not for the activations of a language model")
         self.recipe, self.generators, self.device = recipe, generators, device
         self.host = trained_host(spec, data, generators.initialisation.initial_seed(), device)
         activations = self.host.activations

@@ -18,6 +18,8 @@ from reproduce.tasks import Metrics
 from reproduce.tasks._classification import Labelled
 from reproduce.tasks.image_classification import ImageClassification
 
+USES = ("validation", "train_examples", "normalise", "reconstruction", "classifier_iterations")  # fields of a TaskSpec
+
 
 class Autoencoding(ImageClassification):
     """Loss: mean over images of the sum over pixels of squared errors ("pixel_mean": mean over both).

@@ -14,6 +14,8 @@ from reproduce.sparsity import CodeStatistics
 from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks.language_modeling import LanguageModeling
 
+USES = ("train_examples",)  # fields of a TaskSpec
+
 
 class CodeLanguageModeling(LanguageModeling):
     """As language modeling, with ``l0`` and ``dead_fraction`` of the model's one code Site over every token."""

@@ -15,6 +15,8 @@ from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks._classification import Classification
 
+USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
+
 PADDING = 4
 
 
@@ -89,8 +91,6 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
 
 def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
-    if spec.fold is not None or spec.fold_convention:
-        raise SpecError("task.fold and task.fold_convention are for tables; image classification has neither")
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if spec.validation:
         if spec.validation >= len(labels):

@@ -16,6 +16,8 @@ from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks import Metrics
 
+USES = ("train_examples",)  # fields of a TaskSpec
+
 
 class LanguageModeling:
     """A corpus cut into ``batch_size`` streams, read in windows with the state carried across them.
@@ -38,10 +40,6 @@ class LanguageModeling:
             raise SpecError("language modeling needs recipe.window, the length of truncated back-propagation")
         if recipe.mixup or recipe.augment:
             raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
-        if spec.validation or spec.normalise:
-            raise SpecError("task.validation and task.normalise are for images; language modeling has neither")
-        if spec.fold is not None or spec.fold_convention:
-            raise SpecError("task.fold and task.fold_convention are for tables; language modeling has neither")
         if spec.train_examples and spec.train_examples > len(data.train):
             raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
         self.window = recipe.window

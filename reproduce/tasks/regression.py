@@ -17,6 +17,8 @@ from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks.image_classification import ImageClassification
 
+USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
+
 # The law of each quantity over the training images: exponential with mean 1, and a histogram with two humps.
 HUMP_EDGES, HUMP_COUNTS = (0.0, 0.5, 1.0, 1.5, 2.0), (1.0, 4.0, 1.0, 4.0)
 BINS = np.linspace(0, 3, 16)  # in which the outputs are counted; what lies above 3 is in the last

@@ -13,6 +13,8 @@ from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks._classification import Classification
 
+USES = ("fold", "fold_convention")  # fields of a TaskSpec
+
 
 class TableClassification(Classification[Rows]):
     """Features as the source standardised them.
@@ -26,10 +28,6 @@ class TableClassification(Classification[Rows]):
     ) -> None:
         if recipe.augment:
             raise SpecError("recipe.augment is for images; table classification has none")
-        if spec.validation or spec.normalise or spec.train_examples:
-            raise SpecError(
-                "task.validation, task.normalise and task.train_examples are not for tables: the fold decides"
-            )
         if spec.fold is None or spec.fold_convention is None:
             raise SpecError("table classification needs task.fold and task.fold_convention")
         if spec.fold >= len(data.folds):

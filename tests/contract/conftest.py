@@ -20,14 +20,14 @@ from torch import Tensor
 from reproduce import tasks
 from reproduce.bench import read_spec
 from reproduce.cards import Card, Statistics
-from reproduce.data import ImageData, Images, WordData
+from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.discover import METHODS, MethodFolder, all_methods
 from reproduce.method import Method
 from reproduce.optim import build_optimizer
 from reproduce.randomness import Generators
 from reproduce.records import EpochRecord
 from reproduce.sites import watch
-from reproduce.spec import Recipe, TaskSpec
+from reproduce.spec import Host, Recipe, TaskSpec
 from reproduce.train import Interrupted, train
 
 CPU = torch.device("cpu")
@@ -75,6 +75,7 @@ def _images() -> ImageData:
     return ImageData(card=card, train=split, validation=None, test=split, classes=3, origin="made here")
 
 
+@functools.cache  # Runs on one and the same data share what they train first
 def _words() -> WordData:
     tokens = torch.arange(45) ** 2 % 7
     card = Card.model_construct(name="tiny")
@@ -121,7 +122,7 @@ class Problem:
     name: str
     spec: TaskSpec = field(compare=False)
     recipe: Recipe = field(compare=False)
-    data: Callable[[], ImageData | WordData] = field(compare=False)
+    data: Callable[[], Data] = field(compare=False)
 
     def build(self, generators: Generators, **recipe: Any) -> tasks.Task:
         return tasks.build(self.spec, self.recipe.model_copy(update=recipe), self.data(), generators, CPU)
@@ -129,7 +130,7 @@ class Problem:
     def session(self, method: Method, **recipe: Any) -> Session:
         return Session(method, self, **recipe)
 
-    @functools.cache  # noqa: B019  # three Problems live as long as the tests
+    @functools.cache  # noqa: B019  # a few Problems live as long as the tests
     def refusal(self, method: Method) -> str | None:
         """Why this method does not work on this task, in its own words; None where it does."""
         try:
@@ -164,18 +165,46 @@ class Problem:
         return Trained(dict(task.model.state_dict()), epochs)
 
 
-def _problem(kind: str, model: str, options: dict[str, Any], **recipe: Any) -> Problem:
-    spec = TaskSpec(kind=kind, dataset="tiny", model=model, model_options=options)
-    data = _words if kind == "language_modeling" else _images
-    return Problem(model, spec, Recipe(steps=STEPS, evaluate_every=5, eval_batch_size=8, **recipe), data)
+def _rows() -> TableData:
+    """Numbers, the larger the higher the class; the fold holds every fourth row."""
+    labels = torch.arange(48) % 3
+    noise = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
+    inside, others = torch.arange(0, 48, 4), torch.tensor([row for row in range(48) if row % 4])
+    fold = Fold(inside=inside, others=others[4:], validation=others[:4])
+    rows = Rows(noise + labels.view(-1, 1) - 1, labels)
+    return TableData(card=Card.model_construct(name="tiny"), rows=rows, folds=(fold,), classes=3, origin="made here")
 
 
-# Between them: units, maps, the outputs of a recurrent layer before and after dropout, and a code.
+def _problem(
+    kind: str, data: Callable[[], Data], model: str, options: dict[str, Any], recipe: dict[str, Any], **task: Any
+) -> Problem:
+    spec = TaskSpec(kind=kind, dataset="tiny", model=model, model_options=options, **task)
+    chosen = Recipe(steps=STEPS, evaluate_every=5, eval_batch_size=8, **recipe)
+    return Problem(f"{kind}-{model}", spec, chosen, data)
+
+
+IMAGE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.2}
+WORD: dict[str, Any] = {"batch_size": 4, "window": 5, "learning_rate": 2.0}
+CODE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.01}
+DEEP, CODED = {"depth": 8, "width": 2}, {"hidden": 8, "layers": 1, "d_sae": 8}
+HOST = Host(
+    model="lstm",
+    model_options={"hidden": 6, "layers": 1},
+    site="layers.0.post",
+    recipe=Recipe(steps=20, evaluate_every=20, eval_batch_size=8, **WORD),
+)
+FOLD: dict[str, Any] = {"fold": 0, "fold_convention": "standard"}
+
+# Every kind of Task; between them: units, maps, the outputs of a recurrent layer before and after dropout, and codes.
 PROBLEMS = (
-    _problem("image_classification", "mlp", {"width": 8, "depth": 2}, batch_size=16, learning_rate=0.2),
-    _problem("image_classification", "resnet", {"depth": 8, "width": 2}, batch_size=16, learning_rate=0.5),
-    _problem("language_modeling", "lstm", {"hidden": 8, "dropout": 0.1}, batch_size=4, window=5, learning_rate=2.0),
-    _problem("autoencoding", "autoencoder", {"d_sae": 8}, batch_size=16, learning_rate=0.01),
+    _problem("image_classification", _images, "mlp", {"width": 8, "depth": 2}, IMAGE),
+    _problem("image_classification", _images, "resnet", DEEP, IMAGE | {"learning_rate": 0.5}),
+    _problem("regression", _images, "rectified_mlp", {"width": 8, "depth": 1}, IMAGE | {"learning_rate": 0.05}),
+    _problem("table_classification", _rows, "mlp", {"width": 8, "depth": 2}, IMAGE, **FOLD),
+    _problem("language_modeling", _words, "lstm", {"hidden": 8, "dropout": 0.1}, WORD),
+    _problem("code_language_modeling", _words, "code_lstm", CODED, WORD | {"learning_rate": 0.5}),
+    _problem("autoencoding", _images, "autoencoder", {"d_sae": 8}, CODE),
+    _problem("activation_autoencoding", _words, "autoencoder", {"d_sae": 8}, CODE, host=HOST),
 )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reproduce.discover import ROOT
 from reproduce.method import Method, NonNegative, Trace
 
 RAN: Counter[str] = Counter()
@@ -209,6 +210,8 @@ def test_behaviour(configured: Any, check: Callable[[Method, Any], None], proble
 
 def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:
     """Runs after all checks, so that none drops out unseen."""
+    kinds = {path.stem for path in (ROOT / "reproduce" / "tasks").glob("[a-z]*.py")}
+    assert {problem.spec.kind for problem in problems} == kinds
     pairs = [
         (subject, problem.refusal(method))
         for subject in subjects.values()

@@ -192,7 +192,7 @@ def test_mlp_drops_after_the_last_hidden_layer():
     options, sizes = {"width": 50, "depth": 1, "dropout": 0.5}, Sizes((4,), 3)
     model = built("mlp", options, sizes)
     hidden, seen = [], []
-    model.layers.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    model.layers[-1].register_forward_hook(lambda module, inputs, output: hidden.append(output))
     model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model(torch.randn(6, 4, generator=generator(1)))
     kept = seen[0] != 0

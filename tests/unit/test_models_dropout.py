@@ -1,12 +1,15 @@
-"""Dropout: elementwise and locked masks, their rate, and when they are idle."""
+"""Dropout: elementwise, locked and alpha masks, their rate, what they keep, and when they are idle."""
 
 import copy
 import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from reproduce.models.dropout import Dropout, LockedDropout
+from reproduce.models import Sizes, build
+from reproduce.models.dropout import AlphaDropout, Dropout, LockedDropout
+from reproduce.spec import SpecError
 
 ONES = torch.ones(7, 40, 50)
 
@@ -34,7 +37,7 @@ def test_a_locked_mask_is_constant_over_time_and_an_elementwise_one_is_not():
     assert not torch.equal(plain, plain[:1].expand_as(plain))
 
 
-@pytest.mark.parametrize("kind", [Dropout, LockedDropout])
+@pytest.mark.parametrize("kind", [Dropout, LockedDropout, AlphaDropout])
 def test_idle_in_eval_and_at_probability_zero(kind):
     source = generator()
     start = source.get_state()
@@ -66,3 +69,69 @@ def test_deep_copies_share_the_generator():
     assert isinstance(pair[0], LockedDropout)
     assert [module.training for module in pair] == [False, True]
     assert [module.probability for module in pair] == [0.5, 0.2]
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5, 0.9])
+def test_alpha_dropout_has_the_two_values_of_torchs(probability):
+    """Of ones, torch's makes a + b where it keeps and a alpha' + b where it drops."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = F.alpha_dropout(ONES.double(), probability, training=True).unique()
+    found = AlphaDropout(probability, generator())(ONES.double())
+    torch.testing.assert_close(found.unique(), expected)
+    dropped = (found == found.unique()[0]).double().mean().item()
+    assert abs(dropped - probability) < 3 * math.sqrt(probability * (1 - probability) / ONES.numel())
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5])
+def test_alpha_dropout_keeps_mean_and_variance(probability):
+    count = 200_000
+    value = torch.randn(count, dtype=torch.float64, generator=generator())
+    dropped = AlphaDropout(probability, torch.Generator().manual_seed(1))(value)
+    fourth = (dropped - dropped.mean()).pow(4).mean().item()
+    assert abs(dropped.mean().item()) < 3 / math.sqrt(count)
+    assert abs(dropped.var().item() - 1) < 3 * math.sqrt((fourth - 1) / count)
+    plain = Dropout(probability, torch.Generator().manual_seed(1))(value)
+    assert plain.var().item() > 1 + 0.9 * probability  # 1 / (1 - p)
+
+
+def test_a_deep_network_of_selu_stays_normalised_under_alpha_dropout_only():
+    """Sixteen layers: with alpha dropout after every one their outputs keep mean 0 and variance 1."""
+    images = torch.randn(400, 256, generator=generator())
+    options = {"width": 256, "depth": 16, "activation": "selu", "initialisation": "lecun"}
+    found = {}
+    for kind in ("alpha", "plain"):
+        dropping = {"dropout": 0.1, "dropout_kind": kind, "dropout_after": "every"}
+        model = build("mlp", options | dropping, Sizes((256,), 3), generator(), generator())
+        seen = []
+        model.classifier.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            model.train()(images)
+        found[kind] = seen[0].mean().item(), seen[0].var().item()
+    assert abs(found["alpha"][0]) < 0.1
+    assert abs(found["alpha"][1] - 1) < 0.1
+    assert abs(found["plain"][1] - 1) > 0.2
+
+
+@pytest.mark.parametrize(("after", "layers"), [("last", [2]), ("every", [0, 1, 2])])
+def test_an_mlp_drops_after_these_layers(after, layers):
+    options = {"width": 60, "depth": 3, "activation": "sigmoid", "dropout": 0.5, "dropout_after": after}
+    model = build("mlp", options, Sizes((4,), 3), generator(), generator())
+    seen = []
+    for module in (*model.layers[1:], model.classifier):
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(bool((inputs[0] == 0).any())))
+    model(torch.randn(6, 4, generator=generator()))
+    assert [index for index, dropped in enumerate(seen) if dropped] == layers
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "elu", "dropout": 0.1, "dropout_kind": "alpha"}, "is for activation 'selu', found 'elu'$"),
+        ({"activation": "selu", "dropout_kind": "alpha"}, "need option 'dropout' above 0$"),
+        ({"dropout_after": "every"}, "need option 'dropout' above 0$"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(SpecError, match=message):
+        build("mlp", {"width": 5, "depth": 1} | options, Sizes((4,), 3), generator(), generator())

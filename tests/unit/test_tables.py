@@ -15,7 +15,7 @@ import torch
 
 from reproduce import tasks
 from reproduce.cards import Card, DataError, File, Table, card_names, checksum, read_card
-from reproduce.data import ImageData, Images, Rows, TableData, WordData, load_card
+from reproduce.data import Rows, TableData, load_card
 from reproduce.randomness import Generators
 from reproduce.spec import Recipe, SpecError, TaskSpec
 
@@ -262,33 +262,16 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
         ({"fold": 2}, {}, "task.fold 2: dataset 'made' has folds 0 to 1"),
         ({"fold": None}, {}, "needs task.fold and task.fold_convention"),
         ({"fold_convention": None}, {}, "needs task.fold and task.fold_convention"),
-        ({"validation": 3}, {}, "not for tables: the fold decides"),
-        ({"train_examples": 3}, {}, "not for tables: the fold decides"),
-        ({"normalise": "unit"}, {}, "not for tables: the fold decides"),
         ({}, {"augment": "crop_flip"}, "augment is for images"),
         ({}, {"window": 3}, "table classification has none"),
         ({}, {"batch_size": 26}, "larger than the 25 examples"),
-        ({"kind": "image_classification"}, {}, "holds a table"),
-        ({"kind": "language_modeling"}, {"window": 3}, "holds a table"),
+        ({"kind": "image_classification", "fold": None, "fold_convention": None}, {}, "holds a table"),
+        ({"kind": "language_modeling", "fold": None, "fold_convention": None}, {"window": 3}, "holds a table"),
     ],
 )
 def test_tables_refuse(tmp_path: Path, changes: dict[str, Any], recipe: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         task(loaded(tmp_path), changes, **recipe)
-
-
-@pytest.mark.parametrize("fold", [{"fold": 0}, {"fold_convention": "swapped"}])
-def test_images_and_words_have_no_folds(fold: dict[str, Any]) -> None:
-    pixels = Images(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
-    card = Card.model_construct(name="made", statistics=None)
-    images = ImageData(card, train=pixels, validation=None, test=pixels, classes=2, origin="made here")
-    tokens = torch.zeros(60, dtype=torch.int64)
-    words = WordData(card, train=tokens, validation=tokens, test=tokens, vocabulary=("a",), origin="made here")
-    blank: dict[str, Any] = {"fold": None, "fold_convention": None}
-    with pytest.raises(SpecError, match="image classification has neither"):
-        task(images, {"kind": "image_classification"} | blank | fold)
-    with pytest.raises(SpecError, match="language modeling has neither"):
-        task(words, {"kind": "language_modeling"} | blank | fold, window=3)
 
 
 def test_folds_leave_the_ids_of_other_runs_alone() -> None:

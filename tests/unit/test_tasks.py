@@ -345,8 +345,6 @@ def test_evaluation_leaves_the_carried_state() -> None:
         ({}, {"window": None}, "needs recipe.window"),
         ({}, {"mixup": 0.2}, "are for images"),
         ({}, {"augment": "crop_flip"}, "are for images"),
-        ({"validation": 5}, {}, "are for images"),
-        ({"normalise": "unit"}, {}, "are for images"),
         ({"train_examples": 96}, {}, "there are only 95 tokens"),
         ({}, {"window": 31}, "longer than a stream of 31 tokens"),
         ({}, {"eval_batch_size": 30}, "too few for 30 streams"),

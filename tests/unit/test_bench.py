@@ -1,0 +1,108 @@
+"""The bench: its steps are the loop's steps, and who is timed on which workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reproduce import tasks
+from reproduce.bench import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
+from reproduce.discover import find_method
+from reproduce.method import Method, Trace
+from reproduce.randomness import Generators
+from reproduce.spec import SpecError
+from reproduce.train import train
+
+CPU = torch.device("cpu")
+SMALL = {workload.name: workload for workload in workloads(small=True)}
+
+
+class Decaying(Method):
+    """Adds to the loss, draws, and rewrites weights after the step."""
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        return 0.01 * trace.records[0].activation.square().mean() * torch.rand((), generator=generator)
+
+    def after_step(self, model: Any, optimizer: Any, progress: Tensor, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(0.5)
+
+
+class Unwilling(Method):
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        raise ValueError("the model has a Site 'x' that this method cannot read")
+
+
+def folder(tmp_path: Path, method_class: type[Method], bench_toml: str) -> Any:
+    (tmp_path / "bench.toml").write_text(bench_toml, "utf-8")
+    return SimpleNamespace(name="made", path=tmp_path, load=lambda: method_class)
+
+
+@pytest.mark.parametrize("name", ["lstm", "autoencoder"])
+def test_a_timed_step_is_a_step_of_the_loop(name: str, tmp_path: Path) -> None:
+    workload, steps = SMALL[name], 2
+    stepper = Stepper(workload, Decaying(), CPU)  # takes the first step
+    for _ in range(steps - 1):
+        stepper()
+    generators = Generators.seeded(0, CPU)
+    recipe = workload.recipe.model_copy(update={"steps": steps})
+    task = tasks.build(workload.task, recipe, workload.data(), generators, CPU)
+    train("loop", recipe, task, Decaying(), generators, CPU, tmp_path)
+    timed, looped = stepper.task.model.state_dict(), task.model.state_dict()
+    assert timed.keys() == looped.keys()
+    for key, value in timed.items():
+        assert torch.equal(value, looped[key]), key
+
+
+def test_the_workload_with_a_code_is_for_those_who_name_it(tmp_path: Path) -> None:
+    named = "[variants.a]\n[variants.b]\nworkloads = ['autoencoder']\n[variants.c]\nworkloads = []\n"
+    made = folder(tmp_path, Method, named)
+    timed = {name: bench_steps({"made": made}, workload, CPU, 1) for name, workload in SMALL.items() if name != "cnn11"}
+    again = "step: vanilla again / vanilla"
+    assert [row.what for row in timed["lstm"]] == [again, "step: made a / vanilla"]
+    assert [row.what for row in timed["autoencoder"]] == [again, "step: made b / vanilla"]
+    assert {row.where for row in timed["autoencoder"]} == {"autoencoder"}
+
+
+def test_dead_latents_are_resampled_while_timed() -> None:
+    """The sparse autoencoder's variant that acts after each step is timed with that work in it."""
+    variant = {"l1_coefficient": 0.1, "norm_weighted": True, "resample_every": 8}
+    stepper = Stepper(SMALL["autoencoder"], find_method("sparse_autoencoder").load()(**variant), CPU)
+    stepper()
+    assert stepper.task.model.resampling.steps == 2
+
+
+def test_what_a_method_refuses_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = bench_steps({"made": folder(tmp_path, Unwilling, "[variants.a]\n")}, SMALL["lstm"], CPU, 1)
+    assert [row.what for row in rows] == ["step: vanilla again / vanilla"]
+    assert capsys.readouterr().err == (
+        "not timed: made a refuses lstm: the model has a Site 'x' that this method cannot read\n"
+    )
+    named = folder(tmp_path, Unwilling, "[variants.a]\nworkloads = ['lstm']\n")
+    with pytest.raises(SpecError, match=r"^bench\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
+        bench_steps({"made": named}, SMALL["lstm"], CPU, 1)
+
+
+@pytest.mark.parametrize("key", ["workloads", "limit_on"])
+def test_an_unknown_workload_is_named(key: str, tmp_path: Path) -> None:
+    made = folder(tmp_path, Method, f"[variants.a]\n{key} = ['lstm', 'cnn']\n")
+    with pytest.raises(SpecError, match=r"'made a': unknown workload 'cnn', there are cnn11, lstm, autoencoder$"):
+        bench({"made": made}, CPU, 1, small=True)
+
+
+def test_timings_are_interleaved_and_compared_round_by_round() -> None:
+    calls: list[str] = []
+    found = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, rounds=3)
+    assert "".join(calls) == "abbaab"
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+    # The machine halves its speed in the second round: the ratio does not see it.
+    row = ratio_row("x", "y", [1.1, 2.2, 1.1, 1.1], [1.0, 2.0, 1.0, 1.0], limit=1.1)
+    assert row.ratio == pytest.approx(1.1)
+    assert row.high == pytest.approx(row.low)
+    assert ratio_row("x", "y", [1.2, 1.2], [1.0, 1.0], limit=1.1).kept is False
+    assert ratio_row("x", "y", [9.0, 9.0], [1.0, 1.0], limit=8.0, at_least=True).kept is True
