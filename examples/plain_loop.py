@@ -1,0 +1,58 @@
+"""A method of this suite in an ordinary PyTorch loop: `python examples/plain_loop.py`."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.activity_norm.method import Method as ActivityNorm
+from reproduce.attach import attach
+from reproduce.method import Method
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """Images (1797, 64) in [0, 1], and their labels."""
+    data = load_digits()
+    return torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
+
+
+def network() -> nn.Sequential:
+    """Any model will do; attach() finds its ReLU modules."""
+    return nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, method: Method, epochs: int = 10) -> None:
+    """Your loop, with three lines more."""
+    generator = torch.Generator().manual_seed(0)
+    handle = attach(method, model, sites="post")  # 1. before the optimizer: a method may add parameters
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    for epoch in range(epochs):
+        for batch in torch.randperm(len(images), generator=generator).split(100):
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            loss = loss + handle.penalty(progress=epoch / epochs)  # 2. once after each forward pass
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            handle.after_step(optimizer)  # only some methods act here; for the others it does nothing
+    # 3. The model is as it was, with trained weights. Keep the handle where the method became a part of the network,
+    # as batch normalization does: remove() takes that away too.
+    handle.remove()
+
+
+def main() -> None:
+    images, labels = digits()
+    for strength in (0.0, 0.03):
+        torch.manual_seed(0)
+        model = network()
+        train(model, images[:1200], labels[:1200], ActivityNorm(kind="l2", strength=strength, reduction="mean"))
+        with torch.no_grad():
+            error = (model.eval()(images[1200:]).argmax(1) != labels[1200:]).float().mean()
+            square = model[:2](images[1200:]).square().mean()
+        print(f"strength {strength}: test error {100 * error:.1f} %, mean square of the first layer {square:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The examples for people with their own model: they run, the penalty acts, and the model stays theirs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import TrainingArguments
+
+from methods.activity_norm.method import Method as ActivityNorm
+from methods.vcl.method import Method as Vcl
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("plain_loop", "lightning_callback", "trainer_subclass")
+RATE = 0.1
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # advice of Lightning and of torch's DataLoader
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+plain, callback, subclass = map(load, NAMES)
+
+
+def l2(strength: float) -> ActivityNorm:
+    return ActivityNorm(kind="l2", strength=strength, reduction="mean")
+
+
+def shape_of(model: nn.Module) -> list[Any]:
+    """Names of parameters and modules, and the number of hooks: what attaching changes."""
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    return [list(model.state_dict()), [name for name, _ in model.named_modules()], hooks]
+
+
+def squares_by_hand(model: nn.Module, inputs: Any, names: list[str]) -> Tensor:
+    """The mean of squares of some modules' outputs, summed: what `l2` penalises."""
+    seen: list[Tensor] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda module, arguments, output: seen.append(output))
+        for name in names
+    ]
+    model(inputs)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([output.square().mean() for output in seen]).sum()
+
+
+@pytest.mark.parametrize("module", [plain, callback, subclass], ids=NAMES)
+def test_the_example_runs_and_its_penalty_shrinks_activations(
+    module: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        module.main()
+    printed = re.findall(
+        r"^strength (.+): test .*, mean square of the first layer (.+)$", capsys.readouterr().out, re.M
+    )
+    (zero, free), (strength, penalised) = ((float(one), float(other)) for one, other in printed)
+    assert zero == 0 < strength
+    assert penalised < 0.9 * free
+
+
+def test_at_strength_zero_the_plain_loop_is_the_loop_without_a_method() -> None:
+    inputs, labels = torch.rand(200, 64, generator=torch.Generator().manual_seed(1)), torch.arange(200) % 10
+    models = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            torch.manual_seed(0)
+            models.append(plain.network())
+    before = shape_of(models[0])
+    plain.train(models[0], inputs, labels, l2(0.0), epochs=2)
+    optimizer, order = torch.optim.Adam(models[1].parameters(), lr=1e-3), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for batch in torch.randperm(200, generator=order).split(100):
+            optimizer.zero_grad()
+            F.cross_entropy(models[1](inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert shape_of(models[0]) == before
+
+
+class Fixed(callback.Classifier):
+    """One step of plain gradient descent: what it does can be written down."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=RATE)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_lightning_step_is_the_step_by_hand(pieces: int) -> None:
+    images = torch.rand(20, 64, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(20) % 10
+    module = Fixed()
+    twin = Fixed()
+    twin.load_state_dict(module.state_dict())
+    penalty = callback.ActivationPenalty(l2(1.0))
+    before = shape_of(module)
+    trainer = lightning.Trainer(
+        max_steps=1, accelerator="cpu", accumulate_grad_batches=pieces, callbacks=[penalty], **callback.QUIET
+    )
+    batches = DataLoader(TensorDataset(images, labels), batch_size=20 // pieces)
+    trainer.fit(module, batches, batches)  # it validates before and after
+    assert shape_of(module) == before
+    # Means over equal parts are the mean over all.
+    loss = F.cross_entropy(twin.network(images), labels) + squares_by_hand(twin.network, images, ["1", "3"])
+    loss.backward()
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        assert other.grad is not None
+        torch.testing.assert_close(one, other - RATE * other.grad)
+
+
+def test_what_a_method_adds_is_in_lightnings_optimizer_and_taken_away_again() -> None:
+    images, labels = torch.rand(20, 64, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 10
+    seen: list[int] = []
+
+    class Counting(Fixed):
+        def on_train_start(self) -> None:
+            seen.append(sum(len(group["params"]) for group in self.optimizers().param_groups))
+
+    module = Counting()
+    before = shape_of(module)
+    added = callback.ActivationPenalty(Vcl(), sites="pre", example=images[:2])
+    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", callbacks=[added], **callback.QUIET)
+    trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=20))
+    assert seen == [6 + 2]  # weights and biases, and VCL's learned beta of each layer
+    assert shape_of(module) == before
+
+
+def trained_by_subclass(strength: float, pieces: int, folder: Path) -> tuple[Any, Any]:
+    """One step of plain gradient descent over 16 sentences, without dropout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = subclass.classifier()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=1,
+        per_device_train_batch_size=16 // pieces,
+        gradient_accumulation_steps=pieces,
+        optim="sgd",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    sentences = subclass.sentences(16, seed=0)
+    return subclass.PenalisedTrainer(
+        model, arguments, train_dataset=sentences, eval_dataset=sentences, method=l2(strength), sites=subclass.SITES
+    ), torch.stack([one["input_ids"] for one in sentences])
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_trainers_step_adds_the_gradient_of_the_penalty(pieces: int, tmp_path: Path) -> None:
+    ends = []
+    for strength in (0.0, 3.0):
+        with torch.random.fork_rng(devices=[]):
+            trainer, ids = trained_by_subclass(strength, pieces, tmp_path)
+            start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+            trainer.train()
+        ends.append(trainer.model)
+    free, penalised = (dict(model.named_parameters()) for model in ends)
+    twin = subclass.classifier()
+    twin.load_state_dict(start, strict=False)
+    (3.0 * squares_by_hand(twin.eval(), ids, subclass.SITES)).backward()
+    moved = 0
+    for name, parameter in twin.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(penalised[name] - free[name], -RATE * gradient, rtol=1e-4, atol=1e-6)
+        moved += int(gradient.abs().max() > 1e-4)
+    assert moved > 10
+
+
+def test_a_trainer_evaluates_without_the_penalty_and_gives_the_model_back(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        before = shape_of(subclass.classifier())
+        trainer, ids = trained_by_subclass(100.0, 1, tmp_path)
+        found = trainer.evaluate()["eval_loss"]
+        assert trainer.handle.trace.records == []
+        labels = torch.stack([one["labels"] for one in trainer.eval_dataset])
+        expected = F.cross_entropy(trainer.model.eval()(ids).logits, labels).item()
+        assert found == pytest.approx(expected, rel=1e-5)
+        trainer.train()
+    trainer.handle.remove()
+    assert shape_of(trainer.model) == before
+
+
+def test_the_page_shows_what_the_examples_do() -> None:
+    """Each piece of code on the page stands in one of the examples, line for line."""
+    page = (ROOT / "docs" / "own_model.md").read_text("utf-8")
+    sources = [(ROOT / "examples" / f"{name}.py").read_text("utf-8") for name in NAMES]
+    pieces = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(pieces) == len(NAMES)
+    for piece, source in zip(pieces, sources, strict=True):
+        assert piece in source
+    assert all(f"examples/{name}.py" in page for name in NAMES)
