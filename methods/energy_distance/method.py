@@ -1,0 +1,311 @@
+"""The energy distance between activations and N(0, I): PER with its missing repulsion, without slices."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import reproduce.method
+from reproduce.method import Features, NonNegative, PositiveCount, Record, Role, Trace
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+_WITHIN_TARGET = 2 / math.sqrt(math.pi)  # E|Z - Z'| of two standard normal numbers
+_COINCIDENT = 16  # roundings: samples that are closer than so many count as one
+_DIRECT = 2**23  # differences of numbers, below which distances are taken from differences
+_CHUNK = 4096  # columns of a wide layer that a processor's cache holds
+
+
+def energy_distance(
+    activations: Tensor,
+    feature_axes: int = 1,
+    group_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The sliced energy distance between n samples and N(0, I), over all directions in closed form; 0-dim.
+
+    ``2/n sum_i a(|h_i|) - c_d/(n(n-1)) sum_{i != j} |h_i - h_j| - 2/sqrt(pi)``, unbiased, with
+    ``a(|h|) = E_theta E_Z |<theta, h> - Z| = sqrt(2/pi) 1F1(-1/2; d/2; -|h|^2/2)`` and
+    ``c_d = Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))``. Zero in expectation at N(0, I) and nowhere else. In d
+    dimensions it is c_d times the statistic of Szekely & Rizzo (2005). Their sum over all pairs costs ``n^2 d``
+    operations. With ``group_size`` m the samples are cut into ``n // m`` groups of one size (a remainder smaller
+    than the number of groups stays out), and pairs are taken within groups: ``n m d`` operations, unbiased if the
+    samples are in random order or ``generator`` draws one.
+
+    Two samples that coincide, to rounding, do not repel each other. Where a layer has 2^23 numbers or more to
+    compare, squared distances come from a matrix product about the mean of each group; samples closer
+    than 1.4e-3 of their distance from that mean then count as coincident (in float32).
+    Computed in float32 at least; differentiable once.
+
+    Args:
+        activations: (..., d); every leading axis counts samples.
+        feature_axes: how many last axes together are one vector: 3 for whole maps (n, c, h, w).
+        group_size: at least 2; None: all pairs.
+        generator: draws which samples form a group, where there is more than one group.
+
+    Raises:
+        ValueError: fewer than two samples, no features, not floating point; feature_axes that the activations do
+            not have; a group_size below 2.
+    """
+    _check(activations, feature_axes)
+    if group_size is not None and group_size < 2:
+        raise ValueError(f"group_size must be at least 2, got {group_size}")
+    n_samples = math.prod(activations.shape[:-feature_axes])
+    n_groups = max(1, n_samples // group_size) if group_size else 1
+    order = None
+    if generator is not None and n_groups > 1:
+        order = torch.randperm(n_samples, generator=generator, device=activations.device)
+    energy: Tensor = _EnergyDistance.apply(activations, feature_axes, n_groups, order)  # type: ignore[no-untyped-call]
+    return energy
+
+
+def sliced_energy_distance(
+    activations: Tensor,
+    n_slices: int = 256,
+    generator: torch.Generator | None = None,
+    directions: Tensor | None = None,
+) -> Tensor:
+    """The same distance over all pairs, with random slices: the mean over directions of that in one dimension; 0-dim.
+
+    For the projections ``p_i = <theta, h_i>``, sorted: ``2/n sum_i (p_i erf(p_i/sqrt2) + sqrt(2/pi)
+    exp(-p_i^2/2)) - 2/(n(n-1)) sum_i (2i-n-1) p_(i) - 2/sqrt(pi)``. Activations have shape (..., d);
+    ``directions`` (slices, d) of length one, drawn from ``generator`` where they are not given. Computed in
+    float32 at least.
+
+    Raises:
+        ValueError: activations as for `energy_distance`; directions of another width; fewer than one slice.
+    """
+    _check(activations)
+    width = activations.shape[-1]
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    if directions is None:
+        directions = sample_directions(width, n_slices, generator, activations.device, precision)
+    elif directions.dim() != 2 or directions.shape[1] != width or len(directions) == 0:
+        raise ValueError(f"directions must be (slices, {width}) for these activations, got {tuple(directions.shape)}")
+    with torch.autocast(activations.device.type, enabled=False):
+        projections = directions.to(precision) @ activations.to(precision).reshape(-1, width).mT
+        n = projections.shape[1]
+        smooth = _SQRT_2_OVER_PI * torch.exp(-0.5 * projections.square())
+        attraction = torch.addcmul(smooth, projections, torch.erf(projections * math.sqrt(0.5))).mean()
+        rank = torch.arange(1 - n, n, 2, device=projections.device, dtype=precision)
+        repulsion = (projections.sort(dim=1).values @ rank).mean() * (2 / (n * (n - 1)))
+        return 2 * attraction - repulsion - _WITHIN_TARGET
+
+
+def sample_directions(
+    width: int,
+    n_slices: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Directions (n_slices, width), uniform on the unit sphere: normal vectors over their lengths.
+
+    Raises:
+        ValueError: fewer than one slice or dimension.
+    """
+    if n_slices < 1 or width < 1:
+        raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {width}")
+    normal = torch.randn(n_slices, width, generator=generator, device=device, dtype=dtype)
+    return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
+
+
+def attraction(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    """``a`` of samples of mean square ``q = |h|^2/d``, and the slope with ``gradient of a = slope * h``; both (n,).
+
+    ``a = F(u) sqrt(1+q)`` and ``slope = G(u) / sqrt(1+q)`` with ``u = q/(1+q)``, where F and G are smooth on
+    [0, 1] in every dimension: Chebyshev series, the shorter the more dimensions.
+    """
+    scale = mean_square + 1
+    position = (mean_square - 1) / scale  # 2u - 1
+    coefficients = _series(dimension, mean_square.dtype, mean_square.device)
+    current, previous = coefficients[-1], torch.zeros_like(coefficients[-1])
+    for coefficient in coefficients[-2:0:-1]:  # Clenshaw's recurrence, both series at once
+        current, previous = torch.addcmul(coefficient - previous, position, current, value=2), current
+    both = torch.addcmul(coefficients[0] - previous, position, current)
+    root = scale.sqrt()
+    return both[0] * root, both[1] / root
+
+
+@lru_cache(maxsize=256)
+def _series(dimension: int, dtype: torch.dtype, device: torch.device, nodes: int = 64) -> tuple[Tensor, ...]:
+    """Chebyshev coefficients of F and G, one column (2, 1) for each order.
+
+    By interpolation at points u in which the mean over directions is a sum over ``y = sqrt(d) <theta, h>/|h|``,
+    whose density ``(1 - y^2/d)^((d-3)/2)`` is cut off 12 standard deviations out. The points y are the equally
+    spaced ones of a variable in which the density vanishes smoothly at both ends: their sum is then exact
+    to rounding. `_distance_to_normal` varies over ``y ~ 1/sqrt(q)``, which they resolve at every node.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # the cache outlives the mode of its first caller
+        turn = (torch.arange(4096, dtype=torch.float64) + 0.5) * math.pi / 4096
+        latitude = min(math.pi / 2, 12 / math.sqrt(dimension)) * (turn + turn.sin()) / math.pi
+        weight = (1 + turn.cos()) * latitude.cos() ** (dimension - 2)
+        y = latitude.sin() * math.sqrt(dimension)
+        if dimension == 1:  # the two directions, +1 and -1
+            weight, y = torch.ones_like(y[:1]), torch.ones_like(y[:1])
+        node = (torch.arange(nodes, dtype=torch.float64) + 0.5) * math.pi / nodes
+        root = (1 / torch.tan(node / 2)).unsqueeze(1)  # sqrt(q) at u = (1 + cos node) / 2
+        sign = torch.erf(root * y * math.sqrt(0.5))
+        value = root * y * sign + _SQRT_2_OVER_PI * torch.exp(-0.5 * (root * y).square())
+        value = value @ weight / (1 + root[:, 0].square()).sqrt()
+        slope = (sign * y) @ weight / root[:, 0] * (1 + root[:, 0].square()).sqrt() / dimension
+        cosines = torch.cos(torch.outer(torch.arange(nodes, dtype=torch.float64), node))
+        coefficients = cosines @ torch.stack([value, slope], dim=1) * (2 / nodes / weight.sum())
+        coefficients[0] /= 2
+        digits = 1 if dtype == torch.float32 else 2
+        used = min(nodes, math.ceil(digits * (4 + 40 / math.sqrt(dimension))))  # found by trial, and tested
+        return coefficients[:used].unsqueeze(-1).to(device=device, dtype=dtype).unbind()
+
+
+def pair_constant(dimension: int) -> float:
+    """``c_d = E_theta |<theta, e>|`` of a unit vector e: ``Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))``."""
+    return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(math.pi)
+
+
+class _EnergyDistance(torch.autograd.Function):
+    """One product of the activations with themselves forward, and one with a matrix over samples backward."""
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor, feature_axes: int, n_groups: int, order: Tensor | None) -> Tensor:
+        rows = _rows(activations, feature_axes)
+        n, dimension = rows.shape
+        precision = torch.promote_types(activations.dtype, torch.float32)
+        with torch.autocast(activations.device.type, enabled=False):
+            length = torch.linalg.vector_norm(rows, dim=1, dtype=precision)
+            value, slope = attraction(length.square() / dimension, dimension)
+            if order is not None:
+                rows, length = rows[order], length[order]
+            groups = _grouped(rows, n_groups)
+            distance = _distances(groups, _grouped(length.unsqueeze(1), n_groups), precision)
+            size = groups.shape[1]
+            pair_weight = pair_constant(dimension) / (n_groups * size * (size - 1))
+            energy = 2 * value.mean() - pair_weight * distance.sum() - _WITHIN_TARGET
+            # The gradient at sample i is the sum over j of pull_ij h_j. A pair pushes apart with a force that
+            # has no direction, and is none, where its distance is zero.
+            push = torch.where(distance > 0, 2 * pair_weight / distance, 0)
+            own = 2 / n * slope
+            within = _grouped((own if order is None else own[order]).unsqueeze(1), n_groups).squeeze(2)
+            pull = push + torch.diag_embed(within - push.sum(2))
+        ctx.save_for_backward(activations, pull, own, order)
+        ctx.feature_axes = feature_axes
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        activations, pull, own, order = ctx.saved_tensors
+        # The gradient has the activations' own layout and no view behind it: autograd can then add the other
+        # gradients of the layer into it in place, which saves a pass over memory.
+        if _is_channels_last(activations, ctx.feature_axes):
+            result = torch.empty_like(activations)
+        else:
+            result = activations.new_empty(activations.shape)
+        rows, target = _rows(activations, ctx.feature_axes), _rows(result, ctx.feature_axes)
+        found = torch.empty_like(target) if order is not None else target
+        if order is not None:
+            rows, own = rows[order], own[order]
+        groups = _grouped(rows, len(pull))
+        if rows.dtype == pull.dtype:
+            torch.bmm(pull * gradient, groups, out=_grouped(found, len(pull)))
+        else:
+            _grouped(found, len(pull)).copy_(torch.bmm(pull * gradient, groups.to(pull.dtype)))
+        n_grouped = groups.shape[0] * groups.shape[1]
+        found[n_grouped:] = own[n_grouped:].unsqueeze(1) * gradient * rows[n_grouped:]
+        if order is not None:
+            target.index_copy_(0, order, found)
+        return result, None, None, None
+
+
+def _distances(groups: Tensor, length: Tensor, precision: torch.dtype) -> Tensor:
+    """Distances (groups, m, m) between the samples (groups, m, d) of each group, zero where they coincide."""
+    n_groups, size, dimension = groups.shape
+    rounding = torch.finfo(precision).eps * _COINCIDENT
+    if n_groups * size * size * dimension < _DIRECT:
+        wide = groups.to(precision)
+        distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    else:
+        gram = groups.new_zeros(n_groups, size, size, dtype=precision)
+        for start in range(0, dimension, _CHUNK):
+            wide = groups[:, :, start : start + _CHUNK].to(precision)
+            wide = wide - wide.mean(dim=1, keepdim=True)  # a common offset has no part in distances
+            gram.baddbmm_(wide, wide.mT)
+        own = gram.diagonal(dim1=1, dim2=2)
+        both = own.unsqueeze(2) + own.unsqueeze(1)
+        square = both - 2 * gram
+        distance = torch.where(square > rounding * both, square, 0).sqrt()
+    return torch.where(distance > rounding * (length + length.mT), distance, 0)
+
+
+def _rows(activations: Tensor, feature_axes: int) -> Tensor:
+    """(n, d), in the order of memory where that needs no copy: distances do not depend on the order of features."""
+    if _is_channels_last(activations, feature_axes):
+        return activations.movedim(1, -1).flatten(1)
+    return activations.reshape(-1, math.prod(activations.shape[-feature_axes:]))
+
+
+def _is_channels_last(activations: Tensor, feature_axes: int) -> bool:
+    return feature_axes == 3 and activations.dim() == 4 and activations.is_contiguous(memory_format=torch.channels_last)
+
+
+def _grouped(rows: Tensor, n_groups: int) -> Tensor:
+    """The first rows as (groups, m, d), a view; fewer than ``n_groups`` are left over."""
+    size = len(rows) // n_groups
+    return rows[: n_groups * size].view(n_groups, size, -1)
+
+
+def _check(activations: Tensor, feature_axes: int = 1) -> None:
+    if activations.dim() == 0 or activations.numel() == 0:
+        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
+    if not activations.is_floating_point():
+        raise ValueError(f"activations must be floating point, got {activations.dtype}")
+    if not 1 <= feature_axes <= activations.dim():
+        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
+    if math.prod(activations.shape[:-feature_axes]) < 2:
+        shape = tuple(activations.shape)
+        raise ValueError(f"the energy distance needs at least two samples, got activations of shape {shape}")
+
+
+class Method(reproduce.method.Method):
+    """The energy distance on every Site of one role, summed over Sites and weighted by ``strength``.
+
+    Samples are examples, time steps and, with ``features = "channels"``, locations. ``group_size`` is that of
+    `energy_distance`: a batch of fewer than twice as many samples is one group, with all its pairs. Groups are
+    drawn from the generator where samples are time steps or locations; examples come in random order. ``mode =
+    "sliced"`` has all pairs, and ``n_slices`` random directions for each distinct width and step.
+    """
+
+    strength: NonNegative = 1e-4  # lambda; that of PER, whose attracting half this doubles; ours
+    mode: Literal["exact", "sliced"] = "exact"
+    group_size: Annotated[int, Field(ge=2)] = 16  # ours: bounds a CNN's step, see bench.toml
+    n_slices: PositiveCount = 256  # as PER's, section 4 of Joo et al. (2020)
+    sites: Role = "post"  # as PER's
+    features: Features = "flatten"  # a sample of a map: all of it, or one location
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
+        if self.strength == 0:
+            return trace.zero()
+        directions: dict[int, Tensor] = {}  # one set for each distinct width in this step
+        terms = []
+        for record in trace.select(self.sites):
+            if self.mode == "exact":
+                terms.append(self._exact(record, generator))
+                continue
+            samples = record.vectors(self.features)
+            width = samples.shape[-1]
+            if width not in directions:
+                directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
+            terms.append(sliced_energy_distance(samples, directions=directions[width]))
+        return self.strength * torch.stack(terms).sum()
+
+    def _exact(self, record: Record, generator: torch.Generator) -> Tensor:
+        if record.site.axes == "nchw" and self.features == "flatten":
+            return energy_distance(record.activation, 3, self.group_size)
+        in_random_order = record.site.axes == "nc"
+        samples = record.vectors(self.features)
+        return energy_distance(samples, 1, self.group_size, None if in_random_order else generator)
