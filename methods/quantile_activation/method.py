@@ -1,0 +1,259 @@
+"""Quantile activation (Challa et al. 2024): a pre-activation is replaced by its quantile within the batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import reproduce.method
+from reproduce.method import Site, sites_of
+
+Output = Literal["uniform", "normal"]
+Context = Literal["fixed", "moving"]
+
+_UNIFORM_STD = math.sqrt(1 / 12)
+_EPSILON = 1e-5  # added to a unit's variance where its slope is bounded, so that a constant unit has one
+
+
+def quantile_transform(
+    activations: Tensor, output: Output = "uniform", context: Context = "fixed", steepest: float = 10.0
+) -> Tensor:
+    """Each unit's values replaced by their quantiles among its n samples; the shape and type of the activations.
+
+    ``u_i = (#{x_j < x_i} + #{x_j <= x_i}) / (2 n)``, the average rank less 1/2, over n: the marginals are
+    exactly uniform on ``1/(2n), 3/(2n), ...`` where no values are tied, and tied values share one quantile. "normal"
+    returns the standard normal law's quantile at u_i. The result does not change under increasing maps of a unit.
+
+    As a function of the samples u is a staircase, whose gradient is zero or does not exist. In its place stands the
+    slope of a chord of the staircase, from m = sqrt(n) sorted samples below x_i to m above, cut off at the ends:
+
+        f_i = (u_(r+m) - u_(r-m)) / (x_(r+m) - x_(r-m)),    r the rank of x_i,
+
+    an estimate of the unit's density at x_i, the derivative of its distribution function ("normal": the same with
+    the outputs in place of u). It is bounded: no steeper than ``steepest`` times a straight line that maps the
+    samples' standard deviation onto the output's.
+
+    - ``context = "fixed"``: ``dL/dx_i = f_i dL/du_i``, as if the other samples were only a measuring rod.
+    - ``context = "moving"``: the samples move the rod too. Each of the w_i samples in the window of i carries an equal
+      share of its slope: ``dL/dx_j = v_j - sum_{i: j in window of i} v_i / w_i`` with ``v = f dL/du``. What moves all
+      samples alike, which changes no quantile, then has no gradient.
+
+    A constant unit has none. The result cannot be differentiated twice.
+
+    Args:
+        activations: (..., units); every leading axis counts samples. NaN stays NaN.
+        output: the law of the result.
+        context: see above.
+        steepest: the bound; ties, as after a ReLU, would have an infinite slope.
+
+    Raises:
+        ValueError: fewer than two samples, no units, not floating point; unknown choices; a bound below one.
+    """
+    if activations.dim() < 2 or activations.numel() == 0 or not activations.is_floating_point():
+        found = f"{tuple(activations.shape)} of {activations.dtype}"
+        raise ValueError(f"activations must be floating point, (..., units) with samples, got {found}")
+    rows = activations.reshape(-1, activations.shape[-1]).mT
+    return _transform_rows(rows, output, context, steepest)[0].mT.reshape(activations.shape)
+
+
+def _transform_rows(rows: Tensor, output: Output, context: Context, steepest: float) -> tuple[Tensor, Tensor]:
+    """`quantile_transform` of the samples in each row (..., n), and the rows sorted, in float32 at least."""
+    if rows.shape[-1] < 2:
+        raise ValueError(f"a quantile within the batch needs at least 2 samples, got {rows.shape[-1]}")
+    if output not in ("uniform", "normal") or context not in ("fixed", "moving") or not steepest >= 1:
+        raise ValueError(
+            "output is 'uniform' or 'normal', context 'fixed' or 'moving', steepest at least 1; "
+            f"got {output!r}, {context!r} and {steepest}"
+        )
+    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    ordered, order = precise.detach().contiguous().sort(dim=-1, stable=True)
+    result: Tensor = _BatchQuantile.apply(precise, ordered, order, output, context, steepest)  # type: ignore[no-untyped-call]
+    return result.to(rows.dtype), ordered
+
+
+class _BatchQuantile(torch.autograd.Function):
+    """Rows (..., n), and what sorting them gives, to quantiles within each row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, ordered: Tensor, order: Tensor, output: Output, context: Context, steepest: float
+    ) -> Tensor:
+        last_place = rows.shape[-1] - 1
+        # Each value's ties are the places first to last; a NaN, above all values, would otherwise have none.
+        first = torch.searchsorted(ordered, ordered).clamp_(max=last_place)
+        last = torch.searchsorted(ordered, ordered, right=True) - 1
+        outcome = _of_law((first + last + 1).to(rows.dtype) / (2 * rows.shape[-1]), output)
+        result = torch.empty_like(ordered).scatter_(-1, order, outcome)
+        if ctx.needs_input_grad[0]:
+            reach = math.ceil(math.sqrt(rows.shape[-1]))
+            # Windows end with whole ties, so that tied samples have the same one.
+            start = first.gather(-1, (first - reach).clamp_(min=0))
+            end = last.gather(-1, (last + reach).clamp_(max=last_place))
+            rise = outcome.gather(-1, end) - outcome.gather(-1, start)
+            run = ordered.gather(-1, end) - ordered.gather(-1, start)
+            deviation = (ordered.var(-1, correction=0, keepdim=True) + _EPSILON).sqrt()
+            longest = steepest * (_UNIFORM_STD if output == "uniform" else 1.0)
+            slope = rise / torch.maximum(run, rise * deviation / longest).clamp_min_(torch.finfo(rows.dtype).tiny)
+            window = (start.int(), end.int()) if context == "moving" else ()
+            ctx.save_for_backward(order.int(), slope, *window)
+        return torch.where(rows.isnan(), rows, result)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        order, slope, *window = ctx.saved_tensors
+        order = order.long()
+        pull = gradient.gather(-1, order) * slope
+        if window:
+            start, end = (place.long() for place in window)
+            sums = nn.functional.pad((pull / (end - start + 1)).cumsum(-1), (1, 0))
+            pull = pull - (sums.gather(-1, end + 1) - sums.gather(-1, start))
+        return torch.empty_like(pull).scatter_(-1, order, pull), None, None, None, None, None
+
+
+def _of_law(levels: Tensor, output: Output) -> Tensor:
+    return levels if output == "uniform" else torch.special.ndtri(levels)
+
+
+def reference_quantile(activations: Tensor, reference: Tensor, output: Output = "uniform") -> Tensor:
+    """Quantiles of values (..., units) within a law that points (units, points) describe; the shape of the values.
+
+    The points of each unit ascend and belong to the levels ``(k + 1/2) / points``. Between them the level is
+    interpolated, values equal to several points have the middle one of their levels, and values beyond the ends have
+    the level of the end. "normal" returns the standard normal law's quantile at that level. NaN stays NaN.
+
+    Raises:
+        ValueError: values or points of other shapes.
+    """
+    if activations.dim() == 0 or reference.dim() != 2 or activations.shape[-1] != len(reference):
+        raise ValueError(
+            "activations (..., units) need reference points (units, points), "
+            f"got {tuple(activations.shape)} and {tuple(reference.shape)}"
+        )
+    rows = activations.reshape(-1, activations.shape[-1]).mT
+    return _within_reference(rows, reference, output).mT.reshape(activations.shape)
+
+
+def _within_reference(rows: Tensor, reference: Tensor, output: Output) -> Tensor:
+    """`reference_quantile` of the values in each row (units, n)."""
+    points = reference.shape[1]
+    values = rows.to(reference.dtype).contiguous()
+    fixed = values.detach()
+    below, not_above = torch.searchsorted(reference, fixed), torch.searchsorted(reference, fixed, right=True)
+    left = reference.gather(1, (below - 1).clamp(min=0))
+    right = reference.gather(1, below.clamp(max=points - 1))
+    tiny = torch.finfo(reference.dtype).tiny
+    fraction = ((values - left) / (right - left).clamp_min(tiny)).clamp(0, 1)
+    between = (below + fraction - 0.5) / points
+    level = torch.where(below == not_above, between, (below + not_above).to(reference.dtype) / (2 * points))
+    result = _of_law(level.clamp(0.5 / points, 1 - 0.5 / points), output)
+    return torch.where(values.isnan(), values, result).to(rows.dtype)
+
+
+class QuantileActivation(nn.Module):
+    """`quantile_transform` while training; at evaluation the quantile within what training has shown.
+
+    The buffer ``reference`` holds points (units, points) of each unit's quantile function, at the levels
+    ``(k + 1/2) / points``: a moving average of the batches' quantile functions, which ascend, and so does their
+    average. The first batch fills it; before that it holds the standard normal law.
+
+    Args:
+        axes: as of a Site. A channel of a map is one unit with a sample at each location. Each time step of a sequence
+            is ranked by itself, since a rank among later steps would tell a layer above what is to come.
+        units: channels or units.
+        points: of each unit's quantile function.
+        momentum: the weight of the newest batch.
+        output, context, steepest: as of `quantile_transform`.
+    """
+
+    reference: Tensor
+    is_filled: Tensor
+
+    def __init__(
+        self,
+        axes: str,
+        units: int,
+        points: int = 128,
+        momentum: float = 0.1,
+        output: Output = "uniform",
+        context: Context = "fixed",
+        steepest: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.axes, self.momentum = axes, momentum
+        self.output, self.context, self.steepest = output, context, steepest
+        levels = (torch.arange(points) + 0.5) / points
+        self.register_buffer("reference", torch.special.ndtri(levels).repeat(units, 1))
+        self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Activations to their quantiles, of the same shape.
+
+        Raises:
+            ValueError: a training batch of one sample.
+        """
+        source = {"nc": (1, 0), "nchw": (1, 0, 2, 3), "tnc": (2, 0, 1), "ntc": (2, 1, 0)}[self.axes]
+        units_first = activation.permute(source)
+        # (units, steps, samples): only sequences have several steps.
+        stepped = units_first.flatten(1).unsqueeze(1) if self.axes in ("nc", "nchw") else units_first
+        if self.training:
+            result, ordered = _transform_rows(stepped, self.output, self.context, self.steepest)
+            self._remember(ordered.to(self.reference.dtype))
+        else:
+            result = _within_reference(stepped.flatten(1), self.reference, self.output)
+        back = sorted(range(len(source)), key=source.__getitem__)
+        return result.reshape(units_first.shape).permute(back)
+
+    @torch.no_grad()
+    def _remember(self, ordered: Tensor) -> None:
+        """Let the mean quantile function of sorted samples (units, steps, n) enter the average."""
+        n, points = ordered.shape[-1], self.reference.shape[1]
+        levels = (torch.arange(points, device=ordered.device, dtype=ordered.dtype) + 0.5) / points
+        position = (levels * n - 0.5).clamp(0, n - 1)
+        lower = position.floor().long()
+        left, right = ordered.index_select(-1, lower), ordered.index_select(-1, (lower + 1).clamp(max=n - 1))
+        newest = torch.lerp(left, right, position - lower).mean(1)
+        average = torch.lerp(self.reference, newest, self.momentum)
+        self.reference.copy_(torch.where(self.is_filled, average, newest))
+        self.is_filled.fill_(True)
+
+
+class Method(reproduce.method.Method):
+    """Put a `QuantileActivation` into every Site of one role.
+
+    Before a ReLU, or any activation that leaves (0, 1) as it is, uniform quantiles take the activation's place; normal
+    ones pass through it. The Site records the quantiles. Evaluation uses each unit's quantile function, ``points`` of
+    it, averaged over training with ``momentum`` as the weight of the newest batch.
+    """
+
+    sites: Literal["pre", "post"] = "pre"  # the paper: pre-activations
+    output: Output = "uniform"  # the paper; "normal" is ours
+    context: Context = "fixed"
+    steepest: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0  # ours; a normal law needs 1.4
+    points: Annotated[int, Field(ge=2)] = 128  # ours
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1  # ours, as is customary for batch normalization
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Fill the Sites; each has its own quantile functions.
+
+        Raises:
+            ValueError: no such Sites, or a Site that is already filled or whose shape is not known yet.
+        """
+        chosen = [site for site in sites_of(model) if site.role == self.sites]
+        if not chosen:
+            raise ValueError(f"the model has no {self.sites!r} Site to transform: choose other `sites`")
+        device = next((parameter.device for parameter in model.parameters()), None)
+        layers = [self._layer(site) for site in chosen]
+        for site, layer in zip(chosen, layers, strict=True):
+            site.transform = layer.to(device)
+
+    def _layer(self, site: Site) -> nn.Module:
+        if site.transform is not None:
+            raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
+        fields = self.model_dump(exclude={"sites"})
+        return QuantileActivation(site.axes, site.features, **fields)

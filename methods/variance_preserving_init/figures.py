@@ -1,0 +1,142 @@
+"""Figures of the card: the sample variance over depth, its cure and the price, from formulas, draws and Results."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+QUIET, HE, CENTRED = "#6b7280", "#c8500a", "#0069b4"
+STARTS = (0.0, 0.5, 0.9)  # correlations of two samples in the first layer
+DEPTH, WIDTH, N_SAMPLES, N_NETWORKS = 50, 128, 32, 8
+NORMAL_QUARTERS = 2.0729  # between the 15th and the 85th percentile of a normal law, in standard deviations
+GROWTH = math.pi / (math.pi - 1)  # of the mean square gradient, at each layer of centred rows: gain^2 / 2
+
+
+def shares(correlation: float, depth: int, centred: bool) -> Array:
+    """Share of the sample variance in the layers 0 to depth, by the recursion of the card: (depth + 1,)."""
+    found = [1 - correlation]
+    for _ in range(depth):
+        rho = 1 - found[-1]
+        rho = (math.sqrt(max(0.0, 1 - rho**2)) + rho * (math.pi - math.acos(rho))) / math.pi
+        found.append(1 - (rho - 1 / math.pi) / (1 - 1 / math.pi) if centred else 1 - rho)
+    return np.array(found)
+
+
+def drawn_shares(correlation: float, centred: bool, generator: np.random.Generator) -> Array:
+    """The same measured in random networks, (networks, layers): pairs of N_SAMPLES samples of equal mean square."""
+    found = np.empty((N_NETWORKS, DEPTH + 1))
+    for network in found:
+        common, own = generator.standard_normal((1, WIDTH)), generator.standard_normal((N_SAMPLES, WIDTH))
+        value = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
+        for layer in range(DEPTH + 1):
+            network[layer] = value.var(0, ddof=1).mean() / (value**2).mean()
+            kernel = generator.standard_normal((WIDTH, WIDTH)) * math.sqrt(2 / WIDTH)
+            if centred:
+                kernel -= kernel.mean(1, keepdims=True)
+                kernel *= math.sqrt(2 * GROWTH) / np.linalg.norm(kernel, axis=1, keepdims=True)
+            value = np.maximum(value, 0) @ kernel.T
+    return found
+
+
+def measured_shares(results: list[Any]) -> dict[str, list[Array]]:
+    """By arm of the deepest task on digits, for each seed: the share at each layer's pre-activation at the start.
+
+    The first evaluation of that experiment comes before anything has moved. The variance is that of one normal unit
+    with the recorded percentiles; in a wide layer all units have the same.
+    """
+    path = Path(__file__).parent / "experiments" / "quick_digits.toml"
+    experiment = tomllib.loads(path.read_text("utf-8"))
+    task = max(experiment["tasks"].values(), key=lambda task: task["model_options"]["depth"])
+    found: dict[str, list[Array]] = {}
+    for arm in experiment["arms"].values():
+        for result in sorted(results, key=lambda result: result.config.seed):
+            config = result.config
+            same = (config.task.dataset, config.task.model_options) == (task["dataset"], task["model_options"])
+            still = config.recipe.warmup_factor == experiment["recipe"]["warmup_factor"]
+            if not same or not still or config.params != {**result.defaults, **arm.get("params", {})}:
+                continue
+            if config.method == arm.get("method", "vanilla") and result.epochs:
+                found.setdefault(arm["label"], []).append(_by_layer(result.epochs[0].sites))
+    return found
+
+
+def decay_and_cure(results: list[Any]) -> Figure:
+    """Share of variance over samples in random ReLU networks by depth: recursion (lines) and draws of width 128."""
+    figure, axes = _panels(2)
+    generator = np.random.default_rng(0)
+    for axis, centred, colour, title in (
+        (axes[0], False, HE, "He: decays as $9 \\pi^2 / 2 l^2$"),
+        (axes[1], True, CENTRED, "centred rows: comes back"),
+    ):
+        depth = np.arange(DEPTH + 1)
+        for start, line in zip(STARTS, ("-", "--", ":"), strict=True):
+            axis.plot(depth, shares(start, DEPTH, centred), line, color=colour, label=f"{start:g}")
+            drawn = drawn_shares(start, centred, generator)[:, ::5]
+            axis.errorbar(depth[::5], drawn.mean(0), 2 * _error(drawn), fmt=".", ms=4, lw=0.8, color=colour)
+        axis.set(xlabel="layer", title=title, ylim=(0, 1.05))
+        axis.legend(frameon=False, title="correlation at first")
+    axes[0].plot(depth[8:], 4.5 * math.pi**2 / depth[8:] ** 2, color=QUIET, lw=0.9)
+    axes[0].set_ylabel("variance over samples / mean square")
+    return figure
+
+
+def measured(results: list[Any]) -> Figure:
+    """In the suite's own networks on digits, before training: the share that varies over images; dots are seeds."""
+    found = measured_shares(results)
+    figure, (axis,) = _panels(1)
+    for index, (label, seeds) in enumerate(found.items()):
+        layers = np.arange(1, len(seeds[0]) + 1)
+        axis.plot(layers, np.mean(seeds, axis=0), color=f"C{index}", lw=1.4, label=label)
+        for one in seeds:
+            axis.plot(layers, one, ".", color=f"C{index}", ms=3)
+    axis.set(xlabel="layer", ylabel="variance over samples / mean square", ylim=(0, None))
+    if found:
+        axis.legend(frameon=False, loc="center right")
+    else:
+        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=QUIET)
+    return figure
+
+
+def price(results: list[Any]) -> Figure:
+    """The price: how much larger the mean square of the gradient is, that many layers below the loss."""
+    figure, (axis,) = _panels(1)
+    depth = np.arange(DEPTH + 1)
+    axis.plot(depth, np.ones(DEPTH + 1), color=HE, label="He")
+    axis.plot(depth, GROWTH**depth, color=CENTRED, label="centred rows")
+    axis.set(xlabel="layers below the loss", ylabel="mean square gradient", yscale="log")
+    axis.legend(frameon=False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
+    "decay_and_cure": decay_and_cure,
+    "measured": measured,
+    "price": price,
+}
+
+
+def _by_layer(sites: dict[str, Any]) -> Array:
+    """Of the Sites ``layers.<i>.pre``, in the order of their numbers: a Result sorts them as text."""
+    before = {int(name.split(".")[1]): site for name, site in sites.items() if name.endswith(".pre")}
+    ordered = [before[layer] for layer in sorted(before)]
+    spread = [(site.unit_quantiles[-1] - site.unit_quantiles[0]) / NORMAL_QUARTERS for site in ordered]
+    return np.array([one**2 / site.mean_square for one, site in zip(spread, ordered, strict=True)])
+
+
+def _error(drawn: Array) -> Array:
+    return np.asarray(drawn.std(0, ddof=1) / math.sqrt(len(drawn)))
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False).flat)
