@@ -1,4 +1,4 @@
-"""Figures of PER's card, computed from the formulas alone: no Results and no torch enter."""
+"""Figures of PER's card, computed from the formulas and from what Results say of our own layers, without torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 INK, QUIET, PER, HUBER, PSEUDO_HUBER = "#14181f", "#6b7280", "#0069b4", "#c8500a", "#00856a"
+OURS = HUBER
+WIDTHS = {"mlp": "width", "lstm": "hidden"}  # the option that is the width of every layer, by model
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 N_SLICES = 256
 
@@ -43,7 +45,7 @@ def loss_and_gradient(results: list[Any]) -> Figure:
 
 
 def slice_noise(results: list[Any]) -> Figure:
-    """How far the gradient of 256 slices is from its expectation, at unit mean square (line: theory; points: draws)."""
+    """256 slices against the exact gradient: theory and dots at mean square 1, squares at that of our own layers."""
     figure, (left, right) = _two_panels()
     widths = np.unique(np.geomspace(2, 1e5, 60).round().astype(int))
     ratio = np.array([noise_to_signal(int(width), N_SLICES) for width in widths])
@@ -54,10 +56,18 @@ def slice_noise(results: list[Any]) -> Figure:
         "as much noise as signal", (1e5, 1), (0, -3), textcoords="offset points", color=QUIET, ha="right", va="top"
     )
     generator = np.random.default_rng(0)
-    for width, repetitions in ((2, 40), (8, 40), (64, 40), (650, 20), (4096, 6), (16384, 4)):
-        noise, cosine = _drawn(width, repetitions, generator)
+    points: list[tuple[int, float, int, dict[str, Any]]] = [
+        (width, 1.0, repetitions, {"fmt": "o", "ms": 3.5, "color": INK})
+        for width, repetitions in ((2, 40), (8, 40), (64, 40), (650, 20), (4096, 6), (16384, 4))
+    ]
+    points += [
+        (width, mean_square, 10, {"fmt": "s", "ms": 4.5, "mfc": "none", "color": OURS})
+        for width, mean_square in measured_layers(results)
+    ]
+    for width, mean_square, repetitions, style in points:
+        noise, cosine = drawn(width, repetitions, generator, mean_square)
         for axes, sample in ((left, noise), (right, cosine)):
-            axes.errorbar(width, sample.mean(), sample.std(ddof=1), fmt="o", ms=3.5, color=INK, lw=1, capsize=2)
+            axes.errorbar(width, sample.mean(), sample.std(ddof=1), lw=1, capsize=2, **style)
     for axes in (left, right):
         axes.set(xlabel="width of the layer, d", xscale="log")
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -70,6 +80,26 @@ FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
     "loss_and_gradient": loss_and_gradient,
     "slice_noise": slice_noise,
 }
+
+
+def measured_layers(results: list[Any]) -> list[tuple[int, float]]:
+    """Width and mean square of every layer trained with 256 slices, at the end and averaged over seeds, sorted.
+
+    A layer of zeros is left out: its gradient has neither signal nor noise.
+    """
+    found: dict[tuple[str, int, str, str], list[float]] = {}
+    for result in results:
+        config = result.config
+        width = config.task.model_options.get(WIDTHS.get(config.task.model, ""))
+        slices = config.params.get("n_slices") if config.params.get("mode") == "sliced" else None
+        if config.method != "per" or slices != N_SLICES or width is None or result.status != "completed":
+            continue
+        setting = f"{config.params.get('strength')} {config.params.get('reduction')}"
+        for name, statistics in result.epochs[-1].sites.items():
+            if name.endswith(".post") and statistics.mean_square > 0:
+                key = (config.task.dataset, int(width), setting, name)
+                found.setdefault(key, []).append(statistics.mean_square)
+    return [(key[1], math.fsum(values) / len(values)) for key, values in sorted(found.items())]
 
 
 def noise_to_signal(dimension: int, n_slices: int, mean_square: float = 1.0) -> float:
@@ -92,17 +122,20 @@ def _moments(dimension: int, mean_square: float) -> tuple[float, float]:
     return float(energy / weight.sum()), float(signal / weight.sum())
 
 
-def _drawn(dimension: int, repetitions: int, generator: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+def drawn(
+    dimension: int, repetitions: int, generator: np.random.Generator, mean_square: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Noise over signal, and cosine to the expectation, of independently drawn sliced gradients."""
     noise, cosine = [], []
-    _, signal = _moments(dimension, 1.0)
+    _, signal = _moments(dimension, mean_square)
+    length = math.sqrt(dimension * mean_square)
     for _ in range(repetitions):
         directions = generator.standard_normal((N_SLICES, dimension), dtype=np.float32)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        gradient = erf(math.sqrt(dimension / 2) * directions[:, 0]) @ directions / N_SLICES  # at h = sqrt(d) e_1
-        length = np.linalg.norm(gradient)
-        cosine.append(gradient[0] / length)
-        noise.append(math.sqrt(length**2 - 2 * gradient[0] * signal + signal**2) / signal)
+        gradient = erf(length * math.sqrt(0.5) * directions[:, 0]) @ directions / N_SLICES  # at h = (length, 0, ...)
+        size = np.linalg.norm(gradient)
+        cosine.append(gradient[0] / size)
+        noise.append(math.sqrt(size**2 - 2 * gradient[0] * signal + signal**2) / signal)
     return np.array(noise), np.array(cosine)
 
 

@@ -1,4 +1,4 @@
-"""PER, projected error function regularization (Joo, Kang & Kim, ICLR 2020), exact and with random slices."""
+"""PER, projected error function regularization (Joo, Kang & Kim, ICLR 2020): exact, with random slices, and between."""
 
 from __future__ import annotations
 
@@ -31,10 +31,21 @@ def per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have.
     """
-    _check(activations)
-    if not 1 <= feature_axes <= activations.dim():
-        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
+    _check(activations, feature_axes)
     return _ExactLoss.apply(activations, feature_axes)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
+    """What `per_loss` tends to in wide layers: ``sqrt(2/pi) sqrt(1 + q)``, q the mean square of a sample.
+
+    Averaged over samples; 0-dim, in float32 at least. Its gradient is ``h sqrt(2/pi)/d / sqrt(1 + q)``. Against
+    `per_loss` the value is low by at most a part 1/(4d), and the gradient by 1/(3d). Arguments and errors are
+    those of `per_loss`. The limit is ours: the first term of the expansion in `_expansion`.
+    """
+    _check(activations, feature_axes)
+    wide = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    mean_square = wide.square().mean(tuple(range(-feature_axes, 0)))
+    return _SQRT_2_OVER_PI * (1 + mean_square).sqrt().mean()
 
 
 def sliced_per_loss(
@@ -57,15 +68,69 @@ def sliced_per_loss(
     precision = torch.promote_types(activations.dtype, torch.float32)
     if directions is None:
         directions = sample_directions(dimension, n_slices, generator, activations.device, precision)
-    elif directions.dim() != 2 or directions.shape[1] != dimension or len(directions) == 0:
-        raise ValueError(
-            f"directions must be (slices, {dimension}) for activations of width {dimension}, "
-            f"got {tuple(directions.shape)}"
-        )
+    _check_directions(directions, dimension)
     with torch.autocast(activations.device.type, enabled=False):
         projections = activations.to(precision).reshape(-1, dimension) @ directions.to(precision).mT
         smooth = _SQRT_2_OVER_PI * torch.exp(-0.5 * projections.square())
         return torch.addcmul(smooth, projections, torch.erf(projections * math.sqrt(0.5))).mean()
+
+
+def noisy_per_loss(
+    activations: Tensor,
+    n_slices: int = 256,
+    generator: torch.Generator | None = None,
+    directions: Tensor | None = None,
+) -> Tensor:
+    """`per_loss`, in value and in the mean of its gradient, with the noise of ``n_slices`` slices in the gradient.
+
+    The noise is `matched_noise`, over the number of samples as the gradient of a mean is: as strong as that of
+    `sliced_per_loss` and as much shared between samples, but without its directions. Activations have shape
+    (..., d); ``directions`` (2, slices, d), drawn from ``generator`` where they are not given. 0-dim, in float32 at
+    least. An instrument of ours, not of the paper.
+
+    Raises:
+        ValueError: as `sliced_per_loss`.
+    """
+    _check(activations)
+    dimension = activations.shape[-1]
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    if directions is None:
+        drawn = sample_directions(dimension, 2 * n_slices, generator, activations.device, precision)
+        directions = drawn.view(2, n_slices, dimension)
+    noise = matched_noise(activations, directions)
+    along = (noise * activations.to(noise.dtype)).sum() / (activations.numel() // dimension)
+    return per_loss(activations) + (along - along.detach())
+
+
+@torch.no_grad()
+def matched_noise(activations: Tensor, directions: Tensor) -> Tensor:
+    """Isotropic noise for the gradient of each sample, with the second moments of the sliced gradient's.
+
+    With K shared slices the gradient of sample i is ``mean_k a_ik theta_k``, ``a_ik = erf(<theta_k, h_i>/sqrt2)``,
+    and its deviations e_i from the expectation g_i have ``E<e_i, e_j> = (E a_i a_j - <g_i, g_j>)/K``. Here
+    ``noise_i = mean_k (a_ik - c <g_i, theta_k>) phi_k``, with phi independent of theta. It has mean zero, no
+    preferred direction, and inner products ``(E a_i a_j - (2c - c^2/d) <g_i, g_j>)/K``, which at
+    ``c = d (1 - sqrt(1 - 1/d))`` are those above for all i and j, in every dimension d. What is gone is that a
+    slice's weight belongs to its direction, which is where the expectation comes from.
+
+    Activations (..., d) and directions (2, slices, d), theta and phi, to noise of the activations' shape, in float32
+    at least and without a gradient of its own.
+
+    Raises:
+        ValueError: activations as for `per_loss`; directions of another shape or width.
+    """
+    _check(activations)
+    dimension = activations.shape[-1]
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    _check_directions(directions, dimension, sets=(2,))
+    own, independent = directions.to(precision)
+    share = 1 / (1 + math.sqrt(1 - 1 / dimension))  # c, without a difference of near numbers
+    with torch.autocast(activations.device.type, enabled=False):
+        samples = activations.to(precision).reshape(-1, dimension)
+        projections = samples @ own.mT
+        _, slope = value_and_slope(samples.square().mean(1), dimension)
+        weights = torch.erf(projections * math.sqrt(0.5)) - (share * slope).unsqueeze(1) * projections
+        return (weights @ independent / len(own)).reshape(activations.shape)
 
 
 def sample_directions(
@@ -247,11 +312,20 @@ def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: 
     return (weight * _spread(slope, feature_axes) * wide).to(activations.dtype)
 
 
-def _check(activations: Tensor) -> None:
+def _check(activations: Tensor, feature_axes: int = 1) -> None:
     if activations.dim() == 0 or activations.numel() == 0:
         raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
     if not activations.is_floating_point():
         raise ValueError(f"activations must be floating point, got {activations.dtype}")
+    if not 1 <= feature_axes <= activations.dim():
+        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
+
+
+def _check_directions(directions: Tensor, dimension: int, sets: tuple[int, ...] = ()) -> None:
+    shape = tuple(directions.shape)
+    if len(shape) != len(sets) + 2 or shape[: len(sets)] != sets or shape[-1] != dimension or shape[-2] == 0:
+        wanted = ", ".join(map(str, (*sets, "slices", dimension)))
+        raise ValueError(f"directions must be ({wanted}) for activations of width {dimension}, got {shape}")
 
 
 class Method(reproduce.method.Method):
@@ -260,10 +334,14 @@ class Method(reproduce.method.Method):
     ``reduction = "mean"`` averages over samples (eq. 5): examples, time steps and, with ``features =
     "channels"``, locations, as the task loss averages over its predictions. ``"sum"`` adds the samples up,
     which is Algorithm 1 read literally beside a batch-mean task loss.
+
+    ``mode = "sliced"`` is the paper's loss and ``"exact"`` its expectation. Two more take the effect apart and are
+    ours: ``"limit"``, the expectation's form in wide layers, and ``"noisy"``, the expectation with isotropic noise in
+    its gradient that matches the noise of ``n_slices`` slices.
     """
 
     strength: NonNegative = 1e-4  # lambda; the paper searches 3e-4, 1e-4, 3e-5, 1e-5
-    mode: Literal["exact", "sliced"] = "exact"
+    mode: Literal["exact", "sliced", "limit", "noisy"] = "exact"
     n_slices: PositiveCount = 256  # section 4
     sites: Role = "post"  # eq. 1: h = phi(W h + b)
     features: Features = "flatten"  # a sample of a map: all of it, or one location
@@ -273,17 +351,22 @@ class Method(reproduce.method.Method):
         """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
         if self.strength == 0:
             return trace.zero()
-        directions: dict[int, Tensor] = {}  # one set for each distinct width in this step
+        directions: dict[int, Tensor] = {}  # drawn once for each distinct width in this step
         terms = []
         for record in trace.select(self.sites):
             samples = record.vectors(self.features)
             width = samples.shape[-1]
-            if self.mode == "exact":
+            if self.mode in ("exact", "limit"):
+                loss = per_loss if self.mode == "exact" else limit_per_loss
                 whole_map = record.site.axes == "nchw" and self.features == "flatten"
-                term = per_loss(record.activation, feature_axes=3) if whole_map else per_loss(samples)
+                term = loss(record.activation, feature_axes=3) if whole_map else loss(samples)
             else:
+                sets = 2 if self.mode == "noisy" else 1
                 if width not in directions:
-                    directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
-                term = sliced_per_loss(samples, directions=directions[width])
+                    directions[width] = sample_directions(width, sets * self.n_slices, generator, samples.device)
+                if self.mode == "noisy":
+                    term = noisy_per_loss(samples, directions=directions[width].view(2, self.n_slices, width))
+                else:
+                    term = sliced_per_loss(samples, directions=directions[width])
             terms.append(term * (samples.numel() // width) if self.reduction == "sum" else term)
         return self.strength * torch.stack(terms).sum()
