@@ -7,10 +7,14 @@ venv   := .venv
 ready  := $(venv)/.ready
 python := $(venv)/bin/python
 common := $(if $(SEEDS),--seeds "$(SEEDS)")
-train  := --scale $(SCALE) $(common) $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
+where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
+train  := --scale $(SCALE) $(common) $(where)
+
+methods := $(filter-out _%,$(patsubst methods/%/method.py,%,$(wildcard methods/*/method.py)))
+columns := $(basename $(notdir $(wildcard methods/_template/experiments/matrix_*.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test bench new-method clean
+.PHONY: help setup matrix report test bench new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
@@ -36,6 +40,11 @@ reproduce-all: $(ready) ## every method, and one index page over them
 
 reproduce-%: $(ready)
 	@$(python) -m reproduce run $* $(train)
+
+matrix: $(ready) ## train every method on the same tasks under one budget, and write runs/report/matrix.html
+	@set -e; only=$$(echo $(columns) | tr ' ' ,); for method in $(methods); do \
+		$(python) -m reproduce run $$method --only $$only $(common) $(where); done
+	@$(python) -m reproduce report --results runs --output runs/report
 
 report: $(ready) ## rebuild the committed pages in reports/ from reports/evidence/ alone
 	@$(python) -m reproduce report

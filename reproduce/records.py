@@ -53,9 +53,7 @@ class SiteStatistics(_Frozen):
     effective_rank: float  # exp of the entropy of the covariance's normalised eigenvalues
     unit_quantiles: tuple[float, ...]  # of one fixed unit, at QUANTILES
     unit_range: tuple[float, float] | None = None  # smallest and largest value of that unit
-    unit_histogram: tuple[int, ...] | None = (
-        None  # its values in BINS equal parts of that range
-    )
+    unit_histogram: tuple[int, ...] | None = None  # its values in BINS equal parts of that range
     excess_kurtosis: float | None = None  # mean over units of E[(h - mean)^4] / variance^2 - 3
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -25,7 +26,8 @@ from reproduce import plan
 from reproduce.discover import METHODS, ROOT, MethodFolder, find_method
 from reproduce.method import Method
 from reproduce.report.card import SECTIONS, Card, to_html
-from reproduce.spec import SpecError
+from reproduce.report.matrix import PREFIX
+from reproduce.spec import Arm, Experiment, SpecError, read_experiment
 
 RAN: Counter[str] = Counter()
 
@@ -128,6 +130,51 @@ def has_experiments_that_resolve(subject: Any, problems: Any) -> None:
         assert quick >= wanted, f"{subject.path / 'experiments'}: no quick experiment for {sorted(wanted - quick)}"
 
 
+def has_its_rows_in_the_matrix(subject: Any, problems: Any) -> None:
+    """Its arms are in every column, under one budget for all, each with three coefficients to choose from or none."""
+    files = sorted({path.name for path in METHODS.glob(f"*/experiments/{PREFIX}*.toml")})
+    assert files, "no method has a file of the matrix"
+    for name in files:
+        path = subject.path / "experiments" / name
+        assert path.exists(), f"{path} is missing: what {subject.name} does there, or an arm with pending = 'why'"
+        experiment = read_experiment(path)
+        assert experiment.baseline is not None, f"{path}: the matrix needs a baseline"
+        for other in sorted(METHODS.glob(f"*/experiments/{name}")):
+            wrong = differing(experiment, read_experiment(other))
+            assert not wrong, f"{path} and {other} differ in {', '.join(wrong)}: the budget is one for all"
+        own = {key: arm for key, arm in experiment.arms.items() if key != experiment.baseline}
+        if subject.changes_something:
+            assert subject.name in {arm.method for arm in own.values()}, f"{path}: no arm of {subject.name}"
+        for key, arm in own.items():
+            assert not arm.recipe, f"{path}: arm {key} has a recipe of its own; the budget is one for all"
+            assert arm.tasks is None, f"{path}: arm {key} leaves out a task; pending = 'why' says what it cannot do"
+            if not arm.pending:
+                has_three_coefficients(f"{path}: arm {key}", arm, subject)
+
+
+def differing(experiment: Experiment, other: Experiment) -> list[str]:
+    """What two files of one column may not differ in, and do: all but their arms, and the baseline's arm."""
+    one, two = experiment.model_dump(), other.model_dump()
+    wrong = [key for key in one if key not in ("arms", "deviations") and one[key] != two[key]]
+    same = one["arms"].get(experiment.baseline) == two["arms"].get(other.baseline)
+    return wrong + ([] if same else ["the baseline's arm"])
+
+
+def has_three_coefficients(where: str, arm: Arm, subject: Any) -> None:
+    """One coefficient varies, over three values ten times apart; nothing else is chosen."""
+    method_class = subject.method_class if arm.method == subject.name else find_method(arm.method).load()
+    strengths = [name for name in method_class.model_fields if name.endswith(("strength", "coefficient"))]
+    if not strengths:
+        assert not arm.grid, f"{where}: {arm.method} has no coefficient to choose, and nothing else is chosen"
+        return
+    assert len(arm.grid) == 1, f"{where}: the grid varies one coefficient, found {list(arm.grid) or 'none'}"
+    ((name, values),) = arm.grid.items()
+    assert name in strengths, f"{where}: the grid varies one of {', '.join(strengths)}, found {name}"
+    apart = [float(large) / float(small) for small, large in itertools.pairwise(values)]
+    assert len(values) == 3, f"{where}: {name} takes three values, found {list(values)}"
+    assert apart == pytest.approx([10.0, 10.0]), f"{where}: {name} takes values ten times apart, found {list(values)}"
+
+
 CHECKS: tuple[Callable[[Any, Any], None], ...] = (
     holds_its_files,
     has_a_complete_card,
@@ -137,6 +184,7 @@ CHECKS: tuple[Callable[[Any, Any], None], ...] = (
     weights_its_penalty,
     accepts_a_task,
     has_experiments_that_resolve,
+    has_its_rows_in_the_matrix,
 )
 
 
@@ -155,6 +203,7 @@ def test_every_check_ran_on_every_folder() -> None:
 # The checks themselves: each must find the fault that it is there for.
 
 REMOVED = ""
+MATRIX = f"experiments/{PREFIX}images.toml"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +220,20 @@ REMOVED = ""
         (has_experiments_that_resolve, "experiments/quick_digits.toml", "width = 32", "depths = 32"),
         (has_experiments_that_resolve, "experiments/quick_topics.toml", 'scale = "quick"', 'scale = "paper"'),
         (has_experiments_that_resolve, "experiments/quick_topics.toml", 'method = "_template"', 'method = "vanilla"'),
+        (has_its_rows_in_the_matrix, MATRIX, REMOVED, REMOVED),
+        (has_its_rows_in_the_matrix, MATRIX, "seeds = [0, 1, 2]", "seeds = [0, 1]"),
+        (has_its_rows_in_the_matrix, MATRIX, "momentum = 0.9", "momentum = 0.8"),
+        (has_its_rows_in_the_matrix, MATRIX, "width = 256", "width = 128"),
+        (has_its_rows_in_the_matrix, MATRIX, 'scale = "reduced"', 'scale = "paper"'),
+        (has_its_rows_in_the_matrix, MATRIX, 'baseline = "vanilla"', 'baseline = "penalised"'),
+        (has_its_rows_in_the_matrix, MATRIX, 'label = "vanilla"', "model_options = { depth = 3 }"),
+        (has_its_rows_in_the_matrix, MATRIX, 'method = "_template"', 'method = "vanilla"'),
+        (has_its_rows_in_the_matrix, MATRIX, 'label = "example"', "recipe = { epochs = 30 }"),
+        (has_its_rows_in_the_matrix, MATRIX, 'label = "example"', "tasks = []"),
+        (has_its_rows_in_the_matrix, MATRIX, "grid = { strength = [", "grid = { strength = [1e-5, "),
+        (has_its_rows_in_the_matrix, MATRIX, "grid = { strength = [1e-2", "grid = { strength = [5e-2"),
+        (has_its_rows_in_the_matrix, MATRIX, "grid = {", "params = {"),
+        (has_its_rows_in_the_matrix, MATRIX, "grid = { strength", "grid = { sites"),
     ],
 )
 def test_a_check_finds_a_faulty_file(
