@@ -34,14 +34,14 @@ def finding(table: pd.DataFrame, task: TaskRuns) -> str:
     up = higher_is_better(metric)
     best = (max if up else min)(complete, key=lambda row: row["mean"])
     decimals = decimals_of([row["mean"] for row in complete])
-    name = metric.replace(".", " ")
-    baseline = baseline_label(task)
+    name = _name(metric)
+    baseline = f"“{baseline_label(task)}”"
     unit = UNITS.get(metric.rpartition(".")[2], "")
     reached = number(best["mean"], decimals) + (f" {unit}" if unit else "")
-    said = f"{best['label']} has the {'highest' if up else 'lowest'} mean {name}, {reached}"
+    said = f"“{best['label']}” has the {'highest' if up else 'lowest'} mean {name}, {reached}"
     if len(complete) == 1:
         return _sentence(
-            f"{best['label']} is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged
+            f"“{best['label']}” is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged
         )
     if best["arm"] == task.experiment.baseline:
         told = sum(row["p_holm"] is not None and row["p_holm"] < SMALL for row in complete)
@@ -71,7 +71,9 @@ def conclusion(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> str:
     counted = {outcome: _counted(told[outcome], *verbs) for outcome, verbs in OUTCOMES.items()}
     claims = f"the {len(judged)} claims" if len(judged) > 1 else "the one claim"
     others = [counted[outcome] for outcome in ("half", "fails", "open") if told[outcome]]
-    second = " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:]))) or "none fails and none stays open"
+    second = (
+        " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:]))) or "no claim fails and no claim stays open"
+    )
     return f"Of {claims} judged{where}, {counted['holds']}. {second[0].upper()}{second[1:]}."
 
 
@@ -89,8 +91,8 @@ def _outcome(verdict: Verdict) -> Outcome | None:
 def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> str:
     """One claim as it was stated, and the number of ours that it was judged by."""
     arms = task.experiment.arms
-    text = arms[claim.arm].label or claim.arm
-    over = (arms[claim.over].label or claim.over) if claim.over else ""
+    text = f"“{arms[claim.arm].label or claim.arm}”"
+    over = f"“{arms[claim.over].label or claim.over}”" if claim.over else ""
     if claim.direction is not None:
         text += f" {'below' if claim.direction == 'lower' else 'above'} {over}"
     elif over:
@@ -113,7 +115,7 @@ def _name(metric: str) -> str:
 
 def _counted(told: Sequence[str], one: str, several: str) -> str:
     if not told:
-        return f"none {one}"
+        return f"no claim {one}"
     more = f"; {len(told) - MOST} more" if len(told) > MOST else ""
     return f"{len(told)} {one if len(told) == 1 else several} ({'; '.join(told[:MOST])}{more})"
 

@@ -41,7 +41,7 @@ COLUMNS = (
     "chosen",
     "note",
 )
-CLAIM_COLUMNS = ("Claim", "Paper", "Ours", "n", "Verdict", "Why", "Address")
+CLAIM_COLUMNS = ("Claim", "Claimed", "Ours", "n", "Verdict", "Why", "Address")
 TEXTS = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
 UNITS = {"error": "%", "classifier_error": "%", "accuracy": "%"}
 SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that are abbreviations
@@ -182,7 +182,7 @@ def claims_table(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> pd.DataFrame:
         rows.append(
             {
                 "Claim": statement(task, claim),
-                "Paper": _published(claim),
+                "Claimed": _published(claim),
                 "Ours": with_interval(ours.mean if ours else None, low, high, decimals, sign=claim.over is not None),
                 "n": str(ours.n) if ours else NOTHING,
                 "Verdict": verdict.text,

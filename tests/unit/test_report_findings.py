@@ -39,9 +39,9 @@ def verdicts(make_experiment, make_result):
 def test_directions_are_sorted_into_two_sentences(verdicts):
     said = conclusion(verdicts(claim("batchnorm", "vanilla"), claim("vanilla", "batchnorm"), claim("per", "vanilla")))
     first, second = said.split(". ")
-    assert first.startswith("Of the 3 claims judged on test error, 1 holds (BN below Vanilla, −0.30 [")
-    assert second.startswith("1 fails (Vanilla below BN, +0.30 [")
-    assert re.search(r" and 1 stays open at these seeds \(PER below Vanilla, .0\.\d\d \[−.*\]\)\.$", second)
+    assert first.startswith("Of the 3 claims judged on test error, 1 holds (“BN” below “Vanilla”, −0.30 [")
+    assert second.startswith("1 fails (“Vanilla” below “BN”, +0.30 [")
+    assert re.search(r" and 1 stays open at these seeds \(“PER” below “Vanilla”, .0\.\d\d \[−.*\]\)\.$", second)
 
 
 def test_the_numbers_are_those_that_were_judged(verdicts):
@@ -52,9 +52,9 @@ def test_the_numbers_are_those_that_were_judged(verdicts):
 
 
 def test_everything_or_nothing_holds(verdicts):
-    assert conclusion(verdicts(claim("batchnorm", "vanilla"))).endswith(". None fails and none stays open.")
+    assert conclusion(verdicts(claim("batchnorm", "vanilla"))).endswith(". No claim fails and no claim stays open.")
     said = conclusion(verdicts(claim("vanilla", "batchnorm")))
-    assert said.startswith("Of the one claim judged on test error, none holds. 1 fails (")
+    assert said.startswith("Of the one claim judged on test error, no claim holds. 1 fails (")
 
 
 def test_values_are_judged_at_the_scale_of_the_paper_only(verdicts):
@@ -64,7 +64,7 @@ def test_values_are_judged_at_the_scale_of_the_paper_only(verdicts):
         claim("vanilla", value=9.0, tolerance=0.1),
     )
     first, second = conclusion(verdicts(*claims, scale="paper")).split(". ")
-    assert "1 holds (BN, 6.91 [" in first
+    assert "1 holds (“BN”, 6.91 [" in first
     assert "1 holds by its sign alone (BN minus Vanilla, −0.30" in second
     assert "1 fails (Vanilla, 7.21" in second
     said = conclusion(verdicts(*claims))
@@ -81,7 +81,7 @@ def test_what_was_not_run_is_not_counted(verdicts):
 
 def test_a_diverged_arm_leaves_its_claim_open_and_without_a_number(verdicts):
     said = conclusion(verdicts(claim("batchnorm", "vanilla"), diverged="batchnorm"))
-    assert said.endswith("1 stays open at these seeds (BN below Vanilla).")
+    assert said.endswith("1 stays open at these seeds (“BN” below “Vanilla”).")
 
 
 def test_two_metrics_and_two_tasks_are_named(verdicts):
@@ -89,14 +89,14 @@ def test_two_metrics_and_two_tasks_are_named(verdicts):
     other = claim("batchnorm", "vanilla", "validation.error")
     assert "in test error" not in conclusion(verdicts(claim("batchnorm", "vanilla")))
     said = conclusion(verdicts(claim("batchnorm", "vanilla"), claim("per", "vanilla"), other, tasks=tasks))
-    assert "BN below Vanilla in test error of digits, " in said
-    assert "BN below Vanilla in validation error of digits, " in said
+    assert "“BN” below “Vanilla” in test error of digits, " in said
+    assert "“BN” below “Vanilla” in validation error of digits, " in said
     assert "judged," in said
 
 
 def test_a_long_list_is_cut_and_says_so(verdicts):
     said = conclusion(verdicts(*[claim("batchnorm", "vanilla")] * 9))
-    assert said.count("BN below Vanilla") == 6
+    assert said.count("“BN” below “Vanilla”") == 6
     assert "9 hold (" in said
     assert "; 3 more)" in said
 
@@ -105,7 +105,7 @@ def test_pages_and_the_terminal_carry_the_sentences(make_experiment, make_result
     experiments = {"t": make_experiment()}
     results = make_results(experiments["t"])
     said = conclusion(find(experiments, results)[0].verdicts)
-    assert said.startswith("Of the 3 claims judged on test error, 3 hold (Vanilla, 7.")
+    assert said.startswith("Of the 3 claims judged on test error, 3 hold (“Vanilla”, 7.")
     path = write_page("per", card_folder, experiments, results, [], tmp_path)
     assert f'<p class="finding">{said}</p>' in path.read_text("utf-8")
     assert f"\n{said}\n" in path.with_suffix(".md").read_text("utf-8")

@@ -68,7 +68,7 @@ def test_the_page_is_well_formed_and_fetches_nothing(page):
 def test_what_was_asked_found_and_how_sure_stand_on_the_page(page):
     for text in (
         "Does the penalty lower the test error?",
-        "PER has the lowest mean test error",
+        "“PER” has the lowest mean test error",
         '6.63 <span class="interval">[6.40, 6.87]</span>',
         "3</b>reproduced",
         "not run: the method is not built yet",

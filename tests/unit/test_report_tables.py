@@ -197,9 +197,9 @@ def test_metrics_for_people(metric, text):
 def test_claims_are_stated_with_the_papers_decimals(task):
     verdicts = [(task, judge(claim, task)) for claim in task.experiment.claims]
     frame = tables.claims_table(verdicts).set_index("Claim")
-    assert frame.loc["Vanilla: test error (%)", "Paper"] == "7.21 ± 0.50"
-    assert frame.loc["PER minus Vanilla: test error (%)", "Paper"] == "−0.5 ± 0.3"
-    assert frame.loc["BN minus Vanilla: test error (%)", "Paper"] == "lower"
+    assert frame.loc["Vanilla: test error (%)", "Claimed"] == "7.21 ± 0.50"
+    assert frame.loc["PER minus Vanilla: test error (%)", "Claimed"] == "−0.5 ± 0.3"
+    assert frame.loc["BN minus Vanilla: test error (%)", "Claimed"] == "lower"
     assert frame.loc["VCL: test error (%)", "Ours"] == "–"
 
 
@@ -224,7 +224,7 @@ def test_a_number_that_is_none_is_refused():
 
 def test_the_finding_names_the_best_arm_and_how_sure(task):
     said = finding(tables.table_of("table9", task), task)
-    assert said.startswith("PER has the lowest mean test error, 6.63 %, 0.61 below Vanilla")
+    assert said.startswith("“PER” has the lowest mean test error, 6.63 %, 0.61 below “Vanilla”")
     assert "3 paired seeds" in said
 
 
@@ -233,7 +233,7 @@ def test_the_finding_says_when_seeds_do_not_tell(make_experiment, make_result):
     noise = {"vanilla": (7.0, 7.2, 7.1), "batchnorm": (7.2, 6.9, 7.1), "per": (7.3, 7.3, 7.0)}
     results = [make_result(c, noise[c.arm_name][c.seed], 7.0) for c in cells(experiment)]
     task = match(experiment, "digits", results)
-    assert "do not tell it from Vanilla" in finding(tables.table_of("t", task), task)
+    assert "do not tell it from “Vanilla”" in finding(tables.table_of("t", task), task)
 
 
 def test_strips_put_smaller_values_to_the_left(task):
