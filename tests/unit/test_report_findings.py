@@ -65,8 +65,8 @@ def test_values_are_judged_at_the_scale_of_the_paper_only(verdicts):
     )
     first, second = conclusion(verdicts(*claims, scale="paper")).split(". ")
     assert "1 holds (“BN”, 6.91 [" in first
-    assert "1 holds by its sign alone (BN minus Vanilla, −0.30" in second
-    assert "1 fails (Vanilla, 7.21" in second
+    assert "1 holds by its sign alone (“BN” minus “Vanilla”, −0.30" in second
+    assert "1 fails (“Vanilla”, 7.21" in second
     said = conclusion(verdicts(*claims))
     assert said.startswith("Of the one claim judged on test error, 1 holds (BN minus Vanilla")
 
