@@ -259,6 +259,7 @@ class Cell(Strict):
 def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
     """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons."""
     found = []
+    recipes = {name: experiment.recipe_of(arm) for name, arm in experiment.arms.items()}
     for seed in seeds or experiment.seeds:
         for task_name, task in experiment.tasks.items():
             for arm_name, arm in experiment.arms.items():
@@ -266,14 +267,13 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
                     continue
                 changed = {"model_options": {**task.model_options, **arm.model_options}}
                 arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
-                recipe = experiment.recipe_of(arm)
                 for params in arm.points():
                     found.append(
                         Cell(
                             task_name=task_name,
                             arm_name=arm_name,
                             task=arm_task,
-                            recipe=recipe,
+                            recipe=recipes[arm_name],
                             method=arm.method,
                             params=params,
                             seed=seed,

@@ -68,7 +68,7 @@ def test_values_are_judged_at_the_scale_of_the_paper_only(verdicts):
     assert "1 holds by its sign alone (“BN” minus “Vanilla”, −0.30" in second
     assert "1 fails (“Vanilla”, 7.21" in second
     said = conclusion(verdicts(*claims))
-    assert said.startswith("Of the one claim judged on test error, 1 holds (BN minus Vanilla")
+    assert said.startswith("Of the one claim judged on test error, 1 holds (“BN” minus “Vanilla”")
 
 
 def test_what_was_not_run_is_not_counted(verdicts):
