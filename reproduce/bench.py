@@ -159,7 +159,6 @@ class Stepper:
         self()
 
     def __call__(self) -> None:
-        self.trace.clear()
         loss = self.task.loss(self.index % self.task.steps_per_epoch)
         penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,6 +166,7 @@ class Stepper:
         clip_gradients(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.method.after_step(self.task.model, self.optimizer, self.progress, self.generators.method)
+        self.trace.clear()  # dozens of models wait their turn: none keeps its activations meanwhile
         self.index += 1
 
 
