@@ -33,6 +33,9 @@ from reproduce.spec import Clip, Recipe, SpecError, TaskSpec, read_toml
 from reproduce.train import CHECKPOINT_SECONDS, train
 
 
+SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -255,7 +258,11 @@ def bench_functions(folders: dict[str, MethodFolder], device: torch.device, roun
             for shape in pair.shapes:
                 activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
                 calls = {"fast": _forward_backward(fast, activations), "plain": _forward_backward(plain, activations)}
-                seconds = interleaved(calls, device, rounds, repeats=10)
+                once = {name: timed(call, device) for name, call in calls.items()}
+                once = {name: min(once[name], timed(call, device)) for name, call in calls.items()}  # warm
+                repeats = round(min(10, max(1, 0.05 / max(once.values()))))
+                affordable = round(SECONDS_PER_PAIR / (repeats * sum(once.values())))
+                seconds = interleaved(calls, device, min(rounds, max(3, affordable)), repeats)
                 title = f"loss: {name} {pair.against} / {pair.name}"
                 rows.append(
                     ratio_row(title, str(tuple(shape)), seconds["plain"], seconds["fast"], pair.at_least, at_least=True)
