@@ -32,7 +32,6 @@ from reproduce.sites import Trace, watch
 from reproduce.spec import Clip, Recipe, SpecError, TaskSpec, read_toml
 from reproduce.train import CHECKPOINT_SECONDS, train
 
-
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
 
 
