@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from reproduce.directions import sample_directions
 from reproduce.sites import Features, Record, Role, Site, Trace, sites_of
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Role",
     "Site",
     "Trace",
+    "sample_directions",
     "sites_of",
 ]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from methods.energy_distance import method as module
-from methods.energy_distance.method import attraction, energy_distance, sample_directions, sliced_energy_distance
+from methods.energy_distance.method import attraction, energy_distance, sliced_energy_distance
+from reproduce.method import sample_directions
 
 S = math.sqrt(2 / math.pi)
 DIMENSIONS = (1, 2, 3, 4, 5, 8, 16, 31, 33, 64, 650, 4096, 65536)

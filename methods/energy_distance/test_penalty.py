@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.energy_distance.method import Method, energy_distance, sample_directions, sliced_energy_distance
+from methods.energy_distance.method import Method, energy_distance, sliced_energy_distance
+from reproduce.method import sample_directions
 from reproduce.sites import Site, Trace, watch
 
 

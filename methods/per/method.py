@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace
+from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, sample_directions
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
@@ -131,24 +131,6 @@ def matched_noise(activations: Tensor, directions: Tensor) -> Tensor:
         _, slope = value_and_slope(samples.square().mean(1), dimension)
         weights = torch.erf(projections * math.sqrt(0.5)) - (share * slope).unsqueeze(1) * projections
         return (weights @ independent / len(own)).reshape(activations.shape)
-
-
-def sample_directions(
-    dimension: int,
-    n_slices: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Directions (n_slices, dimension), uniform on the unit sphere: normal vectors over their lengths.
-
-    Raises:
-        ValueError: fewer than one slice or dimension.
-    """
-    if n_slices < 1 or dimension < 1:
-        raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {dimension}")
-    normal = torch.randn(n_slices, dimension, generator=generator, device=device, dtype=dtype)
-    return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
 
 
 def value_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:

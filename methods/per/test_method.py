@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from methods.per.figures import FIGURES, N_SLICES, noise_to_signal
-from methods.per.method import Method, per_loss, sample_directions, sliced_per_loss, value_and_slope
-from reproduce.method import Site
+from methods.per.method import Method, per_loss, sliced_per_loss, value_and_slope
+from reproduce.method import Site, sample_directions
 from reproduce.sites import Trace, watch
 
 DIMENSIONS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 33, 64, 650, 4096, 65536)

@@ -24,10 +24,9 @@ from methods.per.method import (
     matched_noise,
     noisy_per_loss,
     per_loss,
-    sample_directions,
     sliced_per_loss,
 )
-from reproduce.method import Site
+from reproduce.method import Site, sample_directions
 from reproduce.sites import Trace, watch
 from reproduce.spec import read_experiment
 

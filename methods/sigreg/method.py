@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import NonNegative, Positive, PositiveCount, Record, Role, Trace
+from reproduce.method import NonNegative, Positive, PositiveCount, Record, Role, Trace, sample_directions
 
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 # What the kernel is on average at the target, between two samples and from one sample to the target, in any dimension.
@@ -121,24 +121,6 @@ def weak_sigreg(activations: Tensor, n_directions: int = 64, generator: torch.Ge
         covariance = rows.mT @ rows / (len(rows) - 1)
         target = torch.eye(rows.shape[1], device=rows.device, dtype=precision)
         return torch.linalg.matrix_norm(covariance - target)
-
-
-def sample_directions(
-    dimension: int,
-    n_slices: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Directions (n_slices, dimension), uniform on the unit sphere: normal vectors over their lengths.
-
-    Raises:
-        ValueError: fewer than one slice or dimension.
-    """
-    if n_slices < 1 or dimension < 1:
-        raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {dimension}")
-    normal = torch.randn(n_slices, dimension, generator=generator, device=device, dtype=dtype)
-    return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
 
 
 def kernel_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:

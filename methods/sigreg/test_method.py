@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.sigreg.method import Method, sample_directions, sigreg, sliced_sigreg, weak_sigreg
-from reproduce.method import Site
+from methods.sigreg.method import Method, sigreg, sliced_sigreg, weak_sigreg
+from reproduce.method import Site, sample_directions
 from reproduce.sites import Trace, watch
 
 FLOOR = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))  # 1.0594, the mean at the target

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace
+from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, sample_directions
 
 Order = Literal[1, 2]
 
@@ -55,24 +55,6 @@ def sliced_wasserstein(
         if order == 1:
             return _first_order(ordered.double(), cells).to(precision)
         return (ordered - cells.mean.to(precision)).square().mean() + cells.variance
-
-
-def sample_directions(
-    width: int,
-    n_slices: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Directions (n_slices, width), uniform on the unit sphere: normal vectors over their lengths.
-
-    Raises:
-        ValueError: fewer than one slice or dimension.
-    """
-    if n_slices < 1 or width < 1:
-        raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {width}")
-    normal = torch.randn(n_slices, width, generator=generator, device=device, dtype=dtype)
-    return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
 
 
 class _Cells(NamedTuple):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.sliced_wasserstein.method import Method, sample_directions, sliced_wasserstein
+from methods.sliced_wasserstein.method import Method, sliced_wasserstein
+from reproduce.method import sample_directions
 from reproduce.sites import Site, Trace, watch
 
 S = math.sqrt(2 / math.pi)

@@ -18,7 +18,7 @@ from reproduce.records import canonical_json
 from reproduce.report.findings import SMALL
 from reproduce.report.match import TaskRuns, higher_is_better
 from reproduce.report.style import DASHES, STYLE, WIDTH, Look, colour, legend
-from reproduce.report.tables import decimals_of, number, p_text
+from reproduce.report.tables import decimals_of, metric_name, number, p_text
 
 MANY = 6  # with so many tasks, a page leads with one table over them and folds the rest away
 MOST_RATIO = 3.0  # a profile shows no more
@@ -153,7 +153,7 @@ def sentence(found: Across) -> str:
     names = [f"“{found.labels[arm]}”" for arm, rank in ranks.items() if math.isclose(rank, least)]
     said = (
         f"Over {len(complete)} tasks {' and '.join(names)} {'has' if len(names) == 1 else 'share'} the best mean rank "
-        f"by {found.metric.replace('.', ' ')}, {number(least, 2)} among {len(ranks)} arms"
+        f"by {metric_name(found.metric)}, {number(least, 2)} among {len(ranks)} arms"
     )
     if len(ranks) > 2 and len(complete) >= MANY:
         columns = np.array([list(row.values()) for row in complete.values()]).T
@@ -204,9 +204,7 @@ def performance_profile(found: Across, look: Look) -> Figure | None:
             y = [0.0, *(share for _, share in inside), inside[-1][1] if inside else 0.0]
             dash = DASHES[look[arm] // 8 % len(DASHES)]
             axis.step(x, y, where="post", lw=1.6, ls=dash, color=colour(look, arm), label=found.labels[arm])
-        axis.set(
-            xlabel=f"{found.metric.replace('.', ' ')} / best", ylabel="share of tasks", ylim=(0, 1.03), xlim=(1, end)
-        )
+        axis.set(xlabel=f"{metric_name(found.metric)} / best", ylabel="share of tasks", ylim=(0, 1.03), xlim=(1, end))
         axis.grid(axis="y")
         legend(figure, axis)
     return figure

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reproduce.judge import Verdict
 from reproduce.report.match import TaskRuns, higher_is_better
-from reproduce.report.tables import UNITS, baseline_label, decimals_of, metric_text, number, p_text, with_interval
+from reproduce.report.tables import UNITS, baseline_label, decimals_of, metric_name, number, p_text, with_interval
 from reproduce.spec import Claim
 
 SMALL = 0.05
@@ -34,7 +34,7 @@ def finding(table: pd.DataFrame, task: TaskRuns) -> str:
     up = higher_is_better(metric)
     best = (max if up else min)(complete, key=lambda row: row["mean"])
     decimals = decimals_of([row["mean"] for row in complete])
-    name = _name(metric)
+    name = metric_name(metric)
     baseline = f"“{baseline_label(task)}”"
     unit = UNITS.get(metric.rpartition(".")[2], "")
     reached = number(best["mean"], decimals) + (f" {unit}" if unit else "")
@@ -64,7 +64,7 @@ def conclusion(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> str:
     if not judged:
         return ""
     metrics = {verdict.claim.metric for _, verdict, _ in judged}
-    where = f" on {_name(metrics.pop())}" if len(metrics) == 1 else ""
+    where = f" on {metric_name(metrics.pop())}" if len(metrics) == 1 else ""
     told: dict[Outcome, list[str]] = {outcome: [] for outcome in OUTCOMES}
     for task, verdict, outcome in judged:
         told[outcome].append(_told(task, verdict.claim, verdict, with_metric=not where))
@@ -97,7 +97,7 @@ def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> 
         text += f" {'below' if claim.direction == 'lower' else 'above'} {over}"
     elif over:
         text += f" minus {over}"
-    text += f" in {_name(claim.metric)}" if with_metric else ""
+    text += f" in {metric_name(claim.metric)}" if with_metric else ""
     text += f" of {claim.task}" if len(task.experiment.tasks) > 1 else ""
     ours = verdict.ours
     if ours is None:
@@ -106,11 +106,6 @@ def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> 
     decimals = decimals_of([level.mean if level else ours.mean])
     low, high = (ours.interval.low, ours.interval.high) if ours.interval else (None, None)
     return f"{text}, {with_interval(ours.mean, low, high, decimals, sign=bool(over))}"
-
-
-def _name(metric: str) -> str:
-    """`test.error` as "test error"."""
-    return metric_text(metric).partition(" (")[0]
 
 
 def _counted(told: Sequence[str], one: str, several: str) -> str:

@@ -96,7 +96,14 @@ def _merged(file: str, parts: Experiments) -> tuple[Experiment, dict[str, str]]:
             if arm_name != baseline:
                 arms[f"{name}.{arm_name}"] = arm
                 owners[f"{name}.{arm_name}"] = name
-    return parts[first].model_copy(update={"arms": arms}), owners
+    said = [text if name not in owners.values() else f"{name}: {text}" for name, text in _deviations(parts)]
+    return parts[first].model_copy(update={"arms": arms, "deviations": tuple(said)}), owners
+
+
+def _deviations(parts: Experiments) -> list[tuple[str, str]]:
+    """What the files of one column say of themselves, by method; first those of methods that add no arm."""
+    said = [(name, text) for name, experiment in parts.items() for text in experiment.deviations]
+    return sorted(said, key=lambda pair: len(parts[pair[0]].arms) > 1)
 
 
 def _frame(where: str, experiment: Experiment) -> dict[str, Any]:
@@ -163,6 +170,7 @@ def _column(column: Column) -> dict[str, Any]:
         "frame": _frame_of(column),
         "figure": differences(column),
         "caption": CAPTION,
+        "deviations": experiment.deviations,
         "protocol": protocol(experiment),
     }
 
@@ -253,20 +261,20 @@ def finding(column: Column) -> str:
     up = higher_is_better(column.metric)
     best = (max if up else min)(complete, key=lambda row: row["mean"])
     decimals = tables.decimals_of([row["mean"] for row in complete])
-    name = column.metric.replace(".", " ")
+    name = tables.metric_name(column.metric)
     unit = tables.UNITS.get(column.metric.rpartition(".")[2], "")
     number = tables.number(best["mean"], decimals) + (f" {unit}" if unit else "")
     over = rows[baseline.name]["mean"]
-    said = [f"{best['label']} has the {'highest' if up else 'lowest'} mean {name}, {number}"]
+    said = [f"“{best['label']}” has the {'highest' if up else 'lowest'} mean {name}, {number}"]
     if len(complete) == 1:
-        said = [f"{best['label']} is alone so far, with a mean {name} of {number}"]
+        said = [f"“{best['label']}” is alone so far, with a mean {name} of {number}"]
     elif best["arm"] != baseline.name and over is not None:
-        said[0] += f"; {baseline.label} has {tables.number(over, decimals)}"
+        said[0] += f"; “{baseline.label}” has {tables.number(over, decimals)}"
     tested = [row for row in complete if row["p_holm"] is not None]
     if tested:
         told = [row for row in tested if row["p_holm"] < SMALL]
         said.append(
-            f"Of {len(tested)} arms the seeds tell {len(told) or 'not one'} from {baseline.label} after Holm's "
+            f"Of {len(tested)} arms the seeds tell {len(told) or 'not one'} from “{baseline.label}” after Holm's "
             f"adjustment (p < {SMALL})"
         )
         groups = {side: _names(told, sign) for side, sign in (("Below", -1), ("Above", 1))}
@@ -280,14 +288,14 @@ def finding(column: Column) -> str:
         said.append("No arm shares two seeds with the baseline, so nothing is told apart")
     diverged = [row["label"] for row in rows.values() if row["diverged"]]
     if diverged:
-        said.append(f"Seeds diverged: {'; '.join(diverged)}")
+        said.append(f"Seeds diverged: {', '.join(f'“{label}”' for label in diverged)}")
     return ". ".join(said) + "."
 
 
 def _names(rows: Sequence[dict[str, Any]], sign: int) -> str:
     """Labels of those on one side, the farthest first."""
     side = sorted((row for row in rows if row["difference"] * sign > 0), key=lambda row: -abs(row["difference"]))
-    return "; ".join(row["label"] for row in side)  # labels have commas
+    return ", ".join(f"“{row['label']}”" for row in side)
 
 
 def differences(column: Column) -> Figure | None:

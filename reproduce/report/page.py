@@ -110,7 +110,7 @@ def write_page(
         SpecError: no usable card, an unknown figure or dataset, or no permission to write.
     """
     card = Card(method_folder)
-    found = find(experiments, results)
+    found = sorted(find(experiments, results), key=lambda one: not one.results)  # what ran comes first
     look = style.looks([one.experiment for one in found])
     counted = [result for one in found for result in one.results]
     frames = {(one.name, name): tables.table_of(one.name, task) for one in found for name, task in one.tasks.items()}

@@ -208,6 +208,11 @@ def metric_text(metric: str) -> str:
     return " ".join([split, *words]) + (f" ({UNITS[name]})" if name in UNITS else "")
 
 
+def metric_name(metric: str) -> str:
+    """`test.error` as "test error"."""
+    return metric_text(metric).partition(" (")[0]
+
+
 def number(value: float | None, decimals: int, sign: bool = False) -> str:
     """A number with a true minus sign; an en dash for nothing."""
     if value is None:

@@ -212,7 +212,11 @@ def test_datasets_is_that_of_hugging_face() -> None:
 
 
 def python_files() -> list[Path]:
-    return [path for folder in ("reproduce", "methods", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [
+        path
+        for folder in ("reproduce", "methods", "examples", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
 
 
 def test_no_cupboards() -> None:

@@ -78,6 +78,16 @@ def values_of(*key):
     return dict(enumerate(LEVELS[key]))
 
 
+def test_what_each_file_says_of_itself_is_kept_and_the_baselines_folder_speaks_for_all(files):
+    said = {"batchnorm": "Full-rate biases.", "vanilla": "Grids are a decade wide."}
+    for name in files:
+        if "matrix_images" in files[name]:
+            told = {"deviations": (said[name],) if name in said else ()}
+            files[name]["matrix_images"] = files[name]["matrix_images"].model_copy(update=told)
+    found = matrix.columns(files, [])[0]
+    assert found.experiment.deviations == ("Grids are a decade wide.", "batchnorm: Full-rate biases.")
+
+
 def test_a_column_has_the_baseline_once_and_every_methods_arms(column):
     assert list(column.task.arms) == ["vanilla", "batchnorm.bn", "per.exact", "per.slow", "vcl.vcl"]
     assert column.methods == {
@@ -161,7 +171,7 @@ def test_a_diverged_seed_leaves_no_difference_and_is_named(files, results, make_
     cell = next(row["cells"][0] for row in content["rows"] if row["label"] == "BN")
     assert (cell["mean"], cell["gap"], cell["told"]) == ("(6.55)", "–", False)
     assert "1 of 3 seeds diverged" in cell["note"]
-    assert content["columns"][0]["finding"].endswith("Seeds diverged: BN.")
+    assert content["columns"][0]["finding"].endswith("Seeds diverged: “BN”.")
 
 
 @pytest.mark.parametrize(
@@ -193,20 +203,20 @@ def test_another_baseline_is_refused(files):
 def test_the_sentence_counts_what_the_seeds_tell_apart(column):
     """BN: differences .5, .49, .5, so t = 149 on 2 degrees of freedom; PER: .1, .05, .02, so t = 2.4."""
     assert matrix.finding(column) == (
-        "BN has the lowest mean test error, 6.60 %; none has 7.10. Of 2 arms the seeds tell 1 from none after Holm's "
-        "adjustment (p < 0.05). Below it: BN. 1 of the 2 intervals exclude zero, where chance alone gives 0.1."
+        "“BN” has the lowest mean test error, 6.60 %; “none” has 7.10. Of 2 arms the seeds tell 1 from “none” after "
+        "Holm's adjustment (p < 0.05). Below it: “BN”. 1 of the 2 intervals exclude zero, where chance alone gives 0.1."
     )
 
 
 def test_the_sentence_says_when_nothing_is_told_apart_and_when_nothing_ran(files, make_result):
     few = [make_result(cell, 7.0 + cell.seed) for cell in cells(files["batchnorm"]["matrix_images"])]
     column = matrix.columns(files, few)[0]
-    assert "the seeds tell not one from none" in matrix.finding(column)
+    assert "the seeds tell not one from “none”" in matrix.finding(column)
     one_seed = [result for result in few if result.config.seed == 0]
     assert matrix.finding(matrix.columns(files, one_seed)[0]).endswith("so nothing is told apart.")
     alone = [result for result in few if result.config.method == "vanilla"]
     assert matrix.finding(matrix.columns(files, alone)[0]) == (
-        "none is alone so far, with a mean test error of 8.00 %."
+        "“none” is alone so far, with a mean test error of 8.00 %."
     )
     assert matrix.finding(matrix.columns(files, [])[0]) == "Nothing has run yet."
     assert matrix.differences(matrix.columns(files, [])[0]) is None
@@ -228,7 +238,7 @@ def test_higher_is_better_turns_the_order(column):
     assert {name: turned.rows[name]["difference"] for name in rows} == pytest.approx(rows, abs=0.01)
     labels = [label.get_text() for label in matrix.differences(turned).axes[0].get_yticklabels()]
     assert labels == ["PER", "BN"]
-    assert matrix.finding(turned).startswith("none has the highest mean test accuracy")
+    assert matrix.finding(turned).startswith("“none” has the highest mean test accuracy")
 
 
 def test_the_pages_are_written_and_linked(files, results, card_folder, tmp_path):

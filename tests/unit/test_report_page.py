@@ -114,6 +114,15 @@ def test_a_page_without_results_says_so(make_experiment, card_folder, tmp_path):
     assert page.count("7.21 ± 0.50") == 1
 
 
+def test_what_ran_comes_before_what_did_not(make_experiment, make_results, card_folder, tmp_path):
+    ran = make_experiment(title="Ran")
+    waiting = make_experiment(title="Waiting", recipe=ran.recipe.model_copy(update={"epochs": 99}))
+    for files in ({"a": waiting, "b": ran}, {"a": ran, "b": waiting}):
+        page = write_page("per", card_folder, files, make_results(ran), [], tmp_path).read_text("utf-8")
+        assert re.findall("Ran|Waiting", page)[0] == "Ran"
+        assert page.index(">Ran<") < page.index(">Waiting<")
+
+
 def test_a_task_of_which_nothing_has_run_is_one_line(make_experiment, make_results, card_folder, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="digits", model="mlp")
     many = {"digits": task} | {f"fold_{n}": task.model_copy(update={"fold": n}) for n in range(4)}
