@@ -43,6 +43,7 @@ def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verd
     """Judge one Claim.
 
     Every interval is a two-sided 95 % t interval over seeds; a gap is the mean of differences paired by seed.
+    Where a gap is the same at every seed its interval is a point, and the tables give it no p value.
     The *band* is the published value plus and minus the claim's tolerance, which was set before the run.
 
     **A value.** *Not reproduced*: the interval misses the band. *Inconclusive*: the interval meets the band but

@@ -51,7 +51,7 @@ class Difference:
 
     estimate: Estimate
     seeds: tuple[int, ...]
-    p_value: float | None  # two-sided paired t test; None for n = 1
+    p_value: float | None  # two-sided paired t test; None for n = 1 and for equal differences
 
 
 def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -75,8 +75,9 @@ def paired_difference(
 ) -> Difference | None:
     """``arm`` minus ``over``, paired by seed; None when they share no seed.
 
-    The t interval of the differences. With equal differences at every seed the interval is a point and p is
-    0 (or 1 where all are zero): the limit, not a failure.
+    The t interval of the differences. Where they are equal at every seed, to rounding, the interval is a point and
+    there is no p (or 1 where all are zero): a t test would call the smallest step of a coarse metric, one example
+    of a small test set, certain.
     """
     seeds = tuple(sorted(set(arm) & set(over)))
     if not seeds:
@@ -85,8 +86,9 @@ def paired_difference(
     estimate = mean_estimate(differences, confidence)
     if estimate.deviation is None:
         return Difference(estimate, seeds, None)
-    if estimate.deviation == 0:
-        return Difference(estimate, seeds, 0.0 if estimate.mean else 1.0)
+    rounding = 1e-12 * max(abs(value) for seed in seeds for value in (arm[seed], over[seed]))
+    if estimate.deviation <= rounding:
+        return Difference(estimate, seeds, 1.0 if abs(estimate.mean) <= rounding else None)
     return Difference(estimate, seeds, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 

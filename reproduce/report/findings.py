@@ -116,6 +116,8 @@ def _counted(told: Sequence[str], one: str, several: str) -> str:
 
 
 def _sureness(row: dict[Any, Any], baseline: str) -> str:
+    if row["p_holm"] is None and row["difference_n"] > 1:
+        return f"at each of {row['difference_n']} seeds: equal differences are nothing that a test can weigh"
     if row["p_holm"] is None:
         return "on one seed, which decides nothing"
     p = p_text(row["p_holm"])

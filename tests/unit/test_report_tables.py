@@ -101,6 +101,15 @@ def test_one_seed_shows_no_interval_and_no_nan(make_experiment, make_result):
     assert "on one seed, which decides nothing" in finding(table, task)
 
 
+def test_a_gap_that_is_the_same_at_every_seed_gets_no_p(make_experiment, make_result):
+    experiment = make_experiment(seeds=(0, 1, 2))
+    results = [make_result(c, (7.0 if c.arm_name == "per" else 8.0) + c.seed) for c in cells(experiment)]
+    task = match(experiment, "digits", results)
+    table = tables.table_of("t", task)
+    assert table.set_index("arm").loc["per", "p_holm"] is None
+    assert "1.00 below “Vanilla” at each of 3 seeds: equal differences are nothing that a test" in finding(table, task)
+
+
 def test_csv_round_trips_the_numbers(task):
     table = tables.table_of("table9", task)
     back = pd.read_csv(io.StringIO(tables.csv([table, table])))
