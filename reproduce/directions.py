@@ -6,6 +6,24 @@ import torch
 from torch import Tensor
 
 
+def directions_for(
+    activations: Tensor, n_slices: int, generator: torch.Generator | None, given: Tensor | None
+) -> Tensor:
+    """Directions (slices, d) for activations (..., d), in float32 at least: those given, or else drawn.
+
+    Raises:
+        ValueError: given directions of another shape; fewer than one slice to draw.
+    """
+    width = activations.shape[-1]
+    precision = torch.promote_types(activations.dtype, torch.float32)
+    if given is None:
+        return sample_directions(width, n_slices, generator, activations.device, precision)
+    if given.dim() != 2 or given.shape[1] != width or len(given) == 0:
+        shape = tuple(given.shape)
+        raise ValueError(f"directions must be (slices, {width}) for activations of width {width}, got {shape}")
+    return given.to(precision)
+
+
 def sample_directions(
     dimension: int,
     n_slices: int,

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from reproduce.directions import sample_directions
+from reproduce.directions import directions_for, sample_directions
 from reproduce.sites import Features, Record, Role, Site, Trace, sites_of
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Role",
     "Site",
     "Trace",
+    "directions_for",
     "sample_directions",
     "sites_of",
 ]

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Record, Role, Trace, sample_directions
+from reproduce.method import (
+    Features,
+    NonNegative,
+    PositiveCount,
+    Record,
+    Role,
+    Trace,
+    directions_for,
+    sample_directions,
+)
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _WITHIN_TARGET = 2 / math.sqrt(math.pi)  # E|Z - Z'| of two standard normal numbers
@@ -81,18 +90,13 @@ def sliced_energy_distance(
         ValueError: activations as for `energy_distance`; directions of another width; fewer than one slice.
     """
     _check(activations)
-    width = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
-    if directions is None:
-        directions = sample_directions(width, n_slices, generator, activations.device, precision)
-    elif directions.dim() != 2 or directions.shape[1] != width or len(directions) == 0:
-        raise ValueError(f"directions must be (slices, {width}) for these activations, got {tuple(directions.shape)}")
+    theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
-        projections = directions.to(precision) @ activations.to(precision).reshape(-1, width).mT
+        projections = theta @ activations.to(theta.dtype).reshape(-1, theta.shape[1]).mT
         n = projections.shape[1]
         smooth = _SQRT_2_OVER_PI * torch.exp(-0.5 * projections.square())
         attraction = torch.addcmul(smooth, projections, torch.erf(projections * math.sqrt(0.5))).mean()
-        rank = torch.arange(1 - n, n, 2, device=projections.device, dtype=precision)
+        rank = torch.arange(1 - n, n, 2, device=projections.device, dtype=theta.dtype)
         repulsion = (projections.sort(dim=1).values @ rank).mean() * (2 / (n * (n - 1)))
         return 2 * attraction - repulsion - _WITHIN_TARGET
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, sample_directions
+from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, directions_for, sample_directions
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
@@ -64,13 +64,9 @@ def sliced_per_loss(
         ValueError: activations as for `per_loss`; directions of another width; fewer than one slice.
     """
     _check(activations)
-    dimension = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
-    if directions is None:
-        directions = sample_directions(dimension, n_slices, generator, activations.device, precision)
-    _check_directions(directions, dimension)
+    theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
-        projections = activations.to(precision).reshape(-1, dimension) @ directions.to(precision).mT
+        projections = activations.to(theta.dtype).reshape(-1, theta.shape[1]) @ theta.mT
         smooth = _SQRT_2_OVER_PI * torch.exp(-0.5 * projections.square())
         return torch.addcmul(smooth, projections, torch.erf(projections * math.sqrt(0.5))).mean()
 
@@ -122,7 +118,7 @@ def matched_noise(activations: Tensor, directions: Tensor) -> Tensor:
     _check(activations)
     dimension = activations.shape[-1]
     precision = torch.promote_types(activations.dtype, torch.float32)
-    _check_directions(directions, dimension, sets=(2,))
+    _check_two_sets(directions, dimension)
     own, independent = directions.to(precision)
     share = 1 / (1 + math.sqrt(1 - 1 / dimension))  # c, without a difference of near numbers
     with torch.autocast(activations.device.type, enabled=False):
@@ -303,11 +299,12 @@ def _check(activations: Tensor, feature_axes: int = 1) -> None:
         raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
 
 
-def _check_directions(directions: Tensor, dimension: int, sets: tuple[int, ...] = ()) -> None:
+def _check_two_sets(directions: Tensor, dimension: int) -> None:
     shape = tuple(directions.shape)
-    if len(shape) != len(sets) + 2 or shape[: len(sets)] != sets or shape[-1] != dimension or shape[-2] == 0:
-        wanted = ", ".join(map(str, (*sets, "slices", dimension)))
-        raise ValueError(f"directions must be ({wanted}) for activations of width {dimension}, got {shape}")
+    if len(shape) != 3 or shape[0] != 2 or shape[1] == 0 or shape[2] != dimension:
+        raise ValueError(
+            f"directions must be (2, slices, {dimension}) for activations of width {dimension}, got {shape}"
+        )
 
 
 class Method(reproduce.method.Method):

@@ -11,7 +11,15 @@ from pydantic import Field
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import NonNegative, Positive, PositiveCount, Record, Role, Trace, sample_directions
+from reproduce.method import (
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Record,
+    Role,
+    Trace,
+    directions_for,
+)
 
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 # What the kernel is on average at the target, between two samples and from one sample to the target, in any dimension.
@@ -83,17 +91,9 @@ def sliced_sigreg(
     _check(activations)
     if n_points < 2 or not t_max > 0:
         raise ValueError(f"need at least 2 points and a positive t_max, got {n_points} and {t_max}")
-    dimension = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
-    if directions is None:
-        directions = sample_directions(dimension, n_slices, generator, activations.device, precision)
-    elif directions.dim() != 2 or directions.shape[1] != dimension or len(directions) == 0:
-        raise ValueError(
-            f"directions must be (slices, {dimension}) for activations of width {dimension}, "
-            f"got {tuple(directions.shape)}"
-        )
+    theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
-        projections = activations.to(precision).reshape(-1, dimension) @ directions.to(precision).mT
+        projections = activations.to(theta.dtype).reshape(-1, theta.shape[1]) @ theta.mT
         return _EppsPulley.apply(projections, n_points, t_max)  # type: ignore[no-untyped-call, no-any-return]
 
 

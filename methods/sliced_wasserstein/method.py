@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, sample_directions
+from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, directions_for, sample_directions
 
 Order = Literal[1, 2]
 
@@ -42,19 +42,14 @@ def sliced_wasserstein(
         raise ValueError(f"activations must be floating point, got {activations.dtype}")
     if order not in (1, 2):
         raise ValueError(f"order is 1 or 2, got {order!r}")
-    width = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
-    if directions is None:
-        directions = sample_directions(width, n_slices, generator, activations.device, precision)
-    elif directions.dim() != 2 or directions.shape[1] != width or len(directions) == 0:
-        raise ValueError(f"directions must be (slices, {width}) for these activations, got {tuple(directions.shape)}")
+    theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
-        projections = directions.to(precision) @ activations.to(precision).reshape(-1, width).mT
+        projections = theta @ activations.to(theta.dtype).reshape(-1, theta.shape[1]).mT
         ordered = projections.sort(dim=1).values
         cells = _cells(ordered.shape[1], activations.device)
         if order == 1:
-            return _first_order(ordered.double(), cells).to(precision)
-        return (ordered - cells.mean.to(precision)).square().mean() + cells.variance
+            return _first_order(ordered.double(), cells).to(theta.dtype)
+        return (ordered - cells.mean.to(theta.dtype)).square().mean() + cells.variance
 
 
 class _Cells(NamedTuple):
