@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reproduce.directions import sample_directions
+from reproduce.directions import directions_for, sample_directions
 
 
 @settings(deadline=None)
@@ -35,3 +35,18 @@ def test_no_direction_is_preferred() -> None:
 def test_none_is_refused(dimension: int, n_slices: int) -> None:
     with pytest.raises(ValueError, match=f"at least one slice and one dimension, got {n_slices} and {dimension}"):
         sample_directions(dimension, n_slices)
+
+
+def test_given_directions_are_used_and_others_drawn_in_the_precision_of_the_loss() -> None:
+    activations = torch.zeros(2, 3, 4, dtype=torch.bfloat16)
+    given = torch.eye(4, dtype=torch.bfloat16)
+    assert torch.equal(directions_for(activations, 9, None, given), torch.eye(4))
+    drawn = directions_for(activations, 9, torch.Generator().manual_seed(5), None)
+    assert torch.equal(drawn, sample_directions(4, 9, torch.Generator().manual_seed(5)))
+    assert directions_for(activations.double(), 1, None, None).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4), (4,), (2, 3, 4)])
+def test_given_directions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be \(slices, 4\) for activations of width 4, got"):
+        directions_for(torch.zeros(7, 4), 9, None, torch.ones(shape))
