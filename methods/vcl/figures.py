@@ -1,10 +1,10 @@
-"""Figures of VCL's card: what the loss prefers, computed from formulas, and profiles computed from Results."""
+"""Figures of VCL's card: what the loss prefers, computed from formulas, and laws of units, computed from Results."""
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,6 @@ QUIET = "#6b7280"
 N = 5  # sample size of the authors' code
 WITHIN = np.diag([9.0, 0.25])  # covariance within a class of the two-class example
 BETWEEN = np.array([3.0, 1.5])  # difference of its class means
-ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "selu": "SELU"}
-METHODS = {"vanilla": "none", "batchnorm": "BN", "vcl": "VCL"}
-MOST_RATIO = 3.0
 
 
 def expected_loss(sample_size: int | Array, excess_kurtosis: float | Array) -> Any:
@@ -66,51 +63,6 @@ def few_modes(
         gradient[order] = (slopes[:, None] * 2 * centred / (sample_size - 1)).reshape(-1)
         values = values - rate * gradient * min(1.0, 10 / float(np.linalg.norm(gradient)))
     return kept
-
-
-def performance_profile(errors: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Array, Array]]:
-    """Dolan & Moré (2002): for each method, the ratios to the best error of a problem, sorted, and the share of
-    problems up to each.
-
-    ``errors[problem][method]``; every problem has every method. A best error of zero leaves the other methods
-    infinitely far; an error that is not finite (a diverged run) is never near the best.
-    """
-    profiles = {}
-    for method in next(iter(errors.values()), {}):
-        ratios = []
-        for row in errors.values():
-            best = min((value for value in row.values() if math.isfinite(value)), default=math.inf)
-            value = row[method]
-            ratios.append(1.0 if value == best < math.inf else value / best if 0 < best < math.inf else math.inf)
-        ordered = np.sort(np.where(np.isfinite(ratios), ratios, math.inf))
-        profiles[method] = (ordered, np.arange(1, len(ordered) + 1) / len(ordered))
-    return profiles
-
-
-def tabular_errors(results: list[Any]) -> dict[tuple[str, int, int], dict[str, dict[str, float]]]:
-    """Test errors of the tables, by (fold convention, depth, epochs), dataset and "ACTIVATION, method".
-
-    Folds and seeds are averaged; a diverged Run makes its mean infinite. Datasets that lack a method are left out.
-    """
-    found: dict[tuple[str, int, int], dict[str, dict[str, list[float]]]] = {}
-    for result in results:
-        config = result.config
-        if config.task.kind != "table_classification" or config.method not in METHODS:
-            continue
-        options = config.task.model_options
-        group = (config.task.fold_convention, options["depth"], config.recipe.epochs)
-        name = f"{ACTIVATIONS[options['activation']]}, {METHODS[config.method]}"
-        error = result.final.test["error"] if result.final else math.inf
-        found.setdefault(group, {}).setdefault(config.task.dataset, {}).setdefault(name, []).append(error)
-    complete = {}
-    for group, datasets in found.items():
-        names = list(dict.fromkeys(name for row in datasets.values() for name in row))
-        complete[group] = {
-            dataset: {name: float(np.mean(row[name])) for name in names}
-            for dataset, row in sorted(datasets.items())
-            if all(name in row for name in names)
-        }
-    return complete
 
 
 def closed_form(results: list[Any]) -> Figure:
@@ -195,30 +147,6 @@ def reference_log(results: list[Any]) -> Figure:
     return figure
 
 
-def profiles(results: list[Any]) -> Figure:
-    """Share of the UCI sets on which a method's test error is at most so many times the best one's."""
-    groups = {group: rows for group, rows in tabular_errors(results).items() if rows}
-    figure, axes = _panels(max(1, len(groups)))
-    if not groups:
-        _say(axes[0], "not run")
-    for axis, (group, rows) in zip(axes, sorted(groups.items()), strict=False):
-        convention, depth, epochs = group
-        for name, (ratios, shares) in performance_profile(rows).items():
-            inside = ratios <= MOST_RATIO
-            height = np.concatenate([[0], shares[inside], shares[inside][-1:]])
-            axis.step(
-                np.concatenate([[1], ratios[inside], [MOST_RATIO]])[: len(height)], height, where="post", label=name
-            )
-        axis.set(
-            title=f"{convention} folds, depth {depth}, {epochs} epochs, {len(rows)} sets",
-            xlabel="test error / best test error",
-            ylabel="share of the sets",
-            ylim=(0, 1.03),
-        )
-        axis.legend(frameon=False, loc="lower right")
-    return figure
-
-
 def laws_by_arm(results: list[Any]) -> dict[str, list[Any]]:
     """Results whose last evaluation has the histograms of units, by method and strength; vanilla first."""
     path = Path(__file__).parent / "experiments" / "reduced_pre_activations.toml"
@@ -283,7 +211,6 @@ FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
     "pre_activations": pre_activations,
     "kurtosis_by_layer": kurtosis_by_layer,
     "reference_log": reference_log,
-    "profiles": profiles,
 }
 
 

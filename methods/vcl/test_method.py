@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.vcl.figures import FIGURES, expected_loss, few_modes, mixture_kurtosis, performance_profile, tabular_errors
+from methods.vcl.figures import FIGURES, expected_loss, few_modes, mixture_kurtosis
 from methods.vcl.method import Method, two_slice_variance_constancy_loss, variance_constancy_loss
 from reproduce.method import Site
 from reproduce.optim import parameter_groups
@@ -324,45 +323,6 @@ def test_descent_on_the_loss_turns_a_normal_law_into_two_modes() -> None:
     assert inside[1] < 0.15
 
 
-def test_profile_counts_the_problems_within_a_ratio_of_the_best() -> None:
-    profile = performance_profile(
-        {"a": {"x": 2.0, "y": 4.0}, "b": {"x": 9.0, "y": 3.0}, "c": {"x": 0.0, "y": math.inf}}
-    )
-    assert profile["x"][0].tolist() == [1.0, 1.0, 3.0]
-    assert profile["y"][0].tolist() == [1.0, 2.0, math.inf]
-    assert profile["x"][1].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
-
-
 def test_every_figure_draws_without_results() -> None:
     for name, draw in FIGURES.items():
         assert draw([]).axes, name
-
-
-def table_result(dataset: str, method: str, error: float, activation: str = "elu", fold: int = 0) -> SimpleNamespace:
-    options = {"depth": 4, "activation": activation}
-    task = {"kind": "table_classification", "dataset": dataset, "fold": fold, "fold_convention": "standard"}
-    config = SimpleNamespace(
-        task=SimpleNamespace(**task, model_options=options),
-        recipe=SimpleNamespace(epochs=9),
-        method=method,
-    )
-    final = SimpleNamespace(test={"error": error}) if math.isfinite(error) else None
-    return SimpleNamespace(config=config, final=final)
-
-
-def test_profiles_average_folds_and_need_every_method() -> None:
-    results = [
-        table_result("a", "vanilla", 4.0),
-        table_result("a", "vanilla", 8.0, fold=1),
-        table_result("a", "vcl", 3.0),
-        table_result("a", "vcl", math.inf, fold=1),
-        table_result("b", "vanilla", 2.0),
-        table_result("b", "vcl", 1.0),
-        table_result("c", "vanilla", 2.0),
-    ]
-    assert tabular_errors(results) == {
-        ("standard", 4, 9): {"a": {"ELU, none": 6.0, "ELU, VCL": math.inf}, "b": {"ELU, none": 2.0, "ELU, VCL": 1.0}}
-    }
-    (axis,) = FIGURES["profiles"](results).axes
-    assert [line.get_label() for line in axis.lines] == ["ELU, none", "ELU, VCL"]
-    assert [line.get_ydata()[-1] for line in axis.lines] == [1.0, 0.5]
