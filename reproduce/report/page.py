@@ -155,6 +155,7 @@ def write_index(
                 "title": card.title,
                 "idea": card.sections["Idea"].split("\n\n")[0],
                 "counts": counts(found),
+                "directions": ", ".join(f"{count} {word}" for word, count in directions(found).items()),
                 "claims": sum(len(one.verdicts) for one in found),
                 "experiments": len(found),
                 "runs": len({result.id for one in found for result in one.results}),

@@ -13,7 +13,7 @@ from rich.console import Console
 from reproduce.records import read_results, write_result
 from reproduce.report.card import Card, inline, to_html
 from reproduce.report.match import match
-from reproduce.report.page import terminal_summary, write_index, write_page
+from reproduce.report.page import directions, find, terminal_summary, write_index, write_page
 from reproduce.spec import Recipe, SpecError, StepRate, TaskSpec, cells
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -217,6 +217,15 @@ def test_the_index_counts_verdicts_per_method(make_experiment, make_results, car
     lines = path.with_suffix(".md").read_text("utf-8").splitlines()
     assert "| [Projected Error Function Regularization](per.md) | 12 | 4 | 3 | 1 |" in lines
     assert "| [Projected Error Function Regularization](other.md) | 0 | 0 | – | – |" in lines
+
+
+def test_the_index_says_where_claims_at_reduced_scale_point(make_experiment, make_results, card_folder, tmp_path):
+    experiment = make_experiment(scale="reduced")
+    said = directions(find({"t": experiment}, make_results(experiment)))
+    assert sum(said.values()) > 0
+    path = write_index({"per": (card_folder, {"t": experiment})}, make_results(experiment), tmp_path)
+    (line,) = [one for one in path.with_suffix(".md").read_text("utf-8").splitlines() if "](per.md)" in one]
+    assert all(f"{count} {word}" in line for word, count in said.items())
 
 
 def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):
