@@ -363,25 +363,18 @@ def bench(
 
     from reproduce.bench import bench as measure
     from reproduce.bench import machine
+    from reproduce.progress import bench_table
     from reproduce.run import default_device, torch_device
 
     chosen = torch_device(device or default_device())
-    rows = measure(chosen_methods(method), chosen, rounds, small)
-    content = {"machine": machine(chosen), "rounds": rounds, "small": small, "rows": [asdict(row) for row in rows]}
     runs.mkdir(parents=True, exist_ok=True)
-    (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    if as_json:
-        print(json.dumps(content, indent=1))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("measured", "on", "ratio", "quartiles", "ms", "promised", ""):
-        table.add_column(heading, justify="right" if heading in ("ratio", "quartiles", "ms") else "left")
-    for row in rows:
-        kept = "" if row.kept is None else "kept" if row.kept else "MISSED"
-        spread = f"{row.low:.2f}-{row.high:.2f}"
-        table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, f"{row.milliseconds:.2f}", row.limit, kept)
-    console.print(table)
-    print(f"written: {runs / 'bench.json'}")
+    content = {"machine": machine(chosen), "rounds": rounds, "small": small, "rows": (measured := [])}
+    for rows in measure(chosen_methods(method), chosen, rounds, small):
+        measured += [asdict(row) for row in rows]
+        (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        if not as_json:
+            console.print(bench_table(rows, show_header=len(measured) == len(rows)))
+    print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
 
 
 app.command()(one_line_errors(new))

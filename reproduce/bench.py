@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def ratio_row(
 ) -> Row:
     """Median of the ratios round by round, with their quartiles."""
     ratios = sorted(one / other for one, other in zip(seconds, base, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     if limit is None:
         promised, kept = "", None
     else:
@@ -333,8 +333,10 @@ def read_spec(folder: MethodFolder) -> BenchSpec:
     return read_toml(path, BenchSpec) if path.exists() else BenchSpec()
 
 
-def bench(folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False) -> list[Row]:
-    """All rows.
+def bench(
+    folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False
+) -> Iterator[list[Row]]:
+    """The rows of one method after another, each timed beside vanilla steps of its own; those of the loop at last.
 
     Raises:
         SpecError: a bench.toml that names what its method does not have, or an unknown or refused workload.
@@ -351,17 +353,16 @@ def bench(folders: dict[str, MethodFolder], device: torch.device, rounds: int, s
         unknown = sorted({*(variant.workloads or ()), *variant.limit_on} - set(known))
         if unknown:
             raise SpecError(f"bench.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
-    try:
-        rows = bench_functions(folders, device, 5 * rounds)
-    except AttributeError as error:
-        raise SpecError(f"bench.toml names a function that its method.py lacks: {error}") from error
-    for workload in chosen:
-        if workload.named_only and not any(workload.times(variant) for variant in variants.values()):
-            continue
-        rows += bench_steps(folders, workload, device, rounds)
-        if not workload.named_only:
-            rows.append(bench_loop(workload, device, max(2, rounds // 2)))
-    return rows
+    for name, folder in folders.items():
+        try:
+            rows = bench_functions({name: folder}, device, 5 * rounds)
+        except AttributeError as error:
+            raise SpecError(f"bench.toml names a function that its method.py lacks: {error}") from error
+        for workload in chosen:
+            if any(workload.times(variant) for variant in read_spec(folder).variants.values()):
+                rows += bench_steps({name: folder}, workload, device, rounds)
+        yield rows
+    yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

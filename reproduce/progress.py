@@ -1,13 +1,16 @@
-"""What a person sees while runs train: bars on a terminal, plain lines when piped."""
+"""What a person sees while runs train (bars on a terminal, plain lines when piped) and while the bench measures."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from reproduce.bench import Row
 from reproduce.plan import PlannedRun
 from reproduce.records import Result
 from reproduce.train import Event
@@ -149,3 +152,16 @@ class Silent:
 
     def failed(self, run: PlannedRun, reason: str) -> None:
         return
+
+
+def bench_table(rows: Sequence[Row], show_header: bool) -> Table:
+    """The rows of one method, in columns of one width for all."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_header=show_header)
+    widths = {"measured": 27, "on": 11, "ratio": 5, "quartiles": 11, "ms": 7, "limit": 7, "": 6}  # 80 in all
+    for heading, width in widths.items():
+        table.add_column(heading, justify="right" if heading in ("ratio", "quartiles", "ms") else "left", width=width)
+    for row in rows:
+        kept = "" if row.kept is None else "kept" if row.kept else "MISSED"
+        spread = f"{row.low:.2f}-{row.high:.2f}"
+        table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, f"{row.milliseconds:.4g}", row.limit, kept)
+    return table

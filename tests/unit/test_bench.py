@@ -92,7 +92,7 @@ def test_what_a_method_refuses_is_said_and_left_out(tmp_path: Path, capsys: pyte
 def test_an_unknown_workload_is_named(key: str, tmp_path: Path) -> None:
     made = folder(tmp_path, Method, f"[variants.a]\n{key} = ['lstm', 'cnn']\n")
     with pytest.raises(SpecError, match=r"'made a': unknown workload 'cnn', there are cnn11, lstm, autoencoder$"):
-        bench({"made": made}, CPU, 1, small=True)
+        next(bench({"made": made}, CPU, 1, small=True))
 
 
 def test_timings_are_interleaved_and_compared_round_by_round() -> None:
