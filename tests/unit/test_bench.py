@@ -39,6 +39,7 @@ class Unwilling(Method):
 
 
 def folder(tmp_path: Path, method_class: type[Method], bench_toml: str) -> Any:
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "bench.toml").write_text(bench_toml, "utf-8")
     return SimpleNamespace(name="made", path=tmp_path, load=lambda: method_class)
 
@@ -93,6 +94,23 @@ def test_an_unknown_workload_is_named(key: str, tmp_path: Path) -> None:
     made = folder(tmp_path, Method, f"[variants.a]\n{key} = ['lstm', 'cnn']\n")
     with pytest.raises(SpecError, match=r"'made a': unknown workload 'cnn', there are cnn11, lstm, autoencoder$"):
         next(bench({"made": made}, CPU, 1, small=True))
+
+
+def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that each ratio has vanilla steps of its own minute, and what is timed is shown before the next begins."""
+    monkeypatch.setattr(
+        "reproduce.bench.bench_functions", lambda folders, *_: [f"losses of {name}" for name in folders]
+    )
+    monkeypatch.setattr("reproduce.bench.bench_steps", lambda folders, workload, *_: [*folders, workload.name])
+    monkeypatch.setattr("reproduce.bench.bench_loop", lambda workload, *_: f"loop {workload.name}")
+    named = "[variants.a]\nworkloads = ['lstm']\n"
+    folders = {"x": folder(tmp_path / "x", Method, named), "y": folder(tmp_path / "y", Method, "[variants.a]\n")}
+    groups = list(bench(folders, CPU, 1, small=True))
+    assert groups == [
+        ["losses of x", "x", "lstm"],
+        ["losses of y", "y", "cnn11", "y", "lstm"],
+        ["loop cnn11", "loop lstm"],
+    ]
 
 
 def test_timings_are_interleaved_and_compared_round_by_round() -> None:
