@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from reproduce.records import QUANTILES, EpochRecord, Result
 from reproduce.report.match import ArmRuns, TaskRuns
 from reproduce.report.style import ARMS, DASHES, INK, MARKERS, QUIET, STYLE, WIDTH, Look, colour, legend, panels
-from reproduce.report.tables import metric_text, metrics_of, published
+from reproduce.report.tables import decimals_of, metric_text, metrics_of, number, published
 from reproduce.spec import SpecError
 from reproduce.stats import Estimate, mean_estimate
 
@@ -66,7 +66,10 @@ def _seed_row(axis: Axes, place: int, arm: ArmRuns, metric: str, look: Look) -> 
 
 
 def paired_differences(task: TaskRuns, look: Look) -> Figure | None:
-    """Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval."""
+    """Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval.
+
+    Where one arm lies far beyond all others, the panel shows those, and an arrow with the mean of the one.
+    """
     baseline = task.arms.get(task.experiment.baseline or "")
     others = [arm for arm in task.arms.values() if arm is not baseline]
     if baseline is None:
@@ -79,6 +82,7 @@ def paired_differences(task: TaskRuns, look: Look) -> Figure | None:
         axis.axvline(0, color=QUIET, lw=0.8)
         for place, arm in enumerate(others):
             _difference_row(axis, place, arm, baseline, metric, look)
+        _leave_out_the_farthest(axis, others, [list(_paired(arm, baseline, metric).values()) for arm in others])
         axis.set_xlabel(f"{metric_text(metric)}, minus {baseline.label}")
         _rows(axis, len(others))
     axes[0].set_yticks(range(len(others)), [arm.label for arm in others])
@@ -107,6 +111,38 @@ def _difference_row(axis: Axes, place: int, arm: ArmRuns, baseline: ArmRuns, met
     axis.text(
         0.99, place - 0.3, said, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
     )
+
+
+def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], pairs: list[list[float]]) -> None:
+    """Limit a panel to the other arms, where all seeds of one lie beyond twice the reach of theirs."""
+    reaches = [_reach(seeds) for seeds in pairs]
+    far = max(range(len(arms)), key=lambda place: min(map(abs, pairs[place]), default=0.0))
+    others = [reach for place, reach in enumerate(reaches) if place != far]
+    reach = max((abs(end) for ends in others for end in ends), default=0.0)
+    if reach == 0 or arms[far].diverged or min(map(abs, pairs[far]), default=0.0) <= 2 * reach:
+        return
+    low, high = min(low for low, _ in others), max(high for _, high in others)
+    margin = 0.08 * (high - low)
+    axis.set_xlim(low - margin, high + margin)
+    mean = float(np.mean(pairs[far]))
+    right, said = mean > 0, number(mean, decimals_of([mean]), sign=True)
+    axis.text(
+        0.99 if right else 0.01,
+        far,
+        f"{said} →" if right else f"← {said}",
+        transform=axis.get_yaxis_transform(),
+        ha="right" if right else "left",
+        va="center",
+        color=QUIET,
+        size=7.5,
+    )
+
+
+def _reach(pairs: list[float]) -> tuple[float, float]:
+    """From the lowest to the highest that a row draws: seeds, interval and zero."""
+    interval = mean_estimate(pairs).interval if pairs else None
+    ends = [*pairs, 0.0, *((interval.low, interval.high) if interval else ())]
+    return min(ends), max(ends)
 
 
 def _bar(axis: Axes, place: int, estimate: Estimate, shade: str) -> None:

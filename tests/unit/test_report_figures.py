@@ -85,6 +85,24 @@ def test_paired_differences_are_taken_seed_by_seed(task, look):
     assert any(tuple(line.get_xdata()) == (0, 0) for line in panel.lines)
 
 
+@pytest.mark.parametrize(("far", "said"), [(60.0, ["+60.00 →"]), (-60.0, ["← −60.00"]), (1.5, [])])
+def test_one_arm_far_beyond_the_others_is_an_arrow(make_experiment, make_result, far, said):
+    """BN differs by up to half a point; PER by 60, or by 1.5, within twice the reach of its interval."""
+    experiment = make_experiment()
+    away = {
+        "vanilla": lambda seed: 0.0,
+        "batchnorm": lambda seed: 0.25 * seed,
+        "per": lambda seed: far + 0.1 * seed - 0.1,
+    }
+    results = [make_result(c, 70.0 + away[c.arm_name](c.seed)) for c in cells(experiment) if c.arm_name in away]
+    task = match(experiment, "digits", results)
+    panel = figures.draw("paired_differences", task, style.looks([experiment])).axes[0]
+    assert [text.get_text() for text in panel.texts if text.get_text() != "not run"] == said
+    low, high = panel.get_xlim()
+    assert (low <= far <= high) == (not said)
+    assert low < 0 < 0.5 < high
+
+
 @pytest.mark.parametrize(
     ("arm", "said"), [("per", ["seeds of PER diverged"]), ("vanilla", 2 * ["seeds of Vanilla diverged"])]
 )
