@@ -28,7 +28,7 @@ OWN = {"arms", "deviations"}  # what the files of one column may differ in
 
 CAPTION = (
     "Each arm minus the baseline, on test and validation, paired by seed, the best on the test set first: points are "
-    "seeds, bars are means with their 95 % intervals, colours are methods."
+    "seeds, bars are means with their 95 % intervals, colours are methods; an arrow is the mean of an arm far beyond."
 )
 
 Experiments = Mapping[str, Experiment]
