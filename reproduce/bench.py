@@ -168,7 +168,7 @@ class Stepper:
         clip_gradients(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.method.after_step(self.task.model, self.optimizer, self.progress, self.generators.method)
-        self.trace.clear()  # dozens of models wait their turn: none keeps its activations meanwhile
+        self.trace.clear()  # other models wait their turn: none keeps its activations meanwhile
         self.index += 1
 
 
@@ -212,33 +212,32 @@ def ratio_row(
     return Row(what, where, middle, low, high, 1e3 * statistics.median(seconds), promised, kept)
 
 
-def bench_steps(folders: dict[str, MethodFolder], workload: Workload, device: torch.device, rounds: int) -> list[Row]:
-    """Every variant of every method against vanilla, and vanilla against itself for the noise.
+def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, rounds: int) -> list[Row]:
+    """Every variant of a method against vanilla, and vanilla against itself for the noise.
 
-    What a method refuses is said on the standard error, and left out.
+    What the method refuses is said on the standard error, and left out.
 
     Raises:
-        SpecError: a method refuses a workload that its bench.toml names.
+        SpecError: the method refuses a workload that its bench.toml names.
     """
     plain = Method()
     steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
     steppers["vanilla again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
-    for name, folder in folders.items():
-        for variant_name, variant in read_spec(folder).variants.items():
-            if not workload.times(variant):
-                continue
-            method = folder.load().model_validate_json(json.dumps(variant.params))
-            label = f"{name} {variant_name}"
-            try:
-                steppers[label] = Stepper(workload, method, device)
-            except ValueError as error:
-                if variant.workloads is not None:
-                    raise SpecError(f"bench.toml times {label!r} on {workload.name!r}: {error}") from error
-                print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
-                continue
-            applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
-            limits[label] = variant.limit if applies else None
+    for variant_name, variant in read_spec(folder).variants.items():
+        if not workload.times(variant):
+            continue
+        method = folder.load().model_validate_json(json.dumps(variant.params))
+        label = f"{folder.name} {variant_name}"
+        try:
+            steppers[label] = Stepper(workload, method, device)
+        except ValueError as error:
+            if variant.workloads is not None:
+                raise SpecError(f"bench.toml times {label!r} on {workload.name!r}: {error}") from error
+            print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
+            continue
+        applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
+        limits[label] = variant.limit if applies else None
     seconds = interleaved(steppers, device, rounds)
     return [
         ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
@@ -247,25 +246,24 @@ def bench_steps(folders: dict[str, MethodFolder], workload: Workload, device: to
     ]
 
 
-def bench_functions(folders: dict[str, MethodFolder], device: torch.device, rounds: int) -> list[Row]:
-    """The pure functions of each method against their plainer relatives, on random activations."""
+def bench_functions(folder: MethodFolder, device: torch.device, rounds: int) -> list[Row]:
+    """The pure functions of a method against their plainer relatives, on random activations."""
     rows = []
-    for name, folder in folders.items():
-        module = importlib.import_module(f"methods.{name}.method")
-        for pair in read_spec(folder).functions:
-            fast, plain = getattr(module, pair.name), getattr(module, pair.against)
-            for shape in pair.shapes:
-                activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-                calls = {"fast": _forward_backward(fast, activations), "plain": _forward_backward(plain, activations)}
-                once = {name: timed(call, device) for name, call in calls.items()}
-                once = {name: min(once[name], timed(call, device)) for name, call in calls.items()}  # warm
-                repeats = round(min(10, max(1, 0.05 / max(once.values()))))
-                affordable = round(SECONDS_PER_PAIR / (repeats * sum(once.values())))
-                seconds = interleaved(calls, device, min(rounds, max(3, affordable)), repeats)
-                title = f"loss: {name} {pair.against} / {pair.name}"
-                rows.append(
-                    ratio_row(title, str(tuple(shape)), seconds["plain"], seconds["fast"], pair.at_least, at_least=True)
-                )
+    module = importlib.import_module(f"methods.{folder.name}.method")
+    for pair in read_spec(folder).functions:
+        fast, plain = getattr(module, pair.name), getattr(module, pair.against)
+        for shape in pair.shapes:
+            activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            calls = {"fast": _forward_backward(fast, activations), "plain": _forward_backward(plain, activations)}
+            once = {name: timed(call, device) for name, call in calls.items()}
+            once = {name: min(once[name], timed(call, device)) for name, call in calls.items()}  # warm
+            repeats = round(min(10, max(1, 0.05 / max(once.values()))))
+            affordable = round(SECONDS_PER_PAIR / (repeats * sum(once.values())))
+            seconds = interleaved(calls, device, min(rounds, max(3, affordable)), repeats)
+            title = f"loss: {folder.name} {pair.against} / {pair.name}"
+            rows.append(
+                ratio_row(title, str(tuple(shape)), seconds["plain"], seconds["fast"], pair.at_least, at_least=True)
+            )
     return rows
 
 
@@ -353,14 +351,14 @@ def bench(
         unknown = sorted({*(variant.workloads or ()), *variant.limit_on} - set(known))
         if unknown:
             raise SpecError(f"bench.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
-    for name, folder in folders.items():
+    for folder in folders.values():
         try:
-            rows = bench_functions({name: folder}, device, 5 * rounds)
+            rows = bench_functions(folder, device, 5 * rounds)
         except AttributeError as error:
             raise SpecError(f"bench.toml names a function that its method.py lacks: {error}") from error
         for workload in chosen:
             if any(workload.times(variant) for variant in read_spec(folder).variants.values()):
-                rows += bench_steps({name: folder}, workload, device, rounds)
+                rows += bench_steps(folder, workload, device, rounds)
         yield rows
     yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
 

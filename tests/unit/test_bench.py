@@ -63,7 +63,7 @@ def test_a_timed_step_is_a_step_of_the_loop(name: str, tmp_path: Path) -> None:
 def test_the_workload_with_a_code_is_for_those_who_name_it(tmp_path: Path) -> None:
     named = "[variants.a]\n[variants.b]\nworkloads = ['autoencoder']\n[variants.c]\nworkloads = []\n"
     made = folder(tmp_path, Method, named)
-    timed = {name: bench_steps({"made": made}, workload, CPU, 1) for name, workload in SMALL.items() if name != "cnn11"}
+    timed = {name: bench_steps(made, workload, CPU, 1) for name, workload in SMALL.items() if name != "cnn11"}
     again = "step: vanilla again / vanilla"
     assert [row.what for row in timed["lstm"]] == [again, "step: made a / vanilla"]
     assert [row.what for row in timed["autoencoder"]] == [again, "step: made b / vanilla"]
@@ -79,14 +79,14 @@ def test_dead_latents_are_resampled_while_timed() -> None:
 
 
 def test_what_a_method_refuses_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = bench_steps({"made": folder(tmp_path, Unwilling, "[variants.a]\n")}, SMALL["lstm"], CPU, 1)
+    rows = bench_steps(folder(tmp_path, Unwilling, "[variants.a]\n"), SMALL["lstm"], CPU, 1)
     assert [row.what for row in rows] == ["step: vanilla again / vanilla"]
     assert capsys.readouterr().err == (
         "not timed: made a refuses lstm: the model has a Site 'x' that this method cannot read\n"
     )
     named = folder(tmp_path, Unwilling, "[variants.a]\nworkloads = ['lstm']\n")
     with pytest.raises(SpecError, match=r"^bench\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
-        bench_steps({"made": named}, SMALL["lstm"], CPU, 1)
+        bench_steps(named, SMALL["lstm"], CPU, 1)
 
 
 @pytest.mark.parametrize("key", ["workloads", "limit_on"])
@@ -98,10 +98,8 @@ def test_an_unknown_workload_is_named(key: str, tmp_path: Path) -> None:
 
 def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each ratio has vanilla steps of its own minute, and what is timed is shown before the next begins."""
-    monkeypatch.setattr(
-        "reproduce.bench.bench_functions", lambda folders, *_: [f"losses of {name}" for name in folders]
-    )
-    monkeypatch.setattr("reproduce.bench.bench_steps", lambda folders, workload, *_: [*folders, workload.name])
+    monkeypatch.setattr("reproduce.bench.bench_functions", lambda one, *_: [f"losses of {one.path.name}"])
+    monkeypatch.setattr("reproduce.bench.bench_steps", lambda one, workload, *_: [one.path.name, workload.name])
     monkeypatch.setattr("reproduce.bench.bench_loop", lambda workload, *_: f"loop {workload.name}")
     named = "[variants.a]\nworkloads = ['lstm']\n"
     folders = {"x": folder(tmp_path / "x", Method, named), "y": folder(tmp_path / "y", Method, "[variants.a]\n")}
