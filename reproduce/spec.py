@@ -206,6 +206,7 @@ class Experiment(Strict):
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ("seeds", "learning_curves", "site_statistics")
     deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
+    caveat: str = ""  # what a reader must know before the numbers: said wherever what was found is said
     metrics: tuple[str, ...] = ()  # "test.l0": to be shown in columns beside the Task's own metric
 
     @model_validator(mode="after")

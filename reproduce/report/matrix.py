@@ -165,6 +165,7 @@ def _column(column: Column) -> dict[str, Any]:
         "metric": tables.metric_text(column.metric),
         "gap": f"minus {column.baseline.label}",
         "finding": finding(column),
+        "caveat": experiment.caveat,
         "notes": column.task.notes,
         "data": card,
         "frame": _frame_of(column),

@@ -192,6 +192,8 @@ def terminal_summary(
         if whole is not None:
             title = f"{tables.metric_text(whole.metric)}, mean; the best between asterisks"
             parts += [tables.terminal(across.frame(whole), title), Text(across.sentence(whole))]
+        if one.experiment.caveat:
+            parts.append(Text(one.experiment.caveat, style="bold"))
         if waiting := _waiting(one):
             parts.append(Text(waiting, style="dim"))
         for task_name, task in one.tasks.items():
