@@ -53,6 +53,7 @@ test: $(ready) ## ruff, mypy and the whole test suite
 	@$(venv)/bin/ruff check .
 	@$(venv)/bin/ruff format --check .
 	@$(venv)/bin/mypy
+	@$(venv)/bin/lint-imports --verbose > /dev/null || $(venv)/bin/lint-imports
 	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON

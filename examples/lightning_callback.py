@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from methods.activity_norm.method import Method as ActivityNorm
-from reproduce.attach import Handle, attach
 from reproduce.method import Method
+from reproduce.method.attach import Handle, attach
 
 
 class ActivationPenalty(lightning.Callback):

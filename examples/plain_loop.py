@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.activity_norm.method import Method as ActivityNorm
-from reproduce.attach import attach
 from reproduce.method import Method
+from reproduce.method.attach import attach
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from methods.activity_norm.method import Method as ActivityNorm
-from reproduce.attach import attach
 from reproduce.method import Method
+from reproduce.method.attach import attach
 
 
 class PenalisedTrainer(Trainer):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from methods._template.method import Method, squared_mean
-from reproduce.sites import Site, watch
+from reproduce.method.sites import Site, watch
 
 
 def test_a_value_by_hand() -> None:

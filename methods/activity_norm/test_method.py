@@ -17,7 +17,7 @@ from methods.activity_norm.method import (
     temporal_activation_regularization,
 )
 from reproduce.method import Site
-from reproduce.sites import Trace, watch
+from reproduce.method.sites import Trace, watch
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta, Cauchy, Exponential, Gamma, Laplace, LogNormal, Normal, StudentT, Uniform
 
 from methods.activity_prior.method import Histogram, Laws, Memory, Method, RectifiedNormal, prior_loss
-from reproduce.sites import Site, watch
+from reproduce.method.sites import Site, watch
 
 SAMPLE_DISTANCES = ("wasserstein1", "wasserstein2", "cramer")
 BINS = Histogram([0.0, 0.5, 1.0, 2.0], [3.0, 0.0, 1.0])

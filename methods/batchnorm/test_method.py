@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from methods.batchnorm.method import Method
 from reproduce.method import Site
-from reproduce.sites import watch
+from reproduce.method.sites import watch
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.energy_distance.method import Method, energy_distance, sliced_energy_distance
 from reproduce.method import sample_directions
-from reproduce.sites import Site, Trace, watch
+from reproduce.method.sites import Site, Trace, watch
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

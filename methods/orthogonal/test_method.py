@@ -23,7 +23,7 @@ from methods.orthogonal.method import (
     soft_orthogonality,
     srip,
 )
-from reproduce.sites import watch
+from reproduce.method.sites import watch
 
 # Wide, tall and square.
 SHAPES = [(6, 2, 3, 3), (20, 7), (9, 9)]

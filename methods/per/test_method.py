@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from methods.per.figures import FIGURES, N_SLICES, noise_to_signal
 from methods.per.method import Method, per_loss, sliced_per_loss, value_and_slope
 from reproduce.method import Site, sample_directions
-from reproduce.sites import Trace, watch
+from reproduce.method.sites import Trace, watch
 
 DIMENSIONS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 33, 64, 650, 4096, 65536)
 MEAN_SQUARES = (0.0, 1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 300.0, 1e4)  # |h| from 0 to 100 sqrt(d)

@@ -26,9 +26,9 @@ from methods.per.method import (
     per_loss,
     sliced_per_loss,
 )
+from reproduce.experiment.schema import read_experiment
 from reproduce.method import Site, sample_directions
-from reproduce.sites import Trace, watch
-from reproduce.spec import read_experiment
+from reproduce.method.sites import Trace, watch
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.quantile_activation.method import Method, QuantileActivation, quantile_transform, reference_quantile
 from reproduce.method import Site
-from reproduce.sites import watch
+from reproduce.method.sites import watch
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

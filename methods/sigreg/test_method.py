@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods.sigreg.method import Method, sigreg, sliced_sigreg, weak_sigreg
 from reproduce.method import Site, sample_directions
-from reproduce.sites import Trace, watch
+from reproduce.method.sites import Trace, watch
 
 FLOOR = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))  # 1.0594, the mean at the target
 WIDE = {"t_max": 8.0, "n_points": 65}  # the window of the closed form has no end

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.sliced_wasserstein.method import Method, sliced_wasserstein
 from reproduce.method import sample_directions
-from reproduce.sites import Site, Trace, watch
+from reproduce.method.sites import Site, Trace, watch
 
 S = math.sqrt(2 / math.pi)
 ONE = torch.ones(1, 1, dtype=torch.float64)

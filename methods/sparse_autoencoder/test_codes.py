@@ -12,11 +12,11 @@ import torch
 import reproduce.method
 from methods.sparse_autoencoder.method import Method
 from reproduce import data, models, tasks
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
+from reproduce.method.sites import watch
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.sites import watch
-from reproduce.spec import Recipe, TaskSpec
-from reproduce.train import train
+from reproduce.training.loop import train
 
 CPU = torch.device("cpu")
 DIGITS = data.load("digits")

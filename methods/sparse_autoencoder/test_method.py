@@ -24,8 +24,8 @@ from methods.sparse_autoencoder.method import (
     relative_reconstruction_bias,
 )
 from reproduce import models
+from reproduce.method.sites import Site, Trace, watch
 from reproduce.models import Sizes
-from reproduce.sites import Site, Trace, watch
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from methods.vanilla.method import Method
 from reproduce.method import Site
-from reproduce.sites import watch
+from reproduce.method.sites import watch
 
 
 def test_nothing_is_changed_and_nothing_is_added() -> None:

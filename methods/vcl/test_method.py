@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from methods.vcl.figures import FIGURES, expected_loss, few_modes, mixture_kurtosis
 from methods.vcl.method import Method, two_slice_variance_constancy_loss, variance_constancy_loss
+from reproduce.experiment.schema import Recipe
 from reproduce.method import Site
-from reproduce.optim import parameter_groups
-from reproduce.sites import watch
-from reproduce.spec import Recipe
+from reproduce.method.sites import watch
+from reproduce.training.optim import parameter_groups
 
 LAWS = {
     "normal": (0.0, lambda shape, generator: torch.randn(shape, generator=generator, dtype=torch.float64)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods.vcreg.method import Method, covariance_penalty, full_covariance_penalty, variance_hinge
 from reproduce.method import Site
-from reproduce.sites import Trace, watch
+from reproduce.method.sites import Trace, watch
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.weight_norm_penalty.figures import FIGURES, ridge_shrinkage
 from methods.weight_norm_penalty.method import Method, kernel_l1, kernel_l2
-from reproduce.sites import Trace
+from reproduce.method.sites import Trace
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reproduce.cards import Card, DataError, card_names, checksum, read_card
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
 from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
+from reproduce.experiment.dataset_card import Card, DataError, card_names, checksum, read_card
 
 __all__ = [
     "Card",
@@ -38,7 +38,7 @@ def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Dat
         cache: the project's own folder for downloads and unpacked files.
 
     Raises:
-        SpecError: an unknown name.
+        UserError: an unknown name.
         DataError: missing, damaged or wrong data, or a cache that cannot be written; one line.
     """
     return load_card(read_card(name), root, cache)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.cards import Card, DataError, Split
 from reproduce.data.sources import (
     Found,
     digest,
@@ -29,6 +28,7 @@ from reproduce.data.sources import (
     verify,
     writable,
 )
+from reproduce.experiment.dataset_card import Card, DataError, Split
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from reproduce.cards import Card, DataError, File, matches
+from reproduce.experiment.dataset_card import Card, DataError, File, matches
 
 
 class Found(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.cards import Card, DataError, Table
 from reproduce.data.sources import Found, find, locked, missing, unwritable, writable
+from reproduce.experiment.dataset_card import Card, DataError, Table
 
 VALIDATION_SHARE = 5  # one row in so many, of each class outside a test fold, is for validation
 

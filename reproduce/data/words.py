@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.cards import Card, DataError, Split, python_version, topics_text
 from reproduce.data.sources import obtain
+from reproduce.experiment.dataset_card import Card, DataError, Split, python_version, topics_text
 
 END = "<eos>"
 UNKNOWN = "<unk>"

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from reproduce.spec import SpecError
+from reproduce.errors import UserError
 
 __all__ = ["ModelOptions", "Sizes", "build", "check_options", "known_models"]
 
@@ -39,13 +39,13 @@ def check_options(name: str, options: dict[str, Any]) -> Any:
     """Validate the options of a model, and return its ``Options``.
 
     Raises:
-        SpecError: for an unknown model, an unknown option or a value out of range, in one line.
+        UserError: for an unknown model, an unknown option or a value out of range, in one line.
     """
     module = _module(name)
     try:
         return module.Options.model_validate(options)
     except ValidationError as error:
-        raise SpecError(f"model {name!r}: {_explain(module, error)}") from error
+        raise UserError(f"model {name!r}: {_explain(module, error)}") from error
 
 
 def build(
@@ -65,21 +65,21 @@ def build(
         dropout: generator of the masks, on the training device; None where nothing is dropped while training.
 
     Raises:
-        SpecError: for an unknown model, bad options, or an input that the model cannot take.
+        UserError: for an unknown model, bad options, or an input that the model cannot take.
     """
     checked = check_options(name, options)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw a default that the model then overwrites
         try:
             model: nn.Module = _module(name).build(checked, sizes, initialisation, dropout)
         except ValueError as error:
-            raise SpecError(f"model {name!r}: {error}") from error
+            raise UserError(f"model {name!r}: {error}") from error
     return model
 
 
 def _module(name: str) -> ModuleType:
     known = known_models()
     if name not in known:
-        raise SpecError(f"unknown model {name!r}: the models are {', '.join(known)}")
+        raise UserError(f"unknown model {name!r}: the models are {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

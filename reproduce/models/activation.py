@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reproduce.sites import Axes, Site
+from reproduce.method.sites import Axes, Site
 
 ActivationName = Literal["relu", "elu", "selu", "sigmoid", "tanh", "leaky_relu"]
 

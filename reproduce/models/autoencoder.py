@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.dropout import Dropout
-from reproduce.sites import Site
 
 
 class Options(ModelOptions):

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from reproduce.method.sites import Site
 from reproduce.models import Sizes, lstm
 from reproduce.models.initialisation import draw_uniform
-from reproduce.sites import Site
 
 
 class Options(lstm.Options):

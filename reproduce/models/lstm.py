@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.dropout import Dropout, LockedDropout
 from reproduce.models.initialisation import draw_uniform
-from reproduce.sites import Site
 
 EMBEDDING_BOUND = 0.1  # U(+-0.1) for embedding and decoder: pytorch/examples, word_language_model
 

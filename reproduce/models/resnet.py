@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.initialisation import draw_weight
-from reproduce.sites import Site
 
 
 class Options(ModelOptions):

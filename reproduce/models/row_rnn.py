@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.initialisation import draw_uniform
-from reproduce.sites import Site
 
 CELLS: dict[str, Callable[[int, int], nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 BLOCKS = {"lstm": 4, "gru": 3, "tanh": 1}  # gates, whose blocks lie below each other in a hidden-to-hidden kernel

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from reproduce.records import QUANTILES, EpochRecord, Result
-from reproduce.report.match import ArmRuns, TaskRuns
+from reproduce.errors import UserError
 from reproduce.report.style import ARMS, DASHES, INK, MARKERS, QUIET, STYLE, WIDTH, Look, colour, legend, panels
 from reproduce.report.tables import decimals_of, metric_text, metrics_of, number, published
-from reproduce.spec import SpecError
-from reproduce.stats import Estimate, mean_estimate
+from reproduce.results.match import ArmRuns, TaskRuns
+from reproduce.results.record import QUANTILES, EpochRecord, Result
+from reproduce.results.stats import Estimate, mean_estimate
 
 STATISTICS = {"mean_square": "mean square", "norm_dispersion": "norm dispersion", "effective_rank": "effective rank"}
 
@@ -27,10 +27,10 @@ def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
     """Draw one figure of an experiment; None where its Results hold nothing to draw.
 
     Raises:
-        SpecError: there is no figure of that name.
+        UserError: there is no figure of that name.
     """
     if name not in FIGURES:
-        raise SpecError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
+        raise UserError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
     with matplotlib.rc_context(STYLE):
         return FIGURES[name](task, look)
 

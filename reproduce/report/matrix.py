@@ -14,14 +14,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduce.cards import read_card
-from reproduce.records import Result
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import read_card
+from reproduce.experiment.schema import Arm, Experiment, cells
 from reproduce.report import figures, tables
-from reproduce.report.findings import SMALL
-from reproduce.report.match import ArmRuns, TaskRuns, higher_is_better, match
 from reproduce.report.provenance import protocol
-from reproduce.spec import Arm, Experiment, SpecError, cells
-from reproduce.stats import CONFIDENCE
+from reproduce.report.sentences import SMALL
+from reproduce.results.match import ArmRuns, TaskRuns, higher_is_better, match
+from reproduce.results.record import Result
+from reproduce.results.stats import CONFIDENCE
 
 PREFIX = "matrix_"
 OWN = {"arms", "deviations"}  # what the files of one column may differ in
@@ -66,7 +67,7 @@ def columns(methods: Mapping[str, Experiments], results: Sequence[Result]) -> li
         methods: by name, all experiments of a method.
 
     Raises:
-        SpecError: files of one column that disagree in their task, budget, seeds or baseline.
+        UserError: files of one column that disagree in their task, budget, seeds or baseline.
     """
     files = sorted({file for experiments in methods.values() for file in experiments if file.startswith(PREFIX)})
     found = []
@@ -87,7 +88,7 @@ def _merged(file: str, parts: Experiments) -> tuple[Experiment, dict[str, str]]:
     for name, frame in others:
         wrong = [key for key in expected if frame[key] != expected[key]]
         if wrong:
-            raise SpecError(f"{file}: methods/{name} and methods/{first} differ in {', '.join(wrong)}: one for all")
+            raise UserError(f"{file}: methods/{name} and methods/{first} differ in {', '.join(wrong)}: one for all")
     baseline = parts[first].baseline or ""
     arms: dict[str, Arm] = {baseline: parts[first].arms[baseline]}
     owners = {}
@@ -109,7 +110,7 @@ def _deviations(parts: Experiments) -> list[tuple[str, str]]:
 def _frame(where: str, experiment: Experiment) -> dict[str, Any]:
     """What every file of a column must share."""
     if experiment.baseline is None:
-        raise SpecError(f"{where} names no baseline: a column of the matrix needs one")
+        raise UserError(f"{where} names no baseline: a column of the matrix needs one")
     shared = experiment.model_dump(exclude=OWN)
     return {**shared, "the baseline's arm": experiment.arms[experiment.baseline].model_dump()}
 
@@ -118,7 +119,7 @@ def content(methods: Mapping[str, Experiments], results: Sequence[Result]) -> di
     """Everything that the page says; None where no method has a file of the matrix.
 
     Raises:
-        SpecError: as `columns`, or a dataset without a card.
+        UserError: as `columns`, or a dataset without a card.
     """
     found = columns(methods, results)
     if not found:

@@ -18,17 +18,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reproduce.cards import Card as DataCard
-from reproduce.cards import read_card
-from reproduce.judge import DIRECTIONS, WORDS, Verdict, judge, rule
-from reproduce.records import Result
-from reproduce.report import across, figures, matrix, style, tables
-from reproduce.report.card import Card, inline, to_html
-from reproduce.report.findings import conclusion, finding
-from reproduce.report.match import TaskRuns, match
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card as DataCard
+from reproduce.experiment.dataset_card import read_card
+from reproduce.experiment.schema import Experiment, cells
+from reproduce.report import figures, matrix, style, tables
+from reproduce.report import over_tasks as across
+from reproduce.report.method_card import Card, inline, to_html
 from reproduce.report.provenance import protocol, provenance
-from reproduce.report.strips import strips
-from reproduce.spec import Experiment, SpecError, cells
+from reproduce.report.seed_plots import strips
+from reproduce.report.sentences import conclusion, finding
+from reproduce.results.judge import DIRECTIONS, WORDS, Verdict, judge, rule
+from reproduce.results.match import TaskRuns, match
+from reproduce.results.record import Result
 
 STYLES = {
     "reproduced": "green",
@@ -68,7 +70,7 @@ def find(experiments: Mapping[str, Experiment], results: Sequence[Result]) -> li
     """Match and judge every experiment.
 
     Raises:
-        SpecError: a task names a dataset without a card.
+        UserError: a task names a dataset without a card.
     """
     found = []
     for name, experiment in experiments.items():
@@ -107,7 +109,7 @@ def write_page(
         problems: one line for each Result file that could not be read.
 
     Raises:
-        SpecError: no usable card, an unknown figure or dataset, or no permission to write.
+        UserError: no usable card, an unknown figure or dataset, or no permission to write.
     """
     card = Card(method_folder)
     found = sorted(find(experiments, results), key=lambda one: not one.results)  # what ran comes first
@@ -143,7 +145,7 @@ def write_index(
         methods: by name, the folder and the experiments.
 
     Raises:
-        SpecError: no usable card, an unknown dataset, files of the matrix that disagree, or no permission to write.
+        UserError: no usable card, an unknown dataset, files of the matrix that disagree, or no permission to write.
     """
     rows: list[dict[str, Any]] = []
     for name, (folder, experiments) in methods.items():
@@ -329,11 +331,11 @@ def _own_figures(name: str, folder: Path, results: list[Result]) -> list[dict[st
         return []
     spec = importlib.util.spec_from_file_location(f"methods.{name}.figures", path)
     if spec is None or spec.loader is None:
-        raise SpecError(f"{path}: cannot be imported")
+        raise UserError(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "FIGURES"):
-        raise SpecError(f"{path}: defines no FIGURES")
+        raise UserError(f"{path}: defines no FIGURES")
     with matplotlib.rc_context(style.STYLE):
         return [_drawing(draw(results), f"{name}-{key}", _first_line(draw)) for key, draw in module.FIGURES.items()]
 
@@ -347,7 +349,7 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     except OSError as error:
-        raise SpecError(f"{path}: the page cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: the page cannot be written ({error.strerror})") from error
 
 
 def _rendered(template: str, content: Mapping[str, Any]) -> str:

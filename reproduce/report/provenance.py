@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reproduce.records import Result
-from reproduce.spec import Experiment
+from reproduce.experiment.schema import Experiment
+from reproduce.results.record import Result
 
 PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 

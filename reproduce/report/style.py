@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
-from reproduce.spec import Experiment
+from reproduce.experiment.schema import Experiment
 
 # Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"

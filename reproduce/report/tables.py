@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from reproduce.judge import Verdict
-from reproduce.report.match import ArmRuns, TaskRuns
-from reproduce.spec import Claim
-from reproduce.stats import Difference, holm, paired_difference
+from reproduce.experiment.schema import Claim
+from reproduce.results.judge import Verdict
+from reproduce.results.match import ArmRuns, TaskRuns
+from reproduce.results.stats import Difference, holm, paired_difference
 
 MINUS = "−"
 NOTHING = "–"

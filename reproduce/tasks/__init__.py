@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.data import Data
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 
 Metrics = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -42,14 +43,34 @@ class Task(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def build(spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device) -> Task:
+def build(
+    spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device, host: Any = None
+) -> Task:
     """The Task of ``spec.kind``: a file of that name in this folder.
 
+    Args:
+        host: what `read_host` made of the trained host network, for Tasks that read one's activations.
+
     Raises:
-        SpecError: no such kind, a field that it does not use, or what the Task itself refuses.
+        UserError: no such kind, a field that it does not use, or what the Task itself refuses.
     """
     check_fields(spec)
-    return _module(spec.kind).build(spec, recipe, data, generators, device)
+    given = {} if spec.host is None else {"host": host}
+    return _module(spec.kind).build(spec, recipe, data, generators, device, **given)
+
+
+def build_host(spec: TaskSpec, data: Data, generators: Generators, device: torch.device) -> Task:
+    """The Task on which the host network of ``spec.host`` is trained.
+
+    Raises:
+        UserError: what that Task refuses, or a Site that its model has not.
+    """
+    return _module(spec.kind).build_host(spec, data, generators, device)
+
+
+def read_host(spec: TaskSpec, task: Task) -> Any:
+    """What the Task of ``spec`` needs of the host that was trained on ``task``."""
+    return _module(spec.kind).read_host(spec, task)
 
 
 def check_fields(spec: TaskSpec) -> None:
@@ -58,7 +79,7 @@ def check_fields(spec: TaskSpec) -> None:
     A file of this folder names the optional fields of a TaskSpec that it uses in ``USES``.
 
     Raises:
-        SpecError: no such kind, or a field that it does not use.
+        UserError: no such kind, or a field that it does not use.
     """
     module = _module(spec.kind)
     given = {name: getattr(spec, name) for name, field in TaskSpec.model_fields.items() if field.default is None}
@@ -66,11 +87,11 @@ def check_fields(spec: TaskSpec) -> None:
     for name, value in given.items():
         if value is not None and name not in uses:
             taken = ", ".join(uses)
-            raise SpecError(f"a task of kind {spec.kind!r} takes {taken} and no {name!r}, found {value!r}")
+            raise UserError(f"a task of kind {spec.kind!r} takes {taken} and no {name!r}, found {value!r}")
 
 
 def _module(kind: str) -> ModuleType:
     kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     if kind not in kinds:
-        raise SpecError(f"unknown task kind {kind!r}: there are {', '.join(kinds)}")
+        raise UserError(f"unknown task kind {kind!r}: there are {', '.join(kinds)}")
     return importlib.import_module(f"{__name__}.{kind}")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics
 
 
@@ -34,7 +35,7 @@ class Classification(Generic[Part]):
     """All examples stay on the device; a Task says how stored inputs become what the network sees.
 
     Raises:
-        SpecError: fewer examples than a batch, or a recipe that asks for what such tasks do not have.
+        UserError: fewer examples than a batch, or a recipe that asks for what such tasks do not have.
     """
 
     metric = "error"
@@ -50,11 +51,11 @@ class Classification(Generic[Part]):
         device: torch.device,
     ) -> None:
         if len(train.labels) < recipe.batch_size:
-            raise SpecError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
+            raise UserError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
         if recipe.selection == "best_validation" and "validation" not in splits:
-            raise SpecError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
+            raise UserError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
         if recipe.window:
-            raise SpecError(f"recipe.window is for words; {spec.kind.replace('_', ' ')} has none")
+            raise UserError(f"recipe.window is for words; {spec.kind.replace('_', ' ')} has none")
         self.recipe = recipe
         self.generators = generators
         self.device = device

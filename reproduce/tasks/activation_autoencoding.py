@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +13,20 @@ from torch import Tensor, nn
 
 from reproduce import models
 from reproduce.data import WordData
-from reproduce.method import Method
+from reproduce.errors import UserError
+from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
+from reproduce.method.rng import Generators
+from reproduce.method.sites import Site
 from reproduce.models import Sizes
-from reproduce.randomness import Generators, derived_seed
-from reproduce.sites import Site
-from reproduce.sparsity import CodeStatistics, ReconstructionStatistics
-from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks import Metrics
+from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.language_modeling import LanguageModeling
-from reproduce.train import train
 
 USES = ("train_examples", "host")  # fields of a TaskSpec
 
 
 class Splice(nn.Module):
-    """Hands upward what an autoencoder makes of activations (T, B, d), and measures it on the way."""
+    """Replace activations (T, B, d) by their reconstructions, and measure codes and reconstructions."""
 
     def __init__(self, autoencoder: Any, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -46,7 +43,7 @@ class Splice(nn.Module):
 
 
 class Ablation(nn.Module):
-    """Hands upward one vector (d,) whatever comes."""
+    """Replace activations by a constant (zero or mean ablation): one vector (d,) for all."""
 
     def __init__(self, vector: Tensor) -> None:
         super().__init__()
@@ -69,7 +66,7 @@ class Host:
 
     @contextmanager
     def spliced(self, module: nn.Module) -> Iterator[None]:
-        """The host with ``module`` on what the Site hands upward; a layer's own state goes on as it was."""
+        """The host with ``module`` applied to the Site's output; a layer's own state goes on as it was."""
         self.site.transform = module
         try:
             yield
@@ -87,14 +84,12 @@ class Host:
 
 
 class ActivationAutoencoding:
-    """First the host is trained by its own recipe, in the same loop; then the autoencoder, by the Run's.
+    """The host, which is trained already, stays as it is; the autoencoder is trained by the Run's recipe.
 
     Activations are centred and scaled to a mean norm of sqrt(d). Loss: mean over tokens of the sum over features of
     squared errors. Metrics of a split: those of autoencoding, and ``ce_loss_with_sae``, ``ce_loss_without_sae``,
     ``ce_loss_with_zero_ablation``, ``ce_loss_with_mean_ablation`` in nats, ``ce_loss_increase``, ``ce_loss_score``
     against zero and ``ce_loss_score_mean`` against mean ablation, ``perplexity`` with the autoencoder spliced in.
-
-    An interrupted host begins anew; what it costs is no part of the Run's steps.
     """
 
     metric = "fvu"
@@ -103,14 +98,14 @@ class ActivationAutoencoding:
         self,
         spec: TaskSpec,
         recipe: Recipe,
-        data: WordData,
+        host: Host,
         generators: Generators,
         device: torch.device,
     ) -> None:
         if recipe.mixup or recipe.augment or recipe.window:
-            raise SpecError("recipe.mixup, augment and window are not for activations; window belongs to task.host")
+            raise UserError("recipe.mixup, augment and window are not for activations; window belongs to task.host")
         self.recipe, self.generators, self.device = recipe, generators, device
-        self.host = trained_host(spec, data, generators.initialisation.initial_seed(), device)
+        self.host = host
         activations = self.host.activations
         self.mean = activations.mean(0)
         centred = activations - self.mean
@@ -120,10 +115,10 @@ class ActivationAutoencoding:
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
         if not hasattr(model, "encode"):
-            raise SpecError(f"this task needs an autoencoder; model {spec.model!r} has no 'encode'")
+            raise UserError(f"this task needs an autoencoder; model {spec.model!r} has no 'encode'")
         self.steps_per_epoch = len(self.inputs) // recipe.batch_size
         if self.steps_per_epoch < 1:
-            raise SpecError(f"batch_size {recipe.batch_size} is larger than the {len(self.inputs)} activations")
+            raise UserError(f"batch_size {recipe.batch_size} is larger than the {len(self.inputs)} activations")
         self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
         self.epochs_begun = 0
         self.order = torch.empty(0, dtype=torch.int64)
@@ -183,39 +178,19 @@ class ActivationAutoencoding:
         self.epochs_begun = state["epochs_begun"]
 
 
-_KEPT: list[tuple[tuple[str, int, str], WordData, Host]] = []
-
-
-def trained_host(spec: TaskSpec, data: WordData, seed: int, device: torch.device) -> Host:
-    """The host of a seed. Runs that differ in the autoencoder alone follow each other and share it.
-
-    Raises:
-        SpecError: no ``task.host``, a host that diverges, or a Site that it has not.
-    """
-    if spec.host is None:
-        raise SpecError("this task needs task.host: the language model, its recipe and the Site to read")
-    key = (spec.host.model_dump_json() + str(spec.train_examples), seed, str(device))
-    for kept_key, kept_data, host in _KEPT:
-        if kept_key == key and kept_data is data:
-            return host
-    _KEPT.clear()  # one host and its activations at a time
-    host = _train_host(spec, data, derived_seed(seed, "host"), device)
-    _KEPT.append((key, data, host))
-    return host
-
-
-def _train_host(spec: TaskSpec, data: WordData, seed: int, device: torch.device) -> Host:
-    chosen: Any = spec.host
-    generators = Generators.seeded(seed, device)
+def build_host(spec: TaskSpec, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
+    """The language modeling on which the host is trained, by its own recipe."""
+    chosen = _host_of(spec)
+    _check_words(spec, data)
     own = spec.model_copy(update={"model": chosen.model, "model_options": chosen.model_options, "host": None})
     task = LanguageModeling(own, chosen.recipe, data, generators, device)
-    site = dict(task.model.named_modules()).get(chosen.site)
-    if not isinstance(site, Site):
-        raise SpecError(f"task.host.site {chosen.site!r}: model {chosen.model!r} has no such Site")
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = train(f"host-{seed}", chosen.recipe, task, Method(), generators, device, Path(folder))
-    if outcome.diverged_step is not None:
-        raise SpecError(f"task.host diverged at step {outcome.diverged_step}: lower its learning rate")
+    _site(task, chosen)
+    return task
+
+
+def read_host(spec: TaskSpec, task: LanguageModeling) -> Host:
+    """The trained host with its activations, and the losses of its zero and mean ablation."""
+    site = _site(task, _host_of(spec))
     task.model.eval().requires_grad_(False)
     activations = _activations(task, site)
     host = Host(task, site, activations, {})
@@ -231,7 +206,7 @@ def _train_host(spec: TaskSpec, data: WordData, seed: int, device: torch.device)
 
 @torch.no_grad()
 def _activations(task: LanguageModeling, site: Site) -> Tensor:
-    """What passes the Site while the host reads its training text once, without dropout: (tokens, d)."""
+    """The Site's outputs while the host reads its training text once, without dropout: (tokens, d)."""
     seen: list[Tensor] = []
     handle = site.register_forward_hook(lambda module, inputs, output: seen.append(output.flatten(0, 1)))
     try:
@@ -241,9 +216,34 @@ def _activations(task: LanguageModeling, site: Site) -> Tensor:
     return torch.cat(seen)
 
 
-def build(
-    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
-) -> ActivationAutoencoding:
+def _host_of(spec: TaskSpec) -> HostSpec:
+    if spec.host is None:
+        raise UserError("this task needs task.host: the language model, its recipe and the Site to read")
+    return spec.host
+
+
+def _site(task: LanguageModeling, chosen: HostSpec) -> Site:
+    site = dict(task.model.named_modules()).get(chosen.site)
+    if not isinstance(site, Site):
+        raise UserError(f"task.host.site {chosen.site!r}: model {chosen.model!r} has no such Site")
+    return site
+
+
+def _check_words(spec: TaskSpec, data: Any) -> None:
     if not isinstance(data, WordData):
-        raise SpecError(f"this task needs words; dataset {spec.dataset!r} holds {data.holds}")
-    return ActivationAutoencoding(spec, recipe, data, generators, device)
+        raise UserError(f"this task needs words; dataset {spec.dataset!r} holds {data.holds}")
+
+
+def build(
+    spec: TaskSpec,
+    recipe: Recipe,
+    data: Any,
+    generators: Generators,
+    device: torch.device,
+    host: Host | None = None,
+) -> ActivationAutoencoding:
+    _host_of(spec)
+    _check_words(spec, data)
+    if host is None:
+        raise ValueError("the host was not trained: build this Task by `training.host.build_task`")
+    return ActivationAutoencoding(spec, recipe, host, generators, device)

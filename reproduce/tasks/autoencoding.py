@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from reproduce.data import ImageData
-from reproduce.randomness import Generators
-from reproduce.sparsity import CodeStatistics, ReconstructionStatistics
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics
 from reproduce.tasks._classification import Labelled
+from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.image_classification import ImageClassification
 
 USES = ("validation", "train_examples", "normalise", "reconstruction", "classifier_iterations")  # fields of a TaskSpec
@@ -38,11 +39,11 @@ class Autoencoding(ImageClassification):
         device: torch.device,
     ) -> None:
         if recipe.mixup or recipe.augment:
-            raise SpecError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
+            raise UserError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
         super().__init__(spec, recipe, data, generators, device)
         lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
         if lacking:
-            raise SpecError(f"task autoencoding needs an autoencoder; model {spec.model!r} has no {lacking[0]!r}")
+            raise UserError(f"task autoencoding needs an autoencoder; model {spec.model!r} has no {lacking[0]!r}")
         self.autoencoder: Any = self.model
         self.classifier_iterations = spec.classifier_iterations
         self.metric = "classifier_error" if spec.classifier_iterations else "fvu"
@@ -115,5 +116,5 @@ class Autoencoding(ImageClassification):
 
 def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> Autoencoding:
     if not isinstance(data, ImageData):
-        raise SpecError(f"task autoencoding needs images; dataset {spec.dataset!r} holds words")
+        raise UserError(f"task autoencoding needs images; dataset {spec.dataset!r} holds words")
     return Autoencoding(spec, recipe, data, generators, device)

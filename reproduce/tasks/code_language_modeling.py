@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from reproduce.data import WordData
-from reproduce.randomness import Generators
-from reproduce.sites import sites_of
-from reproduce.sparsity import CodeStatistics
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
+from reproduce.method.sites import sites_of
+from reproduce.tasks._sparsity import CodeStatistics
 from reproduce.tasks.language_modeling import LanguageModeling
 
 USES = ("train_examples",)  # fields of a TaskSpec
@@ -31,7 +32,7 @@ class CodeLanguageModeling(LanguageModeling):
         super().__init__(spec, recipe, data, generators, device)
         codes = [site for site in sites_of(self.model) if site.role == "code"]
         if len(codes) != 1:
-            raise SpecError(f"this task needs a model with one code Site; {spec.model!r} has {len(codes)}")
+            raise UserError(f"this task needs a model with one code Site; {spec.model!r} has {len(codes)}")
         self.code = codes[0]
 
     def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
@@ -47,5 +48,5 @@ def build(
     spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> CodeLanguageModeling:
     if not isinstance(data, WordData):
-        raise SpecError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
+        raise UserError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
     return CodeLanguageModeling(spec, recipe, data, generators, device)

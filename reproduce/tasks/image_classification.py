@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from reproduce import models
 from reproduce.data import ImageData, Images
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks._classification import Classification
 
 USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
@@ -94,12 +95,12 @@ def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if spec.validation:
         if spec.validation >= len(labels):
-            raise SpecError(f"validation = {spec.validation} leaves none of the {len(labels)} examples to train on")
+            raise UserError(f"validation = {spec.validation} leaves none of the {len(labels)} examples to train on")
         validation = Images(images[-spec.validation :], labels[-spec.validation :])
         images, labels = images[: -spec.validation], labels[: -spec.validation]
     if spec.train_examples:
         if spec.train_examples > len(labels):
-            raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(labels)}")
+            raise UserError(f"train_examples = {spec.train_examples}: there are only {len(labels)}")
         images, labels = images[: spec.train_examples], labels[: spec.train_examples]
     return Images(images, labels), validation
 
@@ -123,5 +124,5 @@ def build(
     spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> ImageClassification:
     if not isinstance(data, ImageData):
-        raise SpecError(f"task image_classification needs images; dataset {spec.dataset!r} holds {data.holds}")
+        raise UserError(f"task image_classification needs images; dataset {spec.dataset!r} holds {data.holds}")
     return ImageClassification(spec, recipe, data, generators, device)

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from reproduce import models
 from reproduce.data import WordData
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks import Metrics
 
 USES = ("train_examples",)  # fields of a TaskSpec
@@ -37,11 +38,11 @@ class LanguageModeling:
         device: torch.device,
     ) -> None:
         if recipe.window is None:
-            raise SpecError("language modeling needs recipe.window, the length of truncated back-propagation")
+            raise UserError("language modeling needs recipe.window, the length of truncated back-propagation")
         if recipe.mixup or recipe.augment:
-            raise SpecError("recipe.mixup and recipe.augment are for images; language modeling has neither")
+            raise UserError("recipe.mixup and recipe.augment are for images; language modeling has neither")
         if spec.train_examples and spec.train_examples > len(data.train):
-            raise SpecError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
+            raise UserError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
         self.window = recipe.window
         self.recipe = recipe
         self.device = device
@@ -53,7 +54,7 @@ class LanguageModeling:
         }
         self.steps_per_epoch = (len(self.train) - 1) // self.window
         if self.steps_per_epoch < 1:
-            raise SpecError(f"window {self.window} is longer than a stream of {len(self.train)} tokens")
+            raise UserError(f"window {self.window} is longer than a stream of {len(self.train)} tokens")
         sizes = Sizes((), len(data.vocabulary))
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
@@ -109,11 +110,11 @@ def streams(tokens: Tensor, batch_size: int) -> Tensor:
     """(tokens,) to (rows, batch_size): consecutive streams as columns; tokens that fill no row are dropped."""
     rows = len(tokens) // batch_size
     if rows < 2:
-        raise SpecError(f"{len(tokens)} tokens are too few for {batch_size} streams")
+        raise UserError(f"{len(tokens)} tokens are too few for {batch_size} streams")
     return tokens[: rows * batch_size].view(batch_size, rows).t().contiguous()
 
 
 def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
     if not isinstance(data, WordData):
-        raise SpecError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
+        raise UserError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
     return LanguageModeling(spec, recipe, data, generators, device)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reproduce.data import ImageData, Images
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification
 
 USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
@@ -69,10 +70,10 @@ class Regression(ImageClassification):
         self, spec: TaskSpec, recipe: Recipe, data: ImageData, generators: Generators, device: torch.device
     ) -> None:
         if recipe.mixup or recipe.augment:
-            raise SpecError("recipe.mixup and recipe.augment are for classification; regression has neither")
+            raise UserError("recipe.mixup and recipe.augment are for classification; regression has neither")
         height, width = data.train.images.shape[2:]
         if height < 4 or width < 2:
-            raise SpecError(
+            raise UserError(
                 f"task regression needs images of at least 4x2 pixels; {spec.dataset!r} has {height}x{width}"
             )
         reference = data.train.images
@@ -109,5 +110,5 @@ class Regression(ImageClassification):
 
 def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> Regression:
     if not isinstance(data, ImageData):
-        raise SpecError(f"task regression needs images; dataset {spec.dataset!r} holds {data.holds}")
+        raise UserError(f"task regression needs images; dataset {spec.dataset!r} holds {data.holds}")
     return Regression(spec, recipe, data, generators, device)

@@ -8,9 +8,10 @@ import torch
 
 from reproduce import models
 from reproduce.data import Rows, TableData
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks._classification import Classification
 
 USES = ("fold", "fold_convention")  # fields of a TaskSpec
@@ -27,11 +28,11 @@ class TableClassification(Classification[Rows]):
         self, spec: TaskSpec, recipe: Recipe, data: TableData, generators: Generators, device: torch.device
     ) -> None:
         if recipe.augment:
-            raise SpecError("recipe.augment is for images; table classification has none")
+            raise UserError("recipe.augment is for images; table classification has none")
         if spec.fold is None or spec.fold_convention is None:
-            raise SpecError("table classification needs task.fold and task.fold_convention")
+            raise UserError("table classification needs task.fold and task.fold_convention")
         if spec.fold >= len(data.folds):
-            raise SpecError(f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
+            raise UserError(f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
         fold = data.folds[spec.fold]
         train, test = (fold.others, fold.inside) if spec.fold_convention == "standard" else (fold.inside, fold.others)
         splits = {"validation": data.rows.at(fold.validation), "test": data.rows.at(test)}
@@ -45,5 +46,5 @@ def build(
     spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> TableClassification:
     if not isinstance(data, TableData):
-        raise SpecError(f"task table_classification needs a table; dataset {spec.dataset!r} holds {data.holds}")
+        raise UserError(f"task table_classification needs a table; dataset {spec.dataset!r} holds {data.holds}")
     return TableClassification(spec, recipe, data, generators, device)

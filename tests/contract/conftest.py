@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.bench import read_spec
-from reproduce.cards import Card, Statistics
+from reproduce.bench.variants import read_spec
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
-from reproduce.discover import METHODS, MethodFolder, all_methods
+from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
+from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
 from reproduce.method import Method
-from reproduce.optim import build_optimizer
-from reproduce.randomness import Generators
-from reproduce.records import EpochRecord
-from reproduce.sites import watch
-from reproduce.spec import Host, Recipe, TaskSpec
-from reproduce.train import Interrupted, train
+from reproduce.method.rng import Generators
+from reproduce.method.sites import watch
+from reproduce.results.record import EpochRecord
+from reproduce.training.host import build_task
+from reproduce.training.loop import Interrupted, train
+from reproduce.training.optim import build_optimizer
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -125,7 +126,7 @@ class Problem:
     data: Callable[[], Data] = field(compare=False)
 
     def build(self, generators: Generators, **recipe: Any) -> tasks.Task:
-        return tasks.build(self.spec, self.recipe.model_copy(update=recipe), self.data(), generators, CPU)
+        return build_task(self.spec, self.recipe.model_copy(update=recipe), self.data(), generators, CPU)
 
     def session(self, method: Method, **recipe: Any) -> Session:
         return Session(method, self, **recipe)
@@ -187,7 +188,7 @@ IMAGE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.2}
 WORD: dict[str, Any] = {"batch_size": 4, "window": 5, "learning_rate": 2.0}
 CODE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.01}
 DEEP, CODED = {"depth": 8, "width": 2}, {"hidden": 8, "layers": 1, "d_sae": 8}
-HOST = Host(
+HOST = HostSpec(
     model="lstm",
     model_options={"hidden": 6, "layers": 1},
     site="layers.0.post",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reproduce.discover import ROOT
+from reproduce.experiment.folder import ROOT
 from reproduce.method import Method, NonNegative, Trace
 
 RAN: Counter[str] = Counter()

@@ -22,12 +22,13 @@ from unittest import mock
 import pytest
 from pydantic import ConfigDict, ValidationError, field_serializer
 
-from reproduce import plan
-from reproduce.discover import METHODS, ROOT, MethodFolder, find_method
+from reproduce.errors import UserError
+from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, find_method
+from reproduce.experiment.schema import Arm, Experiment, read_experiment
 from reproduce.method import Method
-from reproduce.report.card import SECTIONS, Card, to_html
 from reproduce.report.matrix import PREFIX
-from reproduce.spec import Arm, Experiment, SpecError, read_experiment
+from reproduce.report.method_card import SECTIONS, Card, to_html
+from reproduce.training import plan
 
 RAN: Counter[str] = Counter()
 
@@ -246,7 +247,7 @@ def test_a_check_finds_a_faulty_file(
     text = (path / file).read_text("utf-8")
     assert old in text
     (path / file).write_text(text.replace(old, new), "utf-8") if old else (path / file).unlink()
-    with pytest.raises((AssertionError, SpecError, OSError)):
+    with pytest.raises((AssertionError, UserError, OSError)):
         check(copy, problems)
 
 

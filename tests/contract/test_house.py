@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import os
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from reproduce.cards import Card, card_names
-from reproduce.discover import METHODS, ROOT, all_methods
+from reproduce.experiment.dataset_card import Card, card_names
+from reproduce.experiment.folder import METHODS, ROOT, all_methods
 
 SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "reproduce").rglob("*.py"))}
 METHOD_FILES = sorted(
@@ -23,17 +27,14 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.item
 TASKS = {path.stem for path in (ROOT / "reproduce" / "tasks").glob("*.py")} - {"__init__"}
 FORMATS = set(get_args(Card.model_fields["format"].annotation))
 
-# What answers at once: none of these may load torch, by whatever way.
-LIGHT = ("spec", "records", "stats", "judge", "cards", "discover", "new", "__main__")
-
 # (file, name): why a name stands in the harness all the same.
 NAMED_ON_PURPOSE = {
-    ("reproduce/spec.py", "vanilla"): "an arm that names no method has none",
+    ("reproduce/experiment/schema.py", "vanilla"): "an arm that names no method has none",
     ("reproduce/models/row_rnn.py", "orthogonal"): "the customary name of an initialisation",
-    ("reproduce/bench.py", "vanilla"): "what every step is timed against",
-    ("reproduce/bench.py", "image_classification"): "the speeds promised are of two stated workloads",
-    ("reproduce/bench.py", "language_modeling"): "the speeds promised are of two stated workloads",
-    ("reproduce/bench.py", "autoencoding"): "methods that act on a code are timed on an autoencoder",
+    ("reproduce/bench/measure.py", "vanilla"): "what every step is timed against",
+    ("reproduce/bench/workloads.py", "image_classification"): "the speeds promised are of two stated workloads",
+    ("reproduce/bench/workloads.py", "language_modeling"): "the speeds promised are of two stated workloads",
+    ("reproduce/bench/workloads.py", "autoencoding"): "methods that act on a code are timed on an autoencoder",
 }
 
 
@@ -60,65 +61,60 @@ def _loaded(node: ast.AST) -> Iterator[ast.AST]:
         yield from _loaded(child)
 
 
-def file_of(module: str) -> str | None:
-    path = module.replace(".", "/")
-    return next((name for name in (f"{path}.py", f"{path}/__init__.py") if name in SOURCES), None)
+def test_the_contracts_of_the_layers_hold() -> None:
+    """Who may import whom stands in `pyproject.toml`; import-linter reads it."""
+    found = lint_imports(ROOT)
+    assert found.returncode == 0, found.stdout
+    assert "Contracts: 6 kept, 0 broken." in found.stdout
 
 
-def reached_from(module: str) -> set[str]:
-    """All modules, of the project and others, that loading this one loads directly or through the project."""
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        parts = name.split(".")
-        for ancestor in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
-            if ancestor in seen:
-                continue
-            seen.add(ancestor)
-            file = file_of(ancestor)
-            if file is not None:
-                waiting += imports(TREES[file])
-    return seen
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("reproduce/results/judge.py", "import reproduce.report.page", "A higher room imports lower ones"),
+        ("reproduce/report/tables.py", "import reproduce.training.plan", "A higher room imports lower ones"),
+        ("reproduce/method/sites.py", "import reproduce.experiment.toml", "A higher room imports lower ones"),
+        ("reproduce/results/stats.py", "import torch", "loads no torch"),
+        ("methods/vcl/method.py", "import methods.per.method", "No method imports another"),
+        ("methods/vcl/method.py", "import reproduce.experiment.schema", "A method sees its interface alone"),
+        ("methods/vcl/figures.py", "import torch", "Figures of a method need no torch"),
+        ("reproduce/experiment/folder.py", "import methods.per.method", "The harness imports no method"),
+    ],
+)
+def test_a_contract_finds_a_wrong_import(file: str, line: str, broken: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for folder in ("reproduce", "methods"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n{line}\n")
+    found = lint_imports(tmp_path)
+    assert found.returncode == 1
+    kept_or_broken = re.sub(r"\s+", " ", found.stdout.partition("Broken contracts")[0])
+    assert re.search(f"{broken}[^.]*? BROKEN", kept_or_broken), found.stdout
 
 
-def modules_of(folder: str) -> list[str]:
-    return [name.removesuffix(".py").replace("/", ".") for name in SOURCES if name.startswith(f"reproduce/{folder}/")]
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Without `site`, so that the installed checkout does not add its own methods to those of the folder."""
+    command = [sys.executable, "-S", "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), sysconfig.get_path("purelib")])}
+    return subprocess.run(
+        [*command, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize("module", [*(f"reproduce.{name}" for name in LIGHT), *modules_of("report")])
-def test_loads_no_torch(module: str) -> None:
-    heavy = {name.split(".")[0] for name in reached_from(module)} & {"torch", "torchvision", "tensorboard", "datasets"}
-    assert not heavy
-
-
-def test_the_search_for_torch_finds_it() -> None:
-    """`tasks` loads torch itself, `plan` only through others."""
-    assert "torch" in set(imports(TREES["reproduce/tasks/__init__.py"]))
-    assert "torch" not in set(imports(TREES["reproduce/plan.py"]))
-    assert {"torch", "reproduce.models"} <= reached_from("reproduce.plan")
-    assert len(modules_of("report")) >= 5
+def test_the_command_line_starts_without_torch() -> None:
+    """`list`, `status` and `new` answer at once: what trains is imported by the commands that train."""
+    program = "import sys, reproduce.cli.commands; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in found.stdout.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "torchvision", "tensorboard", "datasets"}
 
 
 @pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_method_imports_its_interface_only(path: Path) -> None:
-    for name in imports(ast.parse(path.read_text("utf-8")), everywhere=True):
-        root = name.split(".")[0]
-        interface = name in ("reproduce", "reproduce.method") or name.startswith("reproduce.method.")
-        own = f"methods.{path.parent.name}"
-        interface = interface or name == own or name.startswith(f"{own}.")
-        assert interface or root in {"torch", "pydantic"} | sys.stdlib_module_names, f"{path}: imports {name}"
-
-
-@pytest.mark.parametrize("path", sorted(METHODS.glob("*/figures.py")), ids=lambda path: path.parent.name)
-def test_figures_of_a_method_need_no_torch(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imports(ast.parse(path.read_text("utf-8")), everywhere=True)}
-    assert not roots & {"torch", "methods", "datasets"}
-
-
-def test_the_harness_imports_no_method() -> None:
-    for file, tree in TREES.items():
-        assert not [name for name in imports(tree, everywhere=True) if name.split(".")[0] == "methods"], file
+def test_a_method_stands_on_torch_and_pydantic(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imports(ast.parse(path.read_text("utf-8")), everywhere=True)}
+    assert roots <= {"reproduce", "methods", "torch", "pydantic"} | sys.stdlib_module_names
 
 
 def literals(tree: ast.AST) -> Iterator[str]:
@@ -132,31 +128,31 @@ def literals(tree: ast.AST) -> Iterator[str]:
 def test_only_discover_looks_into_the_methods() -> None:
     looking = {file for file, tree in TREES.items() if any(re.match(r"methods[./]?$", text) for text in literals(tree))}
     # Both are given a folder by discover, and only spell the name of a module in it.
-    looking -= {"reproduce/report/page.py", "reproduce/bench.py"}
-    assert looking == {"reproduce/discover.py"}
+    looking -= {"reproduce/report/page.py", "reproduce/bench/measure.py"}
+    assert looking == {"reproduce/experiment/folder.py"}
 
 
 def test_the_harness_names_no_method_task_or_dataset() -> None:
     known = set(all_methods()) | TASKS | set(card_names())
     assert {"per", "language_modeling", "cifar10", "image_classification", "ptb"} <= known
     found = {(file, text) for file, tree in TREES.items() for text in literals(tree) if text in known}
-    formats = {(file, text) for file, text in found if file.startswith(("reproduce/cards.py", "reproduce/data/"))}
+    formats = {
+        (file, text)
+        for file, text in found
+        if file.startswith(("reproduce/experiment/dataset_card.py", "reproduce/data/"))
+    }
     assert {text for _, text in formats} <= FORMATS  # some formats bear the name of their one dataset
     assert found - formats <= set(NAMED_ON_PURPOSE)
 
 
 def test_the_loop_knows_no_name_of_a_task_or_method() -> None:
-    tree = TREES["reproduce/train.py"]
+    tree = TREES["reproduce/training/loop.py"]
     known = set(all_methods()) | TASKS
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & known
     project = {name for name in imports(tree, everywhere=True) if name.startswith("reproduce.tasks")}
     assert project == {"reproduce.tasks", "reproduce.tasks.Task"}
-    assert {name for name in imports(tree, everywhere=True) if name.startswith("reproduce.method")} == {
-        "reproduce.method",
-        "reproduce.method.Method",
-    }
 
 
 def test_one_loop() -> None:
@@ -169,7 +165,7 @@ def test_one_loop() -> None:
         }
         if "backward" in called:
             calling.add(file)
-    assert calling == {"reproduce/train.py", "reproduce/bench.py"}
+    assert calling == {"reproduce/training/loop.py", "reproduce/bench/measure.py"}
 
 
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}

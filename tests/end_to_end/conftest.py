@@ -65,7 +65,7 @@ DRIVER = """\
 import json, sys, traceback
 from pathlib import Path
 from typer.testing import CliRunner
-from reproduce.__main__ import app
+from reproduce.cli.commands import app
 
 if __name__ == "__main__":
     answers = []
@@ -194,7 +194,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     ignored = shutil.ignore_patterns("__pycache__", "experiments", "test_*.py")
     for folder in ("reproduce", "datasets", *(f"methods/{name}" for name in METHODS)):
         shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
-    loop = path / "reproduce" / "train.py"
+    loop = path / "reproduce" / "training" / "loop.py"
     text = loop.read_text("utf-8")
     assert text.count("CHECKPOINT_SECONDS = 30.0\n") == 1
     loop.write_text(text.replace("CHECKPOINT_SECONDS = 30.0\n", "CHECKPOINT_SECONDS = 0.1\n"), "utf-8")

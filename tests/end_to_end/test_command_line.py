@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from reproduce.plan import plan
-from reproduce.spec import read_experiment
+from reproduce.experiment.schema import read_experiment
+from reproduce.training.plan import plan
 
 RUN = ["run", "per", "--jobs", "1", "--device", "cpu"]
 
@@ -231,7 +231,7 @@ def test_a_report_imports_no_torch(answers: dict[str, Any], checkout: Any) -> No
     arguments = ["report", "per", "--results", "runs", "--output", "pages3"]
     said = checkout.python(
         "import sys\n"
-        "from reproduce.__main__ import app\n"
+        "from reproduce.cli.commands import app\n"
         f"app({arguments}, standalone_mode=False)\n"
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
         "print(sorted(loaded & {'torch', 'torchvision', 'datasets', 'reproduce'}))\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.discover import ROOT
-from reproduce.new import create_method
-from reproduce.spec import SpecError
+from reproduce.cli.new import create_method
+from reproduce.errors import UserError
+from reproduce.experiment.folder import ROOT
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path
 def test_a_name_that_cannot_be_is_refused_and_leaves_nothing(name: str, message: str, tmp_path: Path) -> None:
     for folder in ("_template", "taken", "ta_ken"):
         (tmp_path / folder).mkdir()
-    with pytest.raises(SpecError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         create_method(name, tmp_path)
     assert "\n" not in str(refused.value)
     assert {path.name for path in tmp_path.iterdir()} == {"_template", "taken", "ta_ken"}
 
 
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="the template to copy is missing"):
+    with pytest.raises(UserError, match="the template to copy is missing"):
         create_method("x", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

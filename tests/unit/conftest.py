@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reproduce.records import Environment, EpochRecord, Final, Result, RunConfig, SiteStatistics
-from reproduce.spec import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.identity import RunConfig
+from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 
 DEFAULTS = {"vanilla": {}, "batchnorm": {"eps": 1e-5}, "per": {"strength": 0.0, "mode": "exact"}}
 

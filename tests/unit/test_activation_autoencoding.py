@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from methods.sparse_autoencoder import method as pure
 from methods.sparse_autoencoder.method import Method as SparseMethod
-from reproduce import models, tasks
-from reproduce.cards import Card
+from reproduce import models
 from reproduce.data import WordData
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Method
+from reproduce.method.rng import Generators
+from reproduce.method.sites import watch
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.sites import watch
-from reproduce.spec import Recipe, SpecError, TaskSpec
 from reproduce.tasks.activation_autoencoding import Ablation
-from reproduce.train import train
+from reproduce.training.host import build_task
+from reproduce.training.loop import train
 
 CPU = torch.device("cpu")
 HOST = {
@@ -54,7 +56,7 @@ def built(task: dict[str, Any], seed: int = 0, data: WordData = WORDS, **recipe:
     usual = {"epochs": 2, "batch_size": 20, "optimizer": "adam", "learning_rate": 1e-2}
     chosen = Recipe.model_validate(usual | recipe)
     spec = TaskSpec.model_validate({"dataset": "tiny", **task})
-    return tasks.build(spec, chosen, data, Generators.seeded(seed, CPU), CPU), chosen
+    return build_task(spec, chosen, data, Generators.seeded(seed, CPU), CPU), chosen
 
 
 def splicing(seed: int = 0, data: WordData = WORDS, host: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -154,15 +156,15 @@ def test_training_the_autoencoder_recovers_more(tmp_path: Path) -> None:
     ],
 )
 def test_an_unusable_host_is_refused(host: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         splicing(host=host)
 
 
 def test_what_the_task_needs_is_said() -> None:
     task = {"kind": "activation_autoencoding", "model": "autoencoder", "model_options": {"d_sae": 3}}
-    with pytest.raises(SpecError, match=r"needs task\.host"):
+    with pytest.raises(UserError, match=r"needs task\.host"):
         built(task)
-    with pytest.raises(SpecError, match=r"window belongs to task\.host"):
+    with pytest.raises(UserError, match=r"window belongs to task\.host"):
         built({**task, "host": HOST}, window=5)
 
 
@@ -203,7 +205,7 @@ def test_the_penalty_reads_the_code_of_a_language_model() -> None:
 
 def test_a_model_without_a_code_and_a_tied_one_are_refused() -> None:
     task = {"kind": "code_language_modeling", "model": "lstm", "model_options": {"hidden": 6}}
-    with pytest.raises(SpecError, match="needs a model with one code Site; 'lstm' has 0"):
+    with pytest.raises(UserError, match="needs a model with one code Site; 'lstm' has 0"):
         built(task, batch_size=4, window=5, eval_batch_size=2)
-    with pytest.raises(SpecError, match="option 'tied' is for a decoder that reads the LSTM"):
+    with pytest.raises(UserError, match="option 'tied' is for a decoder that reads the LSTM"):
         models.build("code_lstm", {"hidden": 4, "d_sae": 3, "tied": True}, Sizes((), 7), torch.Generator(), None)

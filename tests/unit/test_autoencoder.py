@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from methods.sparse_autoencoder import method as pure
 from reproduce import models, tasks
-from reproduce.cards import Card
 from reproduce.data import ImageData, Images
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Method
+from reproduce.method.rng import Generators
+from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes
-from reproduce.randomness import Generators
-from reproduce.sites import sites_of, watch
-from reproduce.sparsity import CodeStatistics, ReconstructionStatistics
-from reproduce.spec import Recipe, SpecError, TaskSpec
-from reproduce.train import Interrupted, train
+from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
+from reproduce.training.loop import Interrupted, train
 
 CPU = torch.device("cpu")
 
@@ -128,7 +129,7 @@ def test_the_code_site_records_the_code() -> None:
     ],
 )
 def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         models.check_options("autoencoder", options)
 
 
@@ -273,7 +274,7 @@ def test_k_goes_on_falling_after_an_interruption(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_autoencoded_is_refused(task: dict[str, Any], recipe: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         task_of(task, **recipe)
 
 

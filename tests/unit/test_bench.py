@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.bench import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
-from reproduce.discover import find_method
+from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
+from reproduce.errors import UserError
+from reproduce.experiment.folder import find_method
 from reproduce.method import Method, Trace
-from reproduce.randomness import Generators
-from reproduce.spec import SpecError
-from reproduce.train import train
+from reproduce.method.rng import Generators
+from reproduce.training.loop import train
 
 CPU = torch.device("cpu")
 SMALL = {workload.name: workload for workload in workloads(small=True)}
@@ -85,22 +85,22 @@ def test_what_a_method_refuses_is_said_and_left_out(tmp_path: Path, capsys: pyte
         "not timed: made a refuses lstm: the model has a Site 'x' that this method cannot read\n"
     )
     named = folder(tmp_path, Unwilling, "[variants.a]\nworkloads = ['lstm']\n")
-    with pytest.raises(SpecError, match=r"^bench\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
+    with pytest.raises(UserError, match=r"^bench\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
         bench_steps(named, SMALL["lstm"], CPU, 1)
 
 
 @pytest.mark.parametrize("key", ["workloads", "limit_on"])
 def test_an_unknown_workload_is_named(key: str, tmp_path: Path) -> None:
     made = folder(tmp_path, Method, f"[variants.a]\n{key} = ['lstm', 'cnn']\n")
-    with pytest.raises(SpecError, match=r"'made a': unknown workload 'cnn', there are cnn11, lstm, autoencoder$"):
+    with pytest.raises(UserError, match=r"'made a': unknown workload 'cnn', there are cnn11, lstm, autoencoder$"):
         next(bench({"made": made}, CPU, 1, small=True))
 
 
 def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each ratio has vanilla steps of its own minute, and what is timed is shown before the next begins."""
-    monkeypatch.setattr("reproduce.bench.bench_functions", lambda one, *_: [f"losses of {one.path.name}"])
-    monkeypatch.setattr("reproduce.bench.bench_steps", lambda one, workload, *_: [one.path.name, workload.name])
-    monkeypatch.setattr("reproduce.bench.bench_loop", lambda workload, *_: f"loop {workload.name}")
+    monkeypatch.setattr("reproduce.bench.measure.bench_functions", lambda one, *_: [f"losses of {one.path.name}"])
+    monkeypatch.setattr("reproduce.bench.measure.bench_steps", lambda one, workload, *_: [one.path.name, workload.name])
+    monkeypatch.setattr("reproduce.bench.measure.bench_loop", lambda workload, *_: f"loop {workload.name}")
     named = "[variants.a]\nworkloads = ['lstm']\n"
     folders = {"x": folder(tmp_path / "x", Method, named), "y": folder(tmp_path / "y", Method, "[variants.a]\n")}
     groups = list(bench(folders, CPU, 1, small=True))

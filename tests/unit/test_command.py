@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reproduce import __main__ as command
-from reproduce.engines import local
-from reproduce.plan import PlannedRun
-from reproduce.run import Workplace
+from reproduce.cli import commands as command
+from reproduce.training import workers as local
+from reproduce.training.plan import PlannedRun
+from reproduce.training.run import Workplace
 
 CORES = 4
 

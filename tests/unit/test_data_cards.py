@@ -11,10 +11,11 @@ import sklearn.datasets
 import torch
 import torchvision.datasets
 
-from reproduce import cards as cards_module
-from reproduce.cards import Card, Words, topics_text
 from reproduce.data import ImageData, WordData, card_names, checksum, load, load_card, read_card
-from reproduce.spec import SpecError, read_toml
+from reproduce.errors import UserError
+from reproduce.experiment import dataset_card as cards_module
+from reproduce.experiment.dataset_card import Card, Words, topics_text
+from reproduce.experiment.toml import read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [
@@ -66,7 +67,7 @@ def test_all_cards_are_read():
 
 
 def test_an_unknown_card_names_the_known_ones():
-    with pytest.raises(SpecError, match=r"^unknown dataset 'mnits': known are cifar10, .*wikitext2$"):
+    with pytest.raises(UserError, match=r"^unknown dataset 'mnits': known are cifar10, .*wikitext2$"):
         load("mnits")
 
 
@@ -79,7 +80,7 @@ def test_a_card_is_strict(tmp_path):
         text.replace("f68b3c2dcbeaaa9fbdd348bbdeb94873", "f68b"): "md5",
     }.items():
         (tmp_path / "card.toml").write_text(change, "utf-8")
-        with pytest.raises(SpecError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             read_toml(tmp_path / "card.toml", Card)
         assert "\n" not in str(caught.value)
 
@@ -151,7 +152,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
 def test_digits_are_the_same_every_time_and_another_permutation_is_refused():
     first, second = load("digits"), load("digits")
     assert torch.equal(first.test.images, second.test.images)
-    with pytest.raises(SpecError, match="train pixels have sha256"):
+    with pytest.raises(UserError, match="train pixels have sha256"):
         load_card(read_card("digits").model_copy(update={"split_seed": 1}))
 
 

@@ -20,8 +20,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from reproduce.cards import File, Words
 from reproduce.data import Card, DataError, ImageData, WordData, checksum, load_card, read_card
+from reproduce.experiment.dataset_card import File, Words
 
 COUNTS = {"train": 13, "test": 7}
 TEXT = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from reproduce.errors import UserError
+from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes, build, check_options, known_models
 from reproduce.models.initialisation import draw_weight
-from reproduce.sites import sites_of, watch
-from reproduce.spec import SpecError
 
 CIFAR = Sizes((3, 32, 32), 10)
 SMALL = {
@@ -142,12 +142,12 @@ def test_bad_requests_name_model_and_option():
         ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': option .* \(and 1 more\)$"),
     ]
     for name, options, message in cases:
-        with pytest.raises(SpecError, match=message):
+        with pytest.raises(UserError, match=message):
             check_options(name, options)
     for name in ("mlp", "resnet", "cnn11"):
-        with pytest.raises(SpecError, match=rf"^model '{name}': takes .* got \(\)$"):
+        with pytest.raises(UserError, match=rf"^model '{name}': takes .* got \(\)$"):
             build(name, SMALL[name][0], Sizes((), 10), generator(0), None)
-    with pytest.raises(SpecError, match=r"^model 'lstm': takes words.*\(3, 32, 32\)$"):
+    with pytest.raises(UserError, match=r"^model 'lstm': takes words.*\(3, 32, 32\)$"):
         build("lstm", {"hidden": 5}, CIFAR, generator(0), None)
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes, build
 from reproduce.models.cnn11 import same_convolution
 from reproduce.models.dropout import Dropout
-from reproduce.sites import sites_of, watch
 
 
 def generator(seed: int = 0) -> torch.Generator:

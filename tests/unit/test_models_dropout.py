@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from reproduce.errors import UserError
 from reproduce.models import Sizes, build
 from reproduce.models.dropout import AlphaDropout, Dropout, LockedDropout
-from reproduce.spec import SpecError
 
 ONES = torch.ones(7, 40, 50)
 
@@ -133,5 +133,5 @@ def test_an_mlp_drops_after_these_layers(after, layers):
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options, message):
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         build("mlp", {"width": 5, "depth": 1} | options, Sizes((4,), 3), generator(), generator())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
 from reproduce.models.dropout import LockedDropout
-from reproduce.sites import watch
 
 
 def generator(seed: int = 0) -> torch.Generator:

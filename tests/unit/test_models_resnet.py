@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes, build
 from reproduce.models.resnet import FixupBlock, HeBlock
-from reproduce.sites import sites_of, watch
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from reproduce.errors import UserError
+from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
 from reproduce.models.row_rnn import BLOCKS
-from reproduce.sites import watch
-from reproduce.spec import SpecError
 
 IMAGES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5) / 100
 
@@ -67,5 +67,5 @@ def test_parameters_of_the_published_size():
 
 
 def test_words_are_refused():
-    with pytest.raises(SpecError, match="takes images"):
+    with pytest.raises(UserError, match="takes images"):
         model(Sizes((), 30))

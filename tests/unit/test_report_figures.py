@@ -8,9 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from reproduce.errors import UserError
+from reproduce.experiment.schema import cells
 from reproduce.report import figures, style
-from reproduce.report.match import match
-from reproduce.spec import SpecError, cells
+from reproduce.results.match import match
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_coordinates_are_short_and_what_is_written_is_not():
 
 
 def test_an_unknown_figure_is_named(task, look):
-    with pytest.raises(SpecError, match=r"unknown figure 'pie'.*there are seeds"):
+    with pytest.raises(UserError, match=r"unknown figure 'pie'.*there are seeds"):
         figures.draw("pie", task, look)
 
 

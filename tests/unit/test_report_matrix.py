@@ -7,10 +7,11 @@ import re
 import pytest
 from matplotlib.colors import to_hex
 
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Arm, Recipe, cells
 from reproduce.report import matrix
 from reproduce.report.page import write_index
-from reproduce.spec import Arm, Recipe, SpecError, cells
-from reproduce.stats import holm, paired_difference
+from reproduce.results.stats import holm, paired_difference
 
 # Test error of every arm, by seed; what is not here has not run.
 LEVELS = {
@@ -185,7 +186,7 @@ def test_a_diverged_seed_leaves_no_difference_and_is_named(files, results, make_
 )
 def test_files_that_do_not_agree_are_refused_in_one_line(files, change, message):
     files["per"]["matrix_words"] = files["per"]["matrix_words"].model_copy(update=change)
-    with pytest.raises(SpecError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         matrix.columns(files, [])
     assert "matrix_words" in str(caught.value)
     assert "methods/per" in str(caught.value)
@@ -196,7 +197,7 @@ def test_another_baseline_is_refused(files):
     other = files["per"]["matrix_words"]
     arms = {**other.arms, "vanilla": Arm(label="none", model_options={"depth": 3})}
     files["per"]["matrix_words"] = other.model_copy(update={"arms": arms})
-    with pytest.raises(SpecError, match="differ in the baseline's arm"):
+    with pytest.raises(UserError, match="differ in the baseline's arm"):
         matrix.columns(files, [])
 
 

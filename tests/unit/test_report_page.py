@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reproduce.records import read_results, write_result
-from reproduce.report.card import Card, inline, to_html
-from reproduce.report.match import match
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
+from reproduce.report.method_card import Card, inline, to_html
 from reproduce.report.page import directions, find, terminal_summary, write_index, write_page
-from reproduce.spec import Recipe, SpecError, StepRate, TaskSpec, cells
+from reproduce.results.match import match
+from reproduce.results.store import read_results, write_result
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -191,7 +192,7 @@ def test_a_method_draws_its_own_figures(make_experiment, card_folder, tmp_path):
 def test_an_unusable_card_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "card.md").write_text(text, "utf-8")
-    with pytest.raises(SpecError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Card(tmp_path)
     assert "card.md" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -199,10 +200,10 @@ def test_an_unusable_card_is_named(tmp_path, text, message):
 
 def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, card_folder, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="nowhere", model="mlp")
-    with pytest.raises(SpecError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         write_page("per", card_folder, {"t": make_experiment(tasks={"digits": task})}, [], [], tmp_path)
     (tmp_path / "taken").write_text("")
-    with pytest.raises(SpecError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path / "taken")
 
 
@@ -248,8 +249,8 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
     (tmp_path / "experiment.json").write_text(experiment.model_dump_json(), "utf-8")
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from reproduce.records import read_results\nfrom reproduce.report.page import write_page\n"
-        "from reproduce.spec import Experiment\n"
+        "from reproduce.results.store import read_results\nfrom reproduce.report.page import write_page\n"
+        "from reproduce.experiment.schema import Experiment\n"
         "folder, card = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "experiment = Experiment.model_validate_json((folder / 'experiment.json').read_text())\n"
         "results, problems = read_results((folder / 'evidence').glob('*.json'))\n"

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from reproduce.judge import judge
+from reproduce.experiment.schema import cells
 from reproduce.report import tables
-from reproduce.report.findings import finding
-from reproduce.report.match import match
-from reproduce.report.strips import strips
-from reproduce.spec import cells
-from reproduce.stats import mean_estimate, paired_difference
+from reproduce.report.seed_plots import strips
+from reproduce.report.sentences import finding
+from reproduce.results.judge import judge
+from reproduce.results.match import match
+from reproduce.results.stats import mean_estimate, paired_difference
 
 
 @pytest.fixture

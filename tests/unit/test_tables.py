@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from reproduce import tasks
-from reproduce.cards import Card, DataError, File, Table, card_names, checksum, read_card
 from reproduce.data import Rows, TableData, load_card
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card, DataError, File, Table, card_names, checksum, read_card
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 
 CPU = torch.device("cpu")
 ROWS, FEATURES, CLASSES = 40, 3, 2
@@ -270,7 +271,7 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
     ],
 )
 def test_tables_refuse(tmp_path: Path, changes: dict[str, Any], recipe: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         task(loaded(tmp_path), changes, **recipe)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from reproduce import tasks
-from reproduce.discover import METHODS, MethodFolder, all_methods
-from reproduce.plan import resolve
-from reproduce.randomness import Generators
-from reproduce.spec import Cell, Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
+from reproduce.experiment.schema import Cell, Recipe, TaskSpec
+from reproduce.method.rng import Generators
+from reproduce.training.plan import resolve
 
 HOST = {"model": "lstm", "site": "layers.0.post", "recipe": {"epochs": 1, "batch_size": 2, "learning_rate": 0.1}}
 VALUES: dict[str, Any] = {
@@ -55,17 +56,17 @@ def test_fields_are_used_or_refused(kind: str) -> None:
     device = torch.device("cpu")
     for name in set(VALUES) - used:
         data: Any = None  # it is not looked at
-        with pytest.raises(SpecError, match=f"^a task of kind '{kind}' takes .* and no '{name}', found .*$"):
+        with pytest.raises(UserError, match=f"^a task of kind '{kind}' takes .* and no '{name}', found .*$"):
             tasks.build(spec(kind, **{name: VALUES[name]}), recipe, data, Generators.seeded(0, device), device)
 
 
 def test_the_value_zero_is_given_too() -> None:
-    with pytest.raises(SpecError, match="no 'fold', found 0"):
+    with pytest.raises(UserError, match="no 'fold', found 0"):
         tasks.check_fields(spec("regression", fold=0))
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(SpecError, match=r"unknown task kind 'image_clasification': there are .*image_classification"):
+    with pytest.raises(UserError, match=r"unknown task kind 'image_clasification': there are .*image_classification"):
         tasks.check_fields(spec("image_clasification"))
 
 
@@ -79,7 +80,7 @@ def test_an_experiment_is_refused_before_anything_is_trained() -> None:
         params={},
         seed=0,
     )
-    with pytest.raises(SpecError, match="no 'host', found"):
+    with pytest.raises(UserError, match="no 'host', found"):
         resolve(cell, None)
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.cards import Card, Statistics
 from reproduce.data import ImageData, Images, WordData
-from reproduce.randomness import Generators
-from reproduce.spec import Recipe, SpecError, TaskSpec
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification, crop_flip
 from reproduce.tasks.language_modeling import LanguageModeling, streams
 
@@ -225,7 +226,7 @@ def test_held_out_are_the_last_examples() -> None:
     ],
 )
 def test_images_refuse(task: dict[str, Any], recipe: dict[str, Any], expected: str) -> None:
-    with pytest.raises(SpecError, match=expected):
+    with pytest.raises(UserError, match=expected):
         image_task(image_data(), task, **recipe)
 
 
@@ -257,7 +258,7 @@ def test_evaluation_comes_back_to_training() -> None:
 def test_streams() -> None:
     found = streams(torch.arange(14), 4)
     assert found.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
-    with pytest.raises(SpecError, match="7 tokens are too few for 4 streams"):
+    with pytest.raises(UserError, match="7 tokens are too few for 4 streams"):
         streams(torch.arange(7), 4)
 
 
@@ -351,14 +352,14 @@ def test_evaluation_leaves_the_carried_state() -> None:
     ],
 )
 def test_language_refuses(task: dict[str, Any], recipe: dict[str, Any], expected: str) -> None:
-    with pytest.raises(SpecError, match=expected):
+    with pytest.raises(UserError, match=expected):
         word_task(word_data(), task, **recipe)
 
 
 def test_each_kind_of_data_has_its_task() -> None:
-    with pytest.raises(SpecError, match="'tiny' holds words"):
+    with pytest.raises(UserError, match="'tiny' holds words"):
         image_task(word_data())  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="'tiny' holds images"):
+    with pytest.raises(UserError, match="'tiny' holds images"):
         word_task(image_data())  # type: ignore[arg-type]
     assert isinstance(image_task(image_data()), ImageClassification)
     assert isinstance(word_task(word_data()), LanguageModeling)

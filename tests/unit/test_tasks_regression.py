@@ -8,13 +8,14 @@ import scipy.stats
 import torch
 
 from reproduce import tasks
-from reproduce.cards import Card, Statistics
 from reproduce.data import ImageData, Images, WordData
-from reproduce.discover import find_method
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.folder import find_method
+from reproduce.experiment.schema import Experiment, Recipe, TaskSpec
+from reproduce.method.rng import Generators
+from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
-from reproduce.randomness import Generators
-from reproduce.sites import watch
-from reproduce.spec import Experiment, Recipe, SpecError, TaskSpec
 from reproduce.tasks.regression import BINS, HUMP_COUNTS, HUMP_EDGES, quantile, wanted
 
 CPU = torch.device("cpu")
@@ -117,15 +118,15 @@ def test_outputs_that_are_not_finite_have_no_distance():
 
 
 def test_what_it_cannot_use_is_refused():
-    with pytest.raises(SpecError, match="regression has neither"):
+    with pytest.raises(UserError, match="regression has neither"):
         task({"mixup": 0.5})
     whole = data()
     row = dataclasses.replace(whole, train=Images(whole.train.images[:, :, :1], whole.train.labels))
-    with pytest.raises(SpecError, match="at least 4x2"):
+    with pytest.raises(UserError, match="at least 4x2"):
         task(found=row)
     tokens = torch.arange(9)
     words = WordData(Card.model_construct(name="w"), tokens, tokens, tokens, tuple("abcdefghi"), "made here")
-    with pytest.raises(SpecError, match="needs images; dataset 'noise' holds words"):
+    with pytest.raises(UserError, match="needs images; dataset 'noise' holds words"):
         task(found=words)
 
 

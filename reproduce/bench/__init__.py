@@ -1,0 +1,1 @@
+"""Every method timed against vanilla: ratios within one run."""

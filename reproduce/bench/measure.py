@@ -1,0 +1,280 @@
+"""What methods cost: ratios of interleaved timings within one run, never seconds to compare across machines."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reproduce import tasks
+from reproduce.bench.variants import read_spec
+from reproduce.bench.workloads import Workload, workloads
+from reproduce.errors import UserError
+from reproduce.experiment.folder import MethodFolder
+from reproduce.method import Method
+from reproduce.method.rng import Generators
+from reproduce.method.sites import Trace, watch
+from reproduce.training.checkpoints import write_checkpoint
+from reproduce.training.loop import CHECKPOINT_SECONDS, train
+from reproduce.training.malloc import keep_freed_memory
+from reproduce.training.optim import build_optimizer, clip_gradients
+
+SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio, with its spread over rounds."""
+
+    what: str
+    where: str
+    ratio: float
+    low: float
+    high: float
+    milliseconds: float  # of the thing measured, for orientation only
+    limit: str = ""
+    kept: bool | None = None
+
+
+class Stepper:
+    """Full training steps (forward, penalty, backward, clipping, optimiser, what the method does after it) of one
+    method on one workload. The first step is taken at once.
+
+    Raises:
+        ValueError: the method refuses the workload's model.
+    """
+
+    def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
+        self.generators = Generators.seeded(0, device)
+        self.recipe = workload.recipe
+        self.task = tasks.build(workload.task, workload.recipe, workload.data(), self.generators, device)
+        self.method = method
+        method.prepare(self.task.model, self.generators.method)
+        self.task.model.to(device).train()
+        self.trace: Trace = watch(self.task.model)
+        self.optimizer = build_optimizer(self.task.model, self.recipe)
+        self.parameters = list(self.task.model.parameters())
+        self.progress = torch.zeros((), device=device)
+        self.task.start_epoch()
+        self.index = 0
+        self()
+
+    def __call__(self) -> None:
+        loss = self.task.loss(self.index % self.task.steps_per_epoch)
+        penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + penalty).backward()
+        clip_gradients(self.parameters, self.recipe.clip)
+        self.optimizer.step()
+        self.method.after_step(self.task.model, self.optimizer, self.progress, self.generators.method)
+        self.trace.clear()  # other models wait their turn: none keeps its activations meanwhile
+        self.index += 1
+
+
+def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
+    """Seconds per call, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(
+    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, repeats: int = 1
+) -> dict[str, list[float]]:
+    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them.
+
+    Each must have run once before: the first time costs more.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_index in range(rounds):
+        names = list(functions) if round_index % 2 == 0 else list(reversed(functions))
+        for name in names:
+            seconds[name].append(timed(functions[name], device, repeats))
+    return seconds
+
+
+def ratio_row(
+    what: str, where: str, seconds: list[float], base: list[float], limit: float | None = None, at_least: bool = False
+) -> Row:
+    """Median of the ratios round by round, with their quartiles."""
+    ratios = sorted(one / other for one, other in zip(seconds, base, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    if limit is None:
+        promised, kept = "", None
+    else:
+        promised, kept = f"{'>=' if at_least else '<='} {limit:g}", (middle >= limit) if at_least else (middle <= limit)
+    return Row(what, where, middle, low, high, 1e3 * statistics.median(seconds), promised, kept)
+
+
+def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, rounds: int) -> list[Row]:
+    """Every variant of a method against vanilla, and vanilla against itself for the noise.
+
+    What the method refuses is said on the standard error, and left out.
+
+    Raises:
+        UserError: the method refuses a workload that its bench.toml names.
+    """
+    plain = Method()
+    steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
+    steppers["vanilla again"] = Stepper(workload, plain, device)
+    limits: dict[str, float | None] = {}
+    for variant_name, variant in read_spec(folder).variants.items():
+        if not workload.times(variant):
+            continue
+        method = folder.load().model_validate_json(json.dumps(variant.params))
+        label = f"{folder.name} {variant_name}"
+        try:
+            steppers[label] = Stepper(workload, method, device)
+        except ValueError as error:
+            if variant.workloads is not None:
+                raise UserError(f"bench.toml times {label!r} on {workload.name!r}: {error}") from error
+            print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
+            continue
+        applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
+        limits[label] = variant.limit if applies else None
+    seconds = interleaved(steppers, device, rounds)
+    return [
+        ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
+        for label, measured in seconds.items()
+        if label != "vanilla"
+    ]
+
+
+def bench_functions(folder: MethodFolder, device: torch.device, rounds: int) -> list[Row]:
+    """The pure functions of a method against their plainer relatives, on random activations."""
+    rows = []
+    module = importlib.import_module(f"methods.{folder.name}.method")
+    for pair in read_spec(folder).functions:
+        fast, plain = getattr(module, pair.name), getattr(module, pair.against)
+        for shape in pair.shapes:
+            activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            calls = {"fast": _forward_backward(fast, activations), "plain": _forward_backward(plain, activations)}
+            once = {name: timed(call, device) for name, call in calls.items()}
+            once = {name: min(once[name], timed(call, device)) for name, call in calls.items()}  # warm
+            repeats = round(min(10, max(1, 0.05 / max(once.values()))))
+            affordable = round(SECONDS_PER_PAIR / (repeats * sum(once.values())))
+            seconds = interleaved(calls, device, min(rounds, max(3, affordable)), repeats)
+            title = f"loss: {folder.name} {pair.against} / {pair.name}"
+            rows.append(
+                ratio_row(title, str(tuple(shape)), seconds["plain"], seconds["fast"], pair.at_least, at_least=True)
+            )
+    return rows
+
+
+def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> Callable[[], None]:
+    leaf = activations.clone().requires_grad_()
+
+    def call() -> None:
+        torch.autograd.grad(function(leaf), leaf)
+
+    call()
+    return call
+
+
+def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int = 4) -> Row:
+    """The loop with data, augmentation and logging over bare forward, backward and step on a ready batch.
+
+    The checkpoint that the loop writes every CHECKPOINT_SECONDS is added as its share of that time.
+    """
+    stepper = Stepper(workload, Method(), device)
+    bare = _bare_step(stepper, device)
+    recipe = workload.recipe.model_copy(update={"steps": steps, "evaluate_every": 10**6})
+    loop_seconds, bare_seconds = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        state = {"model": stepper.task.model.state_dict(), "optimizer": stepper.optimizer.state_dict()}
+        save = timed(lambda: write_checkpoint(folder / "timed.pt", "bench", state), device)
+        bare()
+        for index in range(rounds + 1):
+            bare_seconds.append(timed(bare, device, steps))
+            generators = Generators.seeded(0, device)
+            task = tasks.build(workload.task, recipe, workload.data(), generators, device)
+            run_folder = folder / str(index)
+            run_folder.mkdir()
+            outcome = train("bench", recipe, task, Method(), generators, device, run_folder)
+            loop_seconds.append(outcome.epochs[-1].seconds_per_step * (1 + save / CHECKPOINT_SECONDS))
+    return ratio_row("loop / bare step", workload.name, loop_seconds[1:], bare_seconds[1:], 1.05)
+
+
+def _bare_step(stepper: Stepper, device: torch.device) -> Callable[[], None]:
+    task: Any = stepper.task
+    if hasattr(task, "normalise"):
+        size = stepper.recipe.batch_size
+        images = task.normalise(task.train.images[:size]).contiguous(memory_format=torch.channels_last)
+        labels = task.train.labels[:size]
+        forward = lambda: F.cross_entropy(task.model(images), labels)  # noqa: E731
+    else:
+        tokens, state = task.train, task.model.initial_state(stepper.recipe.batch_size)
+        window = stepper.recipe.window or 1
+        targets = tokens[1 : window + 1].flatten()
+        forward = lambda: F.cross_entropy(task.model(tokens[:window], state)[0].flatten(0, 1), targets)  # noqa: E731
+    parameters: list[nn.Parameter] = stepper.parameters
+
+    def step() -> None:
+        stepper.trace.clear()
+        stepper.optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+        clip_gradients(parameters, stepper.recipe.clip)
+        stepper.optimizer.step()
+
+    return step
+
+
+def bench(
+    folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False
+) -> Iterator[list[Row]]:
+    """The rows of one method after another, each timed beside vanilla steps of its own; those of the loop at last.
+
+    Raises:
+        UserError: a bench.toml that names what its method does not have, or an unknown or refused workload.
+    """
+    keep_freed_memory()  # as in the worker processes that train
+    chosen = workloads(small)
+    variants = {
+        f"{name} {variant_name}": variant
+        for name, folder in folders.items()
+        for variant_name, variant in read_spec(folder).variants.items()
+    }
+    known = [workload.name for workload in chosen]
+    for label, variant in variants.items():
+        unknown = sorted({*(variant.workloads or ()), *variant.limit_on} - set(known))
+        if unknown:
+            raise UserError(f"bench.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
+    for folder in folders.values():
+        try:
+            rows = bench_functions(folder, device, 5 * rounds)
+        except AttributeError as error:
+            raise UserError(f"bench.toml names a function that its method.py lacks: {error}") from error
+        for workload in chosen:
+            if any(workload.times(variant) for variant in read_spec(folder).variants.values()):
+                rows += bench_steps(folder, workload, device, rounds)
+        yield rows
+    yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the ratios were measured on."""
+    return {
+        "device": str(device),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

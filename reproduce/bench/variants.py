@@ -1,0 +1,44 @@
+"""A method's `bench.toml`: its configurations for bench and battery, and the functions that the bench compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reproduce.experiment.folder import MethodFolder
+from reproduce.experiment.toml import read_toml
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Variant(_Strict):
+    """One configuration of a method whose training step is timed against vanilla's."""
+
+    params: dict[str, Any] = {}
+    limit: float | None = None  # the ratio on CPU that this project promises, on the workloads of `limit_on`
+    limit_on: tuple[str, ...] = ()
+    workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts, but those to be named
+
+
+class FunctionPair(_Strict):
+    """A loss function against its plainer relative, forward and backward, on activations of some shapes."""
+
+    name: str
+    against: str
+    shapes: tuple[tuple[int, ...], ...]
+    at_least: float | None = None  # times faster
+
+
+class BenchSpec(_Strict):
+    """A method's `bench.toml`."""
+
+    variants: dict[str, Variant] = {}
+    functions: tuple[FunctionPair, ...] = Field(default=())
+
+
+def read_spec(folder: MethodFolder) -> BenchSpec:
+    path = folder.path / "bench.toml"
+    return read_toml(path, BenchSpec) if path.exists() else BenchSpec()

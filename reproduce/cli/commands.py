@@ -1,0 +1,387 @@
+"""The command line: `python -m reproduce`. The only file that ties everything together."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reproduce.cli.new import new
+from reproduce.errors import UserError
+from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, all_methods, find_method
+from reproduce.experiment.schema import Experiment, Scale, parse_seeds
+from reproduce.report import page
+from reproduce.results.record import Result
+from reproduce.results.store import read_results, write_result
+
+# `list`, `status` and `report` answer at once: torch is imported only by the commands that train.
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reproduce published ways of regularizing activations, and judge their claims.",
+)
+console = Console()
+EVIDENCE = ROOT / "reports" / "evidence"
+SCALES = get_args(Scale)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
+ScaleOption = Annotated[str, typer.Option("--scale", help="quick, reduced or paper.")]
+SeedsOption = Annotated[
+    str, typer.Option("--seeds", help="'0,1,2', or '5' for the first five; default: as the experiment says.")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", envvar="REPRODUCE_DATA", help="A folder with datasets; looked into first.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where Results and checkpoints go.")]
+OnlyOption = Annotated[str, typer.Option("--only", help="Only experiments of these names, comma-separated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def one_line_errors(function: Function) -> Function:
+    """Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None:  # a broken pipe, say: nothing that the user named
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def chosen_methods(name: str) -> dict[str, MethodFolder]:
+    if name == "all":
+        return all_methods()
+    folder = find_method(name)
+    return {folder.name: folder}
+
+
+def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") -> dict[str, Experiment]:
+    """The experiments of one method at one scale (all when None). UserError: unknown scale or experiment."""
+    if scale is not None and scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
+    experiments = folder.experiments()
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in experiments:
+            raise UserError(
+                f"method {folder.name} has no experiment {name!r}: it has {', '.join(experiments) or 'none'}"
+            )
+    return {
+        name: experiment
+        for name, experiment in experiments.items()
+        if (name in names if names else scale is None or experiment.scale == scale)
+    }
+
+
+def data_root(text: str) -> Path | None:
+    if not text:
+        return None
+    root = Path(text)
+    if not root.is_dir():
+        raise UserError(f"--data {text}: no such folder")
+    return root.resolve()
+
+
+def local_results(runs: Path) -> tuple[list[Result], list[str]]:
+    return read_results(runs.glob("*/result.json"))
+
+
+@app.command("list")
+@one_line_errors
+def list_methods(as_json: JsonOption = False) -> None:
+    """The methods and their experiments."""
+    rows = [
+        {
+            "method": folder.name,
+            "title": folder.title,
+            "experiments": {n: e.scale for n, e in folder.experiments().items()},
+        }
+        for folder in all_methods().values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for folder in all_methods().values():
+        console.print(f"[bold]{folder.name}[/bold]  {folder.title}", highlight=False, soft_wrap=True)
+        by_scale: dict[str, list[str]] = {}
+        for name, experiment in folder.experiments().items():
+            by_scale.setdefault(experiment.scale, []).append(name)
+        for scale in sorted(by_scale, key=SCALES.index):
+            console.print(f"    {scale:<8} {', '.join(by_scale[scale])}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@one_line_errors
+def plan(
+    method: MethodName,
+    scale: ScaleOption = "quick",
+    seeds: SeedsOption = "",
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """The runs that would be trained, what is sealed already, and the estimated time."""
+    from reproduce.training.plan import estimated_seconds
+
+    planned = planned_runs(method, scale, seeds, data, only)
+    sealed, _ = local_results(runs)
+    evidence, _ = read_results(EVIDENCE.glob("*.json"))
+    ids = {result.id for result in sealed}
+    rows = [
+        {
+            "id": run.id,
+            "run": run.label,
+            "sealed": run.id in ids,
+            "estimated_seconds": estimated_seconds(run, [*sealed, *evidence]),
+        }
+        for run in planned
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "state", "estimate"):
+        table.add_column(heading, justify="right" if heading == "estimate" else "left")
+    for row in rows:
+        seconds = row["estimated_seconds"]
+        estimate = "" if row["sealed"] else "unknown" if seconds is None else f"{seconds:.0f} s"
+        table.add_row(str(row["run"]), "sealed" if row["sealed"] else "to train", estimate)
+    console.print(table)
+    missing = [row for row in rows if not row["sealed"]]
+    known = [float(row["estimated_seconds"]) for row in missing if row["estimated_seconds"] is not None]
+    unknown = f", {len(missing) - len(known)} of unknown length" if len(known) < len(missing) else ""
+    print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
+
+
+def planned_runs(method: str, scale: str, seeds: str, data: str, only: str) -> list[Any]:
+    """All Runs of the chosen methods' experiments, each once."""
+    from reproduce.training.plan import plan as plan_experiments
+
+    if only and method == "all":
+        raise UserError("--only names experiments of one method: give that method instead of all")
+    root = data_root(data)
+    found: dict[str, Any] = {}
+    for folder in chosen_methods(method).values():
+        experiments = chosen_experiments(folder, scale, only)
+        for run in plan_experiments(experiments, root, parse_seeds(seeds)):
+            found.setdefault(run.id, run)
+    return list(found.values())
+
+
+@app.command()
+@one_line_errors
+def run(
+    method: MethodName,
+    scale: ScaleOption = "quick",
+    seeds: SeedsOption = "",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    jobs: Annotated[int, typer.Option("--jobs", help="Worker processes; 0: one per core, one on a GPU.")] = 0,
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Train what is not sealed yet, judge the claims, write the page."""
+    from reproduce.cli.progress import reporter
+    from reproduce.training import workers as local
+    from reproduce.training.run import Workplace, default_device, torch_device
+
+    if jobs < 0:
+        raise UserError(f"--jobs {jobs}: expected 0 or more")
+    chosen = torch_device(device or default_device())
+    planned = planned_runs(method, scale, seeds, data, only)
+    if not planned:
+        print(f"{method} has no experiments at scale {scale}: nothing to train", file=sys.stderr)
+    sealed, damaged = local_results(runs)
+    ids = {result.id for result in sealed}
+    missing = [run for run in planned if run.id not in ids]
+    for problem in damaged:
+        print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
+    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(planned)))
+    runs.mkdir(parents=True, exist_ok=True)
+    place = Workplace(
+        runs=runs,
+        root=data_root(data),
+        cache=ROOT / "data",
+        device=str(chosen),
+        threads=max(1, cores // jobs),
+    )
+    failures: list[str] = []
+    if not as_json:
+        print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
+    if missing:
+        with reporter(len(missing), console, quiet=as_json) as heard:
+            _, failures = local.run_all(missing, place, jobs, heard)
+    pages = write_pages(
+        {name: chosen_experiments(folder, scale, only) for name, folder in chosen_methods(method).items()},
+        *local_results(runs),
+        output=runs / "report",
+        quiet=as_json,
+    )
+    if as_json:
+        results = [result for result in local_results(runs)[0] if result.id in {run.id for run in planned}]
+        finals = {r.id: r.final.model_dump() if r.final else None for r in results}
+        print(json.dumps({"pages": [str(path) for path in pages], "results": finals, "failures": failures}, indent=1))
+    if failures:
+        raise typer.Exit(1)
+
+
+def write_pages(
+    experiments: dict[str, dict[str, Experiment]],
+    results: list[Result],
+    problems: list[str],
+    output: Path,
+    quiet: bool = False,
+) -> list[Path]:
+    """A page for each method, and the index over them when there are several."""
+    paths = []
+    for name, of_method in experiments.items():
+        folder = find_method(name)
+        if not quiet and of_method:
+            console.print(page.terminal_summary(of_method, results))
+        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
+    if len(experiments) > 1:
+        everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
+        paths.append(page.write_index(everything, results, output))
+    if not quiet:
+        for problem in problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        for path in paths if len(paths) <= 3 else paths[-1:]:
+            print(f"page: {path}")
+    return paths
+
+
+@app.command()
+@one_line_errors
+def status(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """What lies in the runs folder: sealed, interrupted, unreadable."""
+    results, problems = local_results(runs)
+    interrupted = sorted(path.parent.name for path in runs.glob("*/checkpoint.pt"))
+    if as_json:
+        sealed = [{"id": result.id, "status": result.status} for result in results]
+        print(json.dumps({"sealed": sealed, "interrupted": interrupted, "unreadable": problems}, indent=1))
+        return
+    n_diverged = sum(result.status == "diverged" for result in results)
+    print(f"{len(results)} sealed ({n_diverged} diverged), {len(interrupted)} interrupted, {len(problems)} unreadable")
+    for name in interrupted:
+        print(f"  interrupted: {name}")
+    for problem in problems:
+        print(f"  unreadable: {problem}")
+
+
+@app.command()
+@one_line_errors
+def report(
+    method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
+    results: Annotated[Path, typer.Option("--results", help="Where the Results lie.")] = EVIDENCE,
+    output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = ROOT / "reports",
+) -> None:
+    """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
+    if results != EVIDENCE and not results.is_dir():
+        raise UserError(f"--results {results}: no such folder")
+    found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
+    experiments = {}
+    for name, folder in chosen_methods(method).items():
+        of_method = chosen_experiments(folder, None)
+        if results == EVIDENCE:  # quick experiments are for the reader's own machine
+            of_method = {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
+        experiments[name] = of_method
+    pages = write_pages(experiments, found, problems, output, quiet=True)
+    print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+@app.command()
+@one_line_errors
+def publish(
+    method: MethodName,
+    scale: ScaleOption = "reduced",
+    seeds: SeedsOption = "",
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    output: Annotated[Path, typer.Option("--output", help="Where evidence is kept.")] = EVIDENCE,
+) -> None:
+    """Copy the sealed local Results of an experiment into reports/evidence; what is there stays."""
+    planned = planned_runs(method, scale, seeds, data, only)
+    output.mkdir(parents=True, exist_ok=True)
+    n_new = n_missing = 0
+    problems: list[str] = []
+    for planned_run in planned:
+        source = runs / planned_run.config.folder / "result.json"
+        target = output / f"{planned_run.config.folder}.json"
+        if not source.exists():
+            n_missing += 1
+        elif not target.exists():
+            found, damaged = read_results([source])
+            problems += damaged
+            for result in found:
+                write_result(result, target)
+                n_new += 1
+    already = len(planned) - n_new - n_missing - len(problems)
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    print(f"{n_new} Results published to {output}, {already} already there, {n_missing} not trained yet")
+
+
+@app.command()
+@one_line_errors
+def bench(
+    method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; more are steadier.")] = 5,
+    runs: RunsOption = Path("runs"),
+    small: Annotated[bool, typer.Option("--small", help="Toy sizes: checks the bench, measures nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time every method's step against vanilla's, and the loop against bare steps."""
+    from dataclasses import asdict
+
+    from reproduce.bench.measure import bench as measure
+    from reproduce.bench.measure import machine
+    from reproduce.cli.terminal import bench_table
+    from reproduce.training.run import default_device, torch_device
+
+    chosen = torch_device(device or default_device())
+    runs.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(chosen), "rounds": rounds, "small": small, "rows": (measured := [])}
+    for rows in measure(chosen_methods(method), chosen, rounds, small):
+        measured += [asdict(row) for row in rows]
+        (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        if not as_json:
+            console.print(bench_table(rows, show_header=len(measured) == len(rows)))
+    print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
+
+
+app.command()(one_line_errors(new))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,1 +1,0 @@
-"""Engines hand Runs to the one loop: here and now (`local`), or over machines."""

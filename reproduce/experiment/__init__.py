@@ -1,0 +1,1 @@
+"""Experiments, dataset cards, method folders, and what identifies a Run. No torch in here."""

@@ -1,0 +1,73 @@
+"""Finding methods by folder: a method exists because `methods/<name>/method.py` exists. No list to edit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reproduce.errors import UserError
+from reproduce.experiment.schema import Experiment, read_experiment
+
+if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
+    from reproduce.method import Method
+
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = ROOT / "methods"
+
+
+@dataclass(frozen=True)
+class MethodFolder:
+    """One folder of `methods/`."""
+
+    name: str
+    path: Path
+
+    def load(self) -> type[Method]:
+        """The class `Method` of its method.py.
+
+        Raises:
+            UserError: when the file defines none.
+        """
+        module = importlib.import_module(f"methods.{self.name}.method")
+        found = getattr(module, "Method", None)
+        if found is None:
+            raise UserError(f"{self.path / 'method.py'}: defines no class Method")
+        return found
+
+    def experiments(self) -> dict[str, Experiment]:
+        """Its experiments by file name, read strictly."""
+        return {path.stem: read_experiment(path) for path in sorted(self.path.glob("experiments/*.toml"))}
+
+    @property
+    def title(self) -> str:
+        """The first heading of its card."""
+        card = self.path / "card.md"
+        first = card.read_text("utf-8").partition("\n")[0] if card.exists() else ""
+        return first.lstrip("# ").strip() or self.name
+
+
+def all_methods() -> dict[str, MethodFolder]:
+    """Every method, by name. Folders that begin with an underscore are templates."""
+    return {
+        path.parent.name: MethodFolder(path.parent.name, path.parent)
+        for path in sorted(METHODS.glob("*/method.py"))
+        if not path.parent.name.startswith("_")
+    }
+
+
+def find_method(name: str) -> MethodFolder:
+    """One method by name; hyphens and underscores are the same.
+
+    Raises:
+        UserError: unknown, with the nearest names.
+    """
+    methods = all_methods()
+    wanted = name.replace("-", "_")
+    if wanted not in methods:
+        near = difflib.get_close_matches(wanted, methods, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(methods)}"
+        raise UserError(f"unknown method {name!r}: {hint}")
+    return methods[wanted]

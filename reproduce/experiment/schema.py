@@ -1,0 +1,303 @@
+"""Experiments as strict TOML: one table or figure of a paper, its arms, seeds, claims. No torch here."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from reproduce.errors import Misplaced, UserError, first_problem
+from reproduce.experiment.toml import Strict, read_toml
+
+Scale = Literal["quick", "reduced", "paper"]
+Selection = Literal["last", "best_validation", "best_test"]
+Scalar = bool | int | float | str
+Count = Annotated[int, Field(ge=1)]
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+# Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
+# None and mean "as before". A default other than None, once landed, never changes.
+
+
+class TaskSpec(Strict):
+    """A problem held fixed: dataset x model x loss x metric."""
+
+    kind: str  # a file in reproduce/tasks
+    dataset: str  # a card in datasets/
+    model: str  # a file in reproduce/models
+    model_options: dict[str, Scalar] = {}
+    validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
+    train_examples: Count | None = None  # use only the first so many training examples
+    normalise: Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"] | None = None  # images
+    reconstruction: Literal["pixel_mean"] | None = None  # autoencoding; None: squared errors summed over features
+    classifier_iterations: Count | None = None  # autoencoding: of a logistic regression on the features; None: none
+    host: HostSpec | None = None  # activation autoencoding: whose activations
+    fold: Annotated[int, Field(ge=0)] | None = None  # tables: which of the dataset's test folds
+    fold_convention: Literal["standard", "swapped"] | None = None  # tables: test on the fold, or train on it
+
+
+class ConstantRate(Strict):
+    kind: Literal["constant"] = "constant"
+
+
+class StepRate(Strict):
+    """Multiply the rate by ``factor`` at each milestone."""
+
+    kind: Literal["step"]
+    milestones: tuple[int, ...]
+    factor: float | tuple[float, ...] = 0.1  # one for all, or one per milestone
+    unit: Literal["epochs", "steps"] = "epochs"
+
+    @model_validator(mode="after")
+    def _one_factor_each(self) -> StepRate:
+        if isinstance(self.factor, tuple) and len(self.factor) != len(self.milestones):
+            raise ValueError(f"{len(self.factor)} factors for {len(self.milestones)} milestones")
+        return self
+
+
+class DecayRate(Strict):
+    """Multiply the rate by ``factor`` every epoch after the first ``after`` epochs."""
+
+    kind: Literal["decay"]
+    after: int
+    factor: float
+
+
+class PlateauRate(Strict):
+    """Multiply the rate by ``factor`` when validation has not improved for over ``patience`` evaluations."""
+
+    kind: Literal["plateau"]
+    factor: float = 0.25
+    patience: int = 0
+
+
+class CosineRate(Strict):
+    kind: Literal["cosine"]
+
+
+Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")]
+
+
+class Clip(Strict):
+    """Gradient clipping to an L2 norm: of all gradients together, or of each tensor apart."""
+
+    norm: float = Field(gt=0)
+    per: Literal["global", "tensor"] = "global"
+
+
+class Recipe(Strict):
+    """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_biases: bool = True  # weight decay on biases and scalars too
+    bias_rate: float = 1.0  # rate of biases and scalars as a fraction of learning_rate
+    schedule: Schedule = ConstantRate()
+    warmup_steps: int | None = None  # so many first steps at learning_rate * warmup_factor
+    warmup_factor: float | None = None
+    clip: Clip | None = None
+    augment: Literal["crop_flip"] | None = None  # zero-pad 4, random crop, random horizontal flip
+    mixup: float | None = None  # alpha of Beta(alpha, alpha)
+    window: Count | None = None  # language modeling: truncated back-propagation length
+    eval_batch_size: Count = 500
+    evaluate_every: Count = 1  # epochs
+    selection: Selection = "last"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    probe_examples: Count = 256  # for the statistics of Sites
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        if (self.warmup_steps is None) != (self.warmup_factor is None):
+            raise ValueError("warmup_steps and warmup_factor go together")
+        if self.warmup_steps is not None and isinstance(self.schedule, PlateauRate):
+            raise Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Recipe:
+        if self.momentum and self.optimizer == "adam":
+            raise Misplaced(("momentum",), "adam takes no momentum")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
+        return self
+
+
+class HostSpec(Strict):
+    """A model that is trained first, in the same Run, on the Task's dataset; another then reads its activations."""
+
+    model: str
+    model_options: dict[str, Scalar] = {}
+    recipe: Recipe
+    site: str  # the Site to read, by its path in the model
+
+
+TaskSpec.model_rebuild()
+
+
+class Arm(Strict):
+    """One row of a table: a method with its parameters, and what the paper changed beside it."""
+
+    method: str = "vanilla"
+    label: str = ""
+    params: dict[str, Any] = {}
+    grid: dict[str, Choices] = {}  # parameters to choose by mean validation metric
+    model: str | None = None
+    model_options: dict[str, Scalar] = {}
+    recipe: dict[str, Any] = {}
+    tasks: tuple[str, ...] | None = None  # only on these tasks
+    pending: str | None = None  # why this arm cannot run yet; it is then shown, never run
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every choice of the grid, merged with the fixed parameters."""
+        names = list(self.grid)
+        combinations = itertools.product(*(self.grid[name] for name in names))
+        return [{**self.params, **dict(zip(names, values, strict=True))} for values in combinations]
+
+
+class Claim(Strict):
+    """One statement of the paper with its address, and the tolerance set before the run.
+
+    Without ``over``, the metric of ``arm`` is ``value``. With it, ``arm`` minus ``over`` is ``value`` or,
+    where the paper gives no number (a curve, a sentence), lies in ``direction``.
+    """
+
+    task: str
+    arm: str
+    metric: str  # "test.error", "validation.perplexity"
+    over: str | None = None
+    value: float | None = None
+    tolerance: float | None = Field(default=None, gt=0)
+    direction: Literal["lower", "higher"] | None = None
+    source: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_statement(self) -> Claim:
+        if (self.value is None) == (self.direction is None):
+            raise ValueError("a claim states exactly one of value and direction")
+        if (self.value is None) != (self.tolerance is None):
+            raise ValueError("a claim with a value needs a tolerance, and one with a direction has none")
+        if self.direction is not None and self.over is None:
+            raise ValueError("a claim of direction compares two arms: name the other one in 'over'")
+        return self
+
+
+class Experiment(Strict):
+    """One table or figure of a paper."""
+
+    title: str
+    question: str = ""
+    scale: Scale
+    source: str = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
+    recipe: Recipe
+    arms: dict[str, Arm] = Field(min_length=1)
+    baseline: str | None = None  # the arm that differences are taken against
+    claims: tuple[Claim, ...] = ()
+    figures: tuple[str, ...] = ("seeds", "learning_curves", "site_statistics")
+    deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
+    caveat: str = ""  # what a reader must know before the numbers: said wherever what was found is said
+    metrics: tuple[str, ...] = ()  # "test.l0": to be shown in columns beside the Task's own metric
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Experiment:
+        tasks, arms = f"none of the tasks {', '.join(self.tasks)}", f"none of the arms {', '.join(self.arms)}"
+        for name, arm in self.arms.items():
+            for task in arm.tasks or ():
+                if task not in self.tasks:
+                    raise Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
+        for index, claim in enumerate(self.claims):
+            for key, arm_name in (("arm", claim.arm), ("over", claim.over)):
+                if arm_name is not None and arm_name not in self.arms:
+                    raise Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
+            if claim.task not in self.tasks:
+                raise Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
+        for index, metric in enumerate(self.metrics):
+            split, _, name = metric.partition(".")
+            if split not in ("test", "validation") or not name:
+                raise Misplaced(("metrics", index), f"{metric!r}: expected 'test.NAME' or 'validation.NAME'")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_hold(self) -> Experiment:
+        for name, arm in self.arms.items():
+            try:
+                self.recipe_of(arm)
+            except ValidationError as error:
+                location, message, _ = first_problem(error, arm.recipe)
+                raise Misplaced(("arms", name, "recipe", *location), message) from error
+        return self
+
+    def recipe_of(self, arm: Arm) -> Recipe:
+        """The common recipe with what the arm changes."""
+        return Recipe.model_validate({**self.recipe.model_dump(exclude_none=True), **arm.recipe})
+
+
+class Cell(Strict):
+    """One training that an experiment asks for, before the method's own defaults are filled in."""
+
+    task_name: str
+    arm_name: str
+    task: TaskSpec
+    recipe: Recipe
+    method: str
+    params: dict[str, Any]  # as given
+    seed: int
+
+
+def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
+    """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons."""
+    found = []
+    recipes = {name: experiment.recipe_of(arm) for name, arm in experiment.arms.items()}
+    for seed in seeds or experiment.seeds:
+        for task_name, task in experiment.tasks.items():
+            for arm_name, arm in experiment.arms.items():
+                if arm.pending or (arm.tasks is not None and task_name not in arm.tasks):
+                    continue
+                changed = {"model_options": {**task.model_options, **arm.model_options}}
+                arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
+                for params in arm.points():
+                    found.append(
+                        Cell(
+                            task_name=task_name,
+                            arm_name=arm_name,
+                            task=arm_task,
+                            recipe=recipes[arm_name],
+                            method=arm.method,
+                            params=params,
+                            seed=seed,
+                        )
+                    )
+    return found
+
+
+def parse_seeds(text: str) -> tuple[int, ...] | None:
+    """'0,1,2', or '3,' for one seed, as it stands; a single number n as the first n seeds; nothing as None."""
+    if not text:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
+    except ValueError:
+        raise UserError(f"--seeds {text!r}: expected '0,1,2' or a number of seeds") from None
+    found = numbers if "," in text else tuple(range(numbers[0]))
+    if not found or min(found) < 0:
+        raise UserError(f"--seeds {text!r}: expected at least one seed, none negative")
+    return found
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read one experiment file strictly; see `read_toml` for errors."""
+    return read_toml(path, Experiment)

@@ -1,0 +1,54 @@
+"""The whole interface of a method: what it changes before training, adds to the loss, and does after a step."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from reproduce.method.sites import Trace
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+class Method(BaseModel):
+    """One published idea. Its fields are its hyperparameters; it is frozen, and keeps no state between steps.
+
+    ``version`` grows when a change moves numbers: Results of older versions are then shown as superseded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: ClassVar[int] = 1
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Change the network before training (fill Sites, add parameters). Default: change nothing."""
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """What is added to the loss at this step: a 0-dim tensor, already weighted.
+
+        Args:
+            trace: what the Sites recorded in this step's forward pass.
+            progress: fraction of training done, 0-dim in [0, 1].
+            generator: the only source of randomness a method may use; lives on the model's device.
+        """
+        return trace.zero()
+
+    def after_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Tensor, generator: torch.Generator
+    ) -> None:
+        """Change weights and the optimiser's state once it has stepped. Default: change nothing.
+
+        For the few ideas that rewrite weights outside the gradient. What they must remember lies in buffers that
+        `prepare` adds to the model, so that checkpoints carry it. As in a penalty: static shapes, no wait for a value.
+
+        Args:
+            model: as trained; its Sites' Traces still hold this step's records.
+            optimizer: its state tensors have the shapes of their parameters.
+            progress: as in `penalty`, of this step.
+            generator: as in `penalty`.
+        """

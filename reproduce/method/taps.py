@@ -1,0 +1,203 @@
+"""How a model of one's own gets Sites: hooks on its modules, and a Trace that notices what goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.method.sites import Axes, Role, Site, Trace
+
+# Subclasses count too (ReLU6 is a Hardtanh).
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.GLU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU),
+    *(nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softshrink),
+    *(nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold),
+)
+RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
+SUBMODULE = "activation_sites"  # where a hooked module keeps its Sites
+Side = Literal["input", "output"]
+
+
+class StepTrace(Trace):
+    """A Trace that begins anew at each forward pass, and notices when a recorded tensor is overwritten."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.versions: list[int] = []
+        self.consumed = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # stays behind where its model is copied or saved: the copy records nothing
+
+    def add(self, site: Site, activation: Tensor) -> None:
+        if not activation.is_inference():
+            super().add(site, activation)
+            self.versions.append(activation._version)
+
+    def clear(self) -> None:
+        super().clear()
+        self.versions.clear()
+        self.consumed = False
+
+    def check(self, device: torch.device) -> None:
+        for record, version in zip(self.records, self.versions, strict=True):
+            if record.activation.device != device:
+                raise ValueError(
+                    f"the model was attached on {device} and is on {record.activation.device} now: move it first, "
+                    "and then attach()"
+                )
+            if record.activation._version != version:
+                raise ValueError(
+                    f"Site {record.site.name!r}: its activations were overwritten in place after it, by += or a "
+                    "module with inplace=True: change that, or name another module"
+                )
+
+
+class Tap(nn.ModuleList):
+    """The Sites of one hooked module, whose child it is: one for each axes and width of its activations."""
+
+    def __init__(self, name: str, module: nn.Module, role: Role, side: Side, axes: Axes | None) -> None:
+        super().__init__()
+        self.path = name
+        self.name = name or type(module).__name__  # for messages: the model itself has no path
+        self.role: Role = role
+        self.side = side
+        self.axes: Axes | None = axes
+        self.trace: StepTrace | None = None
+        self.time_first = isinstance(module, RECURRENT) and not getattr(module, "batch_first", False)
+        self.calls: list[int] = []
+        self._add_site("nc", None)  # what it really is, the first activation says
+
+    def hook(self, module: nn.Module) -> Any:
+        name = SUBMODULE
+        while hasattr(module, name):  # attached twice
+            name += "_"
+        module.add_module(name, self)
+        # With bound methods a deep copy of the model has hooks that know the copied Sites.
+        if self.side == "input":
+            return module.register_forward_pre_hook(self.before, with_kwargs=True)
+        return module.register_forward_hook(self.after)
+
+    def forward(self, value: Any) -> Any:
+        """The identity, for modules that call all their children in turn, as Sequential does."""
+        return value
+
+    def sites(self) -> list[Site]:
+        return list(self)  # type: ignore[arg-type]
+
+    @torch.compiler.disable
+    def start(self, module: nn.Module, arguments: Any) -> None:
+        """A new forward pass of the whole model: what an earlier one recorded is let go."""
+        if self.trace is not None:
+            self.trace.clear()
+
+    def connect(self, trace: StepTrace) -> None:
+        """Begin to record, after the method has prepared the Sites."""
+        self.trace = trace
+        for site, calls in zip(self.sites(), self.calls, strict=True):
+            site.trace, site.name = trace, self.name
+            if self._is_filled() and calls > 1:
+                raise ValueError(
+                    f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
+                    f"Site {site.name!r} is for one activation: give each call a module of its own"
+                )
+
+    @torch.compiler.disable
+    def before(self, module: nn.Module, arguments: Any, options: Any) -> Any:
+        inplace = getattr(module, "inplace", False)  # it would overwrite what the Site records
+
+        def act(activation: Tensor) -> Tensor:
+            passed = self._pass(module, activation)
+            return passed.clone() if inplace else passed
+
+        return self._changed((arguments, options), act)
+
+    @torch.compiler.disable
+    def after(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        return self._changed(output, lambda activation: self._pass(module, activation))
+
+    def _changed(self, value: Any, act: Callable[[Tensor], Tensor]) -> Any:
+        found = at_first_tensor(value, act)
+        if found is None:
+            raise ValueError(f"module {self.name!r} has no floating-point tensor as its {self.side}: name another one")
+        return found
+
+    def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
+        index, site = self._site(activation)
+        self.calls[index] += 1
+        if site.training != module.training:
+            site.train(module.training)
+        return site(activation)
+
+    def _site(self, activation: Tensor) -> tuple[int, Site]:
+        axes = self.axes or self._guess(activation)
+        if len(axes) != activation.dim():
+            raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
+        width = activation.shape[axes.index("c")]
+        shape = tuple(activation.shape[1:]) if axes == "nchw" else (width,)
+        first = self.sites()[0]
+        if first.shape is None:
+            first.axes, first.shape = axes, shape
+        for index, site in enumerate(self.sites()):
+            if (site.axes, site.features) == (axes, width):
+                return index, site
+        if self._is_filled():
+            raise ValueError(
+                f"module {self.name!r}: width {width} (axes {axes!r}) is new to it, and the method has prepared Sites "
+                "for other widths only: give attach() an example that meets all"
+            )
+        return len(self), self._add_site(axes, shape)
+
+    def _add_site(self, axes: Axes, shape: tuple[int, ...] | None) -> Site:
+        site = Site(self.role, axes, shape)
+        site.name = self.name
+        site.trace = self.trace
+        self.append(site)
+        self.calls.append(0)
+        return site
+
+    def _is_filled(self) -> bool:
+        """Whether the method put something into a Site."""
+        return any(site.transform is not None or site.state_dict() for site in self.sites())
+
+    def _guess(self, activation: Tensor) -> Axes:
+        guesses: dict[int, Axes] = {2: "nc", 3: "tnc" if self.time_first else "ntc", 4: "nchw"}
+        if activation.dim() not in guesses:
+            shape = tuple(activation.shape)
+            raise ValueError(f"module {self.name!r}: activations {shape}, and a Site needs 2, 3 or 4 axes")
+        return guesses[activation.dim()]
+
+
+def at_first_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none."""
+    if isinstance(value, Tensor):
+        return act(value) if value.is_floating_point() else None
+    parts: dict[Any, Any] = {}
+    if isinstance(value, Mapping):
+        parts = dict(value)
+    elif dataclasses.is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, tuple | list):
+        parts = dict(enumerate(value))
+    for key, part in parts.items():
+        new = at_first_tensor(part, act)
+        if new is not None:
+            return value if new is part else _with(value, key, new)
+    return None
+
+
+def _with(value: Any, key: Any, new: Any) -> Any:
+    """A copy of a mapping, dataclass, tuple or list with one part exchanged."""
+    if isinstance(value, Mapping):
+        copied: Any = copy.copy(value)
+        copied[key] = new
+        return copied
+    if isinstance(value, tuple | list):
+        parts = [*value[:key], new, *value[key + 1 :]]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return dataclasses.replace(value, **{key: new})

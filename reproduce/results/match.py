@@ -1,0 +1,236 @@
+"""Which Results belong to which arm of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reproduce.experiment.identity import canonical_json
+from reproduce.experiment.schema import Arm, Cell, Experiment, Recipe, TaskSpec, cells
+from reproduce.results.record import Result
+from reproduce.results.stats import Estimate, mean_estimate
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of an arm's parameters, and its Results by seed."""
+
+    params: dict[str, Any]  # as the experiment gives them
+    results: dict[int, Result]
+
+    @property
+    def completed(self) -> dict[int, Result]:
+        return {seed: result for seed, result in self.results.items() if result.status == "completed"}
+
+    @property
+    def diverged(self) -> dict[int, Result]:
+        return {seed: result for seed, result in self.results.items() if result.status == "diverged"}
+
+    def values(self, metric: str) -> dict[int, float]:
+        """The number that counts, by seed, of a metric like "test.error"; seeds that lack it are left out."""
+        split, _, name = metric.partition(".")
+        found = {}
+        for seed, result in self.completed.items():
+            final = result.final
+            if final is not None and split in ("test", "validation") and name in getattr(final, split):
+                found[seed] = getattr(final, split)[name]
+        return found
+
+    def estimate(self, metric: str) -> Estimate | None:
+        values = self.values(metric)
+        return mean_estimate(list(values.values())) if values else None
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """One arm on one task: its points, the one that counts, and how that one was chosen."""
+
+    name: str
+    arm: Arm
+    points: tuple[Point, ...]
+    chosen: Point | None  # None: nothing has run
+    chosen_by: str  # "" where there was nothing to choose
+    chosen_on_test: bool
+    planned: tuple[int, ...]  # seeds that the experiment asks for
+
+    @property
+    def label(self) -> str:
+        return self.arm.label or self.name
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Planned seeds without a Result at the point that counts."""
+        have = self.chosen.results if self.chosen else {}
+        return tuple(seed for seed in self.planned if seed not in have)
+
+    @property
+    def diverged(self) -> int:
+        return len(self.chosen.diverged) if self.chosen else 0
+
+    def values(self, metric: str) -> dict[int, float]:
+        return self.chosen.values(metric) if self.chosen else {}
+
+    def estimate(self, metric: str) -> Estimate | None:
+        return self.chosen.estimate(metric) if self.chosen else None
+
+    @property
+    def chosen_grid(self) -> dict[str, Any]:
+        """The parameters that the grid varied, at the point that counts."""
+        return {name: self.chosen.params[name] for name in self.arm.grid} if self.chosen else {}
+
+
+@dataclass(frozen=True)
+class TaskRuns:
+    """All that is known of one task of an experiment."""
+
+    experiment: Experiment
+    task_name: str
+    arms: dict[str, ArmRuns]
+    superseded: tuple[Result, ...]  # of an older method or loop version, or of other data
+    notes: tuple[str, ...]
+
+    @property
+    def results(self) -> list[Result]:
+        """Every Result that counts, of every point of every arm."""
+        return [result for arm in self.arms.values() for point in arm.points for result in point.results.values()]
+
+    @property
+    def metric(self) -> str | None:
+        """The task's own metric, like "error"; None when nothing has run."""
+        names = {result.metric for result in self.results}
+        return sorted(names)[0] if names else None
+
+
+def higher_is_better(metric: str) -> bool:
+    """True of accuracies; every other metric here is an error, a loss or a perplexity."""
+    return metric.rpartition(".")[2] == "accuracy"
+
+
+def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> TaskRuns:
+    """Find the Results of every arm of one task.
+
+    A Result belongs to a cell when task, recipe and method are equal and its params are the method's defaults
+    of its time with the arm's params over them. Seeds beyond the planned ones count too. So that arms stay
+    comparable, one task shows one loop version and one dataset checksum (the newest), and one version of each
+    method (the newest); the others are superseded.
+    """
+    wanted: dict[str, list[Cell]] = {}
+    for cell in cells(experiment, seeds=experiment.seeds[:1]):
+        if cell.task_name == task_name:
+            wanted.setdefault(cell.arm_name, []).append(cell)
+    known: dict[str, list[Result]] = {}
+    dataset = experiment.tasks[task_name].dataset
+    for result in results:
+        if result.config.task.dataset != dataset:
+            continue  # spelling out a whole config takes time
+        known.setdefault(_problem(result.config.task, result.config.recipe, result.config.method), []).append(result)
+    found = [
+        (arm_name, index, result)
+        for arm_name, arm_cells in wanted.items()
+        for index, cell in enumerate(arm_cells)
+        for result in known.get(_problem(cell.task, cell.recipe, cell.method), [])
+        if _spelled(result.config.params) == _spelled({**result.defaults, **cell.params})
+    ]
+    kept, notes = _newest([result for *_, result in found])
+    kept_ids = {id(result) for result in kept}
+    by_point: dict[tuple[str, int], dict[int, Result]] = {}
+    superseded: dict[str, Result] = {}
+    for arm_name, index, result in sorted(found, key=lambda item: _age(item[2])):
+        if id(result) in kept_ids:
+            by_point.setdefault((arm_name, index), {})[result.config.seed] = result  # the newest finished stays
+        else:
+            superseded[result.id] = result
+    arms = {}
+    for arm_name, arm in experiment.arms.items():
+        if arm.tasks is not None and task_name not in arm.tasks:
+            continue
+        points = tuple(
+            Point(cell.params, dict(sorted(by_point.get((arm_name, index), {}).items())))
+            for index, cell in enumerate(wanted.get(arm_name, []))
+        )
+        chosen, chosen_by, on_test = _choose(points)
+        arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, on_test, experiment.seeds)
+    ordered = tuple(superseded[key] for key in sorted(superseded))
+    return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
+
+
+def _problem(task: TaskSpec, recipe: Recipe, method: str) -> str:
+    """Everything that a Result and a cell must share, except the params."""
+    return method + _spelled([task.model_dump(exclude_none=True), recipe.model_dump(exclude_none=True)])
+
+
+def _spelled(value: Any) -> str:
+    return canonical_json(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """One spelling of equal values: 1.0 as 1, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _age(result: Result) -> tuple[str, str]:
+    return result.environment.finished, result.seal
+
+
+def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Results of the newest loop, then data, then method versions; and a sentence for each thing left out."""
+    if not results:
+        return [], []
+    notes = []
+    loop = max(result.config.loop_version for result in results)
+    current = [result for result in results if result.config.loop_version == loop]
+    if len(current) < len(results):
+        notes.append(f"Only runs of loop version {loop} count here; {len(results) - len(current)} older left out.")
+    checksum = max(current, key=_age).config.dataset_checksum
+    same_data = [result for result in current if result.config.dataset_checksum == checksum]
+    if len(same_data) < len(current):
+        notes.append(
+            f"Runs on different data are not mixed: data {checksum[:12]} counts, as the most recently used; "
+            f"{len(current) - len(same_data)} on other data left out."
+        )
+    versions: dict[str, int] = {}
+    for result in same_data:
+        method = result.config.method
+        versions[method] = max(versions.get(method, 0), result.config.method_version)
+    kept = [r for r in same_data if r.config.method_version == versions[r.config.method]]
+    for method in sorted({r.config.method for r in same_data}):
+        older = sum(r.config.method == method for r in same_data) - sum(r.config.method == method for r in kept)
+        if older:
+            notes.append(f"Only version {versions[method]} of {method} counts here; {older} older left out.")
+    return kept, notes
+
+
+def _choose(points: Sequence[Point]) -> tuple[Point | None, str, bool]:
+    """The point with the best mean validation metric (test where there is no validation), why, and if on test.
+
+    A point with a diverged seed, or with fewer seeds than the fullest point, is only chosen if all are such:
+    its mean is over survivors, or over fewer chances to fail.
+    """
+    ran = [point for point in points if point.results]
+    if not ran:
+        return None, "", False
+    if len(points) == 1:
+        return ran[0], "", False
+    most = max(len(point.completed) for point in ran)
+    if most == 0:
+        return ran[0], "every point diverged; the first is shown", False
+    full = [point for point in ran if len(point.completed) == most and not point.diverged]
+    note = "" if full else "no point is without divergence; of those with the most completed seeds the "
+    full = full or [point for point in ran if len(point.completed) == most]
+    name = next(iter(full[0].completed.values())).metric
+    on_test = not all(len(point.values(f"validation.{name}")) == most for point in full)
+    split = "test" if on_test else "validation"
+    sign = -1.0 if higher_is_better(name) else 1.0
+    means = [(sign * e.mean, i) for i, point in enumerate(full) if (e := point.estimate(f"{split}.{name}"))]
+    if not means:
+        return full[0], f"{note}first is shown: no point has a final {name}", False
+    warning = " (there is no validation: too good)" if on_test else ""
+    run = f"{len(points)} points" if len(ran) == len(points) else f"{len(ran)} run of {len(points)} points"
+    return full[min(means)[1]], f"{note}best mean {split} {name} of {run}{warning}", on_test

@@ -1,0 +1,1 @@
+"""From a planned Run to its sealed Result: the step, the loop, workers."""

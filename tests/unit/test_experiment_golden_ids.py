@@ -1,0 +1,53 @@
+"""Run ids never move: every planned Run of every method at every scale, against a committed list.
+
+The list is made with each dataset's name in place of its checksum, which depends on the files at hand and on Python's
+version. To add Runs of new experiments: ``python tests/unit/test_golden_ids.py`` adds them, and never removes one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reproduce.experiment.folder import all_methods
+from reproduce.experiment.identity import RunConfig
+from reproduce.training.plan import plan
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "run_ids.txt"
+
+
+def planned() -> dict[str, str]:
+    """What is trained, by the id of its Run."""
+    configs: list[RunConfig] = [
+        run.config for folder in all_methods().values() for run in plan(folder.experiments(), None)
+    ]
+    named = [config.model_copy(update={"dataset_checksum": config.task.dataset}) for config in configs]
+    return {config.id: f"{config.task.dataset} {config.task.model} {config.method}" for config in named}
+
+
+def golden() -> dict[str, str]:
+    """The committed list: a line for each dataset, model and method, with its ids."""
+    lines = [line.partition(": ") for line in GOLDEN.read_text("utf-8").splitlines()] if GOLDEN.exists() else []
+    return {run_id: what for what, _, ids in lines for run_id in ids.split()}
+
+
+def write(ids: dict[str, str]) -> None:
+    GOLDEN.parent.mkdir(exist_ok=True)
+    lines = [f"{what}: {' '.join(sorted(key for key in ids if ids[key] == what))}" for what in sorted({*ids.values()})]
+    GOLDEN.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def test_no_run_id_moved() -> None:
+    expected, found = golden(), planned()
+    moved = sorted({what for run_id, what in expected.items() if run_id not in found})
+    assert not moved, f"Runs whose ids are planned no more: {moved}"
+
+
+def test_every_planned_run_is_in_the_list() -> None:
+    expected = golden()
+    new = sorted({what for run_id, what in planned().items() if run_id not in expected})
+    assert not new, f"new Runs, to be added by 'python tests/unit/test_golden_ids.py': {new}"
+    assert len(expected) > 4900
+
+
+if __name__ == "__main__":
+    write({**golden(), **planned()})

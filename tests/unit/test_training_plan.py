@@ -1,0 +1,248 @@
+"""From experiments to complete configs, each training once; and from one config to its sealed Result."""
+
+from __future__ import annotations
+
+import io
+import math
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from rich.console import Console
+
+from reproduce.cli import progress
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import checksum, read_card
+from reproduce.experiment.schema import Arm, Cell, Experiment, Recipe, TaskSpec, cells
+from reproduce.results.record import Result
+from reproduce.results.store import read_result
+from reproduce.training.plan import PlannedRun, estimated_seconds, plan, resolve
+from reproduce.training.run import Workplace, execute, result_path, torch_device
+
+DIGITS = TaskSpec(
+    kind="image_classification",
+    dataset="digits",
+    model="mlp",
+    model_options={"width": 4, "depth": 1},
+    train_examples=40,
+)
+RECIPE = Recipe(steps=2, batch_size=20, learning_rate=0.1, probe_examples=10)
+
+
+def experiment_of(arms: dict[str, Arm], **changes: Any) -> Experiment:
+    content = {"title": "t", "scale": "quick", "source": "s", "seeds": (0, 1), "recipe": RECIPE}
+    return Experiment(**{**content, "tasks": {"digits": DIGITS}, "arms": arms, **changes})
+
+
+def cell_of(arm: Arm, **changes: Any) -> Cell:
+    return cells(experiment_of({"arm": arm}, **changes))[0]
+
+
+def test_defaults_are_filled_in() -> None:
+    config, defaults = resolve(cell_of(Arm(method="per", params={"mode": "sliced"})), None)
+    assert config.method == "per"
+    assert config.params == {**defaults, "mode": "sliced"}
+    assert {"strength", "mode", "n_slices", "sites", "features", "reduction"} == set(defaults)
+    assert config.dataset_checksum == checksum(read_card("digits"), None)
+    assert (config.task, config.recipe, config.seed) == (DIGITS, RECIPE, 0)
+
+
+def test_a_default_spelled_out_is_the_same_run() -> None:
+    _, defaults = resolve(cell_of(Arm(method="per")), None)
+    spelled = plan({"a": experiment_of({"x": Arm(method="per", params=defaults)})}, None)
+    silent = plan({"b": experiment_of({"y": Arm(method="per")})}, None)
+    assert [run.id for run in spelled] == [run.id for run in silent]
+
+
+def test_numbers_are_spelled_one_way() -> None:
+    ids = {resolve(cell_of(Arm(method="per", params={"strength": value})), None)[0].id for value in (1, 1.0)}
+    assert len(ids) == 1
+
+
+def test_hyphens_do_not_make_another_run() -> None:
+    (first, _), (second, _) = (resolve(cell_of(Arm(method=name)), None) for name in ("activity-norm", "activity_norm"))
+    assert first.id == second.id
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes", "expected"),
+    [
+        (Arm(method="par"), {}, "unknown method 'par': did you mean per?"),
+        (Arm(method="per", params={"strenght": 1.0}), {}, "arm 'arm': method per: strenght: Extra inputs"),
+        (Arm(method="per", params={"strength": "1"}), {}, "method per: strength: .*found '1'"),
+        (Arm(method="per", params={"strength": -1.0}), {}, "method per: strength: .*greater than or equal to 0"),
+        (Arm(method="per", params={"strength": math.inf}), {}, "method per: strength: .*finite"),
+        (Arm(method="per", params={"strength": date(2020, 1, 1)}), {}, "method per: strength: .*2020-01-01"),
+        (Arm(model="mpl"), {}, "unknown model 'mpl'"),
+        (Arm(model_options={"widht": 3}), {}, "model 'mlp': unknown option 'widht'"),
+        (Arm(), {"tasks": {"a": DIGITS.model_copy(update={"dataset": "digit"})}}, "unknown dataset 'digit': known are"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(arm: Arm, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=f"experiment table1: .*{expected}") as caught:
+        plan({"table1": experiment_of({"arm": arm}, **changes)}, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_shared_arms_are_trained_once_and_seeds_come_first() -> None:
+    first = experiment_of({"vanilla": Arm(), "per": Arm(method="per", grid={"strength": (0.1, 0.2)})})
+    second = experiment_of({"none": Arm(label="another name"), "batchnorm": Arm(method="batchnorm")})
+    found = plan({"table1": first, "table2": second}, None)
+    assert [run.label for run in found] == [
+        "table1 / vanilla / seed 0",
+        "table1 / per (strength=0.1) / seed 0",
+        "table1 / per (strength=0.2) / seed 0",
+        "table1 / vanilla / seed 1",
+        "table1 / per (strength=0.1) / seed 1",
+        "table1 / per (strength=0.2) / seed 1",
+        "table2 / batchnorm / seed 0",
+        "table2 / batchnorm / seed 1",
+    ]
+    assert len({run.id for run in found}) == 8
+    assert {run.experiment for run in found} == {"table1", "table2"}
+    assert [run.config.seed for run in plan({"table1": first}, None, (7,))] == [7, 7, 7]
+
+
+def test_labels_name_the_task_where_there_are_several() -> None:
+    tasks = {"a": DIGITS, "b": DIGITS.model_copy(update={"train_examples": 60})}
+    labels = [run.label for run in plan({"t": experiment_of({"x": Arm()}, tasks=tasks)}, None, (0,))]
+    assert labels == ["t / a / x / seed 0", "t / b / x / seed 0"]
+
+
+def test_workplace_is_not_identity_but_data_are() -> None:
+    run = plan({"a": experiment_of({"x": Arm()})}, None)[0]
+    other = run.config.model_copy(update={"dataset_checksum": "other"})
+    assert other.id != run.id
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(runs=tmp_path / "runs", root=None, cache=tmp_path / "cache", device="cpu", threads=1)
+
+
+def planned(arm: Arm | None = None, **changes: Any) -> PlannedRun:
+    return plan({"table1": experiment_of({"arm": arm or Arm()}, **changes)}, None, (0,))[0]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_execute_seals_what_it_trained(place: Workplace) -> None:
+    run = planned(Arm(method="batchnorm"))
+    result = execute(run, place)
+    path = result_path(place.runs, run.config)
+    assert read_result(path) == result
+    assert {file.name for file in path.parent.iterdir()} >= {"result.json"}
+    assert not (path.parent / "checkpoint.pt").exists()
+    assert (result.id, result.status, result.metric, result.defaults) == (run.id, "completed", "error", run.defaults)
+    assert result.parameters == 64 * 4 + 4 + 4 + 4 + 4 * 10 + 10
+    assert result.final is not None
+    assert (result.final.selection, result.final.epoch) == ("last", 1)
+    assert result.final.test == result.epochs[-1].test
+    environment = result.environment
+    assert (environment.threads, environment.resumed, environment.precision) == (1, 0, "float32")
+    assert environment.packages["torch"] == torch.__version__.partition("+")[0]
+    assert environment.wall_seconds > 0
+    assert environment.peak_memory_bytes > 10**6
+
+
+def test_a_sealed_result_is_never_made_again(place: Workplace) -> None:
+    """Another process may have finished this run while this one waited for its lock."""
+    first = execute(planned(), place)
+    before = result_path(place.runs, planned().config).read_bytes()
+    assert execute(planned(), place) == first
+    assert result_path(place.runs, planned().config).read_bytes() == before
+
+
+def test_a_damaged_result_is_made_again(place: Workplace) -> None:
+    first = execute(planned(), place)
+    result_path(place.runs, planned().config).write_text("{", "utf-8")
+    again = execute(planned(), place)
+    assert again.final == first.final
+    assert read_result(result_path(place.runs, planned().config)) == again
+
+
+def test_divergence_is_a_sealed_result(place: Workplace) -> None:
+    run = planned(recipe=RECIPE.model_copy(update={"learning_rate": 1e38}))
+    result = execute(run, place)
+    assert (result.status, result.diverged_step, result.final) == ("diverged", 1, None)
+    assert read_result(result_path(place.runs, run.config)) == result
+    assert progress.outcome(result) == "diverged at step 1"
+
+
+def test_a_folder_that_cannot_be_made(place: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file", "utf-8")
+    with pytest.raises(UserError, match="choose another folder with --runs") as caught:
+        execute(planned(), place)
+    assert str(tmp_path / "runs") in str(caught.value)
+
+
+def test_no_permission_to_write(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(FileLock, "acquire", lambda lock, *a, **o: refuse(Path(lock.lock_file)))
+    with pytest.raises(UserError, match=r"no permission to write .*\.lock: choose another folder with --runs"):
+        execute(planned(), place)
+
+
+def test_another_process_at_work(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.training import run as module
+
+    folder = result_path(place.runs, planned().config).parent
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(module, "FileLock", lambda path, timeout: FileLock(path, timeout=0.01))
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is training this run"):
+        execute(planned(), place)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpu", "unknown device 'gpu'"),
+        ("", "unknown device ''"),
+        ("meta", "unknown device 'meta'"),
+        ("cuda:99", "torch finds"),
+    ],
+)
+def test_devices_that_are_not_there(name: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        torch_device(name)
+    assert torch_device("cpu") == torch.device("cpu")
+
+
+def test_estimate_is_the_median_of_similar_runs(place: Workplace) -> None:
+    result = execute(planned(), place)
+
+    def took(seconds: float, method: str = "vanilla", recipe: Recipe = RECIPE) -> Result:
+        config = result.config.model_copy(update={"method": method, "recipe": recipe})
+        environment = result.environment.model_copy(update={"wall_seconds": seconds})
+        return result.model_copy(update={"config": config, "environment": environment})
+
+    other = RECIPE.model_copy(update={"steps": 1000})
+    known = [took(1.0), took(5.0), took(3.0), took(40.0, "per"), took(900.0, recipe=other)]
+    assert estimated_seconds(planned(), known) == 3.0
+    assert estimated_seconds(planned(Arm(method="per")), known) == 40.0
+    assert estimated_seconds(planned(Arm(method="batchnorm")), known) == 4.0  # of the four alike but for the method
+    assert estimated_seconds(planned(), [known[-1]]) is None
+
+
+def test_reporters_print_any_text(place: Workplace) -> None:
+    """Labels and reasons may hold brackets, which rich would take for markup."""
+    run = planned()
+    reason = "table1 / arm: OSError: [/tmp/x] is full"
+    result = execute(run, place)
+    for make in (progress.Bars, progress.Lines):
+        console = Console(record=True, width=200, force_terminal=True, file=io.StringIO())
+        with make(2, console) as reporter:
+            reporter.started(run)
+            reporter.failed(run, reason)
+            reporter.finished(run, result)
+        printed = console.export_text()
+        assert f"failed {reason}" in printed
+        assert "table1 / arm / seed 0: error " in printed
