@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from methods.activity_norm.method import Method as ActivityNorm
+from methods.activity_norm.method import ActivityNorm
 from reproduce.method import Method
 from reproduce.method.attach import Handle, attach
 

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.activity_norm.method import Method as ActivityNorm
+from methods.activity_norm.method import ActivityNorm
 from reproduce.method import Method
 from reproduce.method.attach import attach
 

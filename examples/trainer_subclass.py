@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from methods.activity_norm.method import Method as ActivityNorm
+from methods.activity_norm.method import ActivityNorm
 from reproduce.method import Method
 from reproduce.method.attach import attach
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -9,6 +11,15 @@ from pydantic import BaseModel, ValidationError
 
 class UserError(Exception):
     """An experiment, card, file or argument that cannot be used; the message is one line for the user."""
+
+
+@contextmanager
+def errors_in(where: str) -> Iterator[None]:
+    """Say of a ValueError where it happened: ``where`` before its message."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 class Misplaced(ValueError):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import reproduce.method
-from reproduce.method import NonNegative, Role, Trace
+from reproduce.method import Method, NonNegative, Role, Trace, check_activations, in_float32
 
 
 def squared_mean(activations: Tensor) -> Tensor:
@@ -16,23 +15,20 @@ def squared_mean(activations: Tensor) -> Tensor:
     units and source.
 
     Raises:
-        ValueError: no activations.
+        ValueError: no activations, or not floating point.
     """
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., units) and not empty, got {tuple(activations.shape)}")
-    precision = torch.promote_types(activations.dtype, torch.float32)
-    return activations.reshape(-1, activations.shape[-1]).mean(0, dtype=precision).square().mean()
+    check_activations(activations)
+    samples = in_float32(activations).reshape(-1, activations.shape[-1])
+    return samples.mean(0).square().mean()
 
 
-class Method(reproduce.method.Method):
+class Example(Method):
     """``strength`` times the sum over Sites of `squared_mean`."""
 
     strength: NonNegative = 1e-2  # lambda; ours
     sites: Role = "post"  # ours: where the activations are read
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
+        """The weighted penalty."""
         terms = [squared_mean(record.samples) for record in trace.select(self.sites)]
         return self.strength * torch.stack(terms).sum()

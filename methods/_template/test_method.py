@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods._template.method import Method, squared_mean
+from methods._template.method import Example, squared_mean
 from reproduce.method.sites import Site, watch
 
 
@@ -38,7 +38,7 @@ def test_penalty_sums_the_sites_of_its_role_and_is_weighted() -> None:
     maps = torch.tensor([[1.0, 3.0]])
     for site, value in zip(sites, (maps, 100 * maps, maps[:, :, None, None]), strict=True):
         site(value)
-    found = Method(strength=0.5).penalty(trace, torch.tensor(0.0), torch.Generator())
+    found = Example(strength=0.5).penalty(trace, torch.tensor(0.0), torch.Generator())
     assert found.item() == pytest.approx(0.5 * (5 + 5))
 
 
@@ -46,4 +46,4 @@ def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(ValueError, match="activations must be"):
         squared_mean(torch.zeros(0, 3))
     with pytest.raises(ValueError, match="strength"):
-        Method(strength=-1.0)
+        Example(strength=-1.0)

@@ -8,8 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-import reproduce.method
-from reproduce.method import Features, NonNegative, Role, Trace
+from reproduce.method import Features, Method, NonNegative, Role, Trace, check_activations, in_float32
 
 Reduction = Literal["sum", "mean"]
 
@@ -54,12 +53,8 @@ def temporal_activation_regularization(outputs: Tensor) -> Tensor:
 
 
 def _checked(activations: Tensor) -> Tensor:
-    """In float32 at least, since squares overflow float16."""
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., units) and not empty, got {tuple(activations.shape)}")
-    if not activations.is_floating_point():
-        raise ValueError(f"activations must be floating point, got {activations.dtype}")
-    return activations.to(torch.promote_types(activations.dtype, torch.float32))
+    check_activations(activations)
+    return in_float32(activations)
 
 
 def _over_units(magnitudes: Tensor, reduction: Reduction) -> Tensor:
@@ -70,7 +65,7 @@ def _over_units(magnitudes: Tensor, reduction: Reduction) -> Tensor:
     raise ValueError(f"reduction is 'sum' or 'mean', got {reduction!r}")
 
 
-class Method(reproduce.method.Method):
+class ActivityNorm(Method):
     """L1 or L2 norm of the activations of every layer, or AR and TAR of the last recurrent layer.
 
     ``kind = "l1"`` and ``"l2"``: ``strength`` times the sum over Sites. ``kind = "ar_tar"``: ``strength``
@@ -86,15 +81,13 @@ class Method(reproduce.method.Method):
     reduction: Reduction = "sum"  # over units
 
     @model_validator(mode="after")
-    def _temporal_needs_time(self) -> Method:
+    def _temporal_needs_time(self) -> ActivityNorm:
         if self.kind != "ar_tar" and self.temporal_strength != 0:
             raise ValueError(f"temporal_strength {self.temporal_strength} needs kind = 'ar_tar', got {self.kind!r}")
         return self
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty; exactly zero, and blind to the activations, where all strengths are zero."""
-        if self.strength == 0 and self.temporal_strength == 0:
-            return trace.zero()
+        """The weighted penalty."""
         if self.kind == "ar_tar":
             return self._recurrent(trace)
         term = l1_activity if self.kind == "l1" else l2_activity

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.activity_norm.method import (
-    Method,
+    ActivityNorm,
     activation_regularization,
     l1_activity,
     l2_activity,
@@ -34,7 +34,7 @@ def recorded(*passed: tuple[str, str, Tensor]) -> Trace:
 
 
 def penalty(trace: Trace, **fields) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), torch.Generator())
+    return ActivityNorm(**fields).penalty(trace, torch.tensor(0.5), torch.Generator())
 
 
 def test_norms_by_hand() -> None:
@@ -166,4 +166,4 @@ def test_strength_zero_is_exactly_zero_whatever_the_activations(kind: str) -> No
 )
 def test_unusable_hyperparameters_are_refused(fields: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        Method(**fields)
+        ActivityNorm(**fields)

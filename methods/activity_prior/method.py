@@ -11,11 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.distributions import Exponential, Laplace, Normal, Uniform
 
-import reproduce.method
 from methods.activity_prior.laws import Histogram, Law, Laws, Pieces, RectifiedNormal
-from reproduce.method import Features, NonNegative, Positive, PositiveCount, Record, Role, Site, Trace, sites_of
+from reproduce.method import (
+    Features,
+    Method,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Record,
+    Role,
+    Site,
+    Trace,
+    accumulation_dtype,
+    check_activations,
+    errors_in,
+    fill_sites,
+    sites_of,
+)
 
-__all__ = ["Histogram", "Law", "Laws", "Memory", "Method", "RectifiedNormal", "prior_loss"]
+__all__ = ["ActivityPrior", "Histogram", "Law", "Laws", "Memory", "RectifiedNormal", "prior_loss"]
 
 Across = Literal["samples", "units", "all"]
 Distance = Literal["wasserstein1", "wasserstein2", "cramer", "kl", "moments"]
@@ -102,9 +116,9 @@ def prior_loss(
         ValueError: activations without samples, not floating point or not finite; a law that lacks what the
             distance needs; neither one law nor one for each unit; a memory across units.
     """
-    if activations.dim() < 2 or activations.numel() == 0 or not activations.is_floating_point():
-        found = f"{tuple(activations.shape)} of {activations.dtype}"
-        raise ValueError(f"activations must be floating point, (..., units) with samples; found {found}")
+    check_activations(activations)
+    if activations.dim() < 2:
+        raise ValueError(f"activations must be (..., units) with samples, got shape {tuple(activations.shape)}")
     n_wrong = int((~activations.detach().isfinite()).sum())
     if n_wrong:
         raise ValueError(f"activations must be finite, found {n_wrong} of {activations.numel()} NaN or infinite")
@@ -119,7 +133,7 @@ def prior_loss(
 
 def _prior_loss(samples: Tensor, earlier: Tensor, laws: Laws, across: Across, distance: Distance) -> Tensor:
     """`prior_loss` of samples (n, units) beside earlier ones (m, units), without a look at their values."""
-    precision = torch.promote_types(samples.dtype, torch.float32)
+    precision = accumulation_dtype(samples)
     rows = torch.cat([samples.to(precision), earlier.to(precision)])
     if across == "samples":
         rows = rows.mT.contiguous()
@@ -291,7 +305,7 @@ def _samples(record: Record, features: Features) -> Tensor:
     return vectors.reshape(-1, vectors.shape[-1])
 
 
-class Method(reproduce.method.Method):
+class ActivityPrior(Method):
     """`prior_loss` at every Site of one role, summed over Sites and weighted by ``strength``.
 
     ``mode = "l2_after_batchnorm"`` is the advice usually given instead: the Sites get batch normalization with
@@ -313,7 +327,7 @@ class Method(reproduce.method.Method):
     max_samples: PositiveCount | None = 1024  # of a step, drawn at random where there are more; ours
 
     @model_validator(mode="after")
-    def _memory_has_samples(self) -> Method:
+    def _memory_has_samples(self) -> ActivityPrior:
         if self.memory and self.across == "units":
             raise ValueError("memory needs across = 'samples' or 'all', got 'units'")
         return self
@@ -329,13 +343,10 @@ class Method(reproduce.method.Method):
         chosen = [site for site in sites_of(model) if site.role == self.sites and self.site_name in site.name]
         if not chosen:
             raise ValueError(f"the model has no {self.sites!r} Site named *{self.site_name}*: choose other `sites`")
-        device = next((parameter.device for parameter in model.parameters()), None)
-        for site in chosen:
-            if site.transform is not None:
-                raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
-            remembers = self.mode == "prior"
-            made = Remembering(site, self.memory, self.features) if remembers else self._normalizer(site)
-            site.transform = made.to(device)
+        fill_sites(model, chosen, self._memory_of if self.mode == "prior" else self._normalizer)
+
+    def _memory_of(self, site: Site) -> nn.Module:
+        return Remembering(site, self.memory, self.features)
 
     def _normalizer(self, site: Site) -> nn.Module:
         if site.axes == "nc":
@@ -348,12 +359,10 @@ class Method(reproduce.method.Method):
         return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(math.prod(shape)), nn.Unflatten(1, shape))
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero.
+        """The weighted loss.
 
         Not a number among the activations makes the loss not a number, which the training loop reports.
         """
-        if self.strength == 0:
-            return trace.zero()
         chosen = [record for record in trace.select(self.sites) if self.site_name in record.site.name]
         if not chosen:
             raise ValueError(f"no {self.sites!r} Site has {self.site_name!r} in its name: choose another `site_name`")
@@ -372,7 +381,5 @@ class Method(reproduce.method.Method):
             drawn = torch.randperm(len(samples), generator=generator, device=samples.device)
             samples = samples[drawn[: self.max_samples]]
         priors = self.prior if isinstance(self.prior, tuple) else (self.prior,)
-        try:
+        with errors_in(f"Site {record.site.name!r}"):
             return _prior_loss(samples, earlier, _laws(priors), self.across, self.distance)
-        except ValueError as error:
-            raise ValueError(f"Site {record.site.name!r}: {error}") from error

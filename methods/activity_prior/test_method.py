@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta, Cauchy, Exponential, Gamma, Laplace, LogNormal, Normal, StudentT, Uniform
 
-from methods.activity_prior.method import Histogram, Laws, Memory, Method, RectifiedNormal, prior_loss
+from methods.activity_prior.method import ActivityPrior, Histogram, Laws, Memory, RectifiedNormal, prior_loss
 from reproduce.method.sites import Site, watch
 
 SAMPLE_DISTANCES = ("wasserstein1", "wasserstein2", "cramer")
@@ -249,7 +249,7 @@ def test_histograms_of_two_rectified_outputs_come_to_follow_two_laws() -> None:
     assert small_with_memory < 1.25 * large
 
 
-def recorded(role: str, axes: str, value: Tensor, method: Method, n_times: int = 1) -> tuple[Site, Any]:
+def recorded(role: str, axes: str, value: Tensor, method: ActivityPrior, n_times: int = 1) -> tuple[Site, Any]:
     shape = tuple(value.shape[1:]) if axes == "nchw" else (value.shape[-1],)
     site = Site(role, axes, shape)
     model = nn.ModuleDict({"layer": nn.ModuleDict({"post": site, "weight": nn.Linear(1, 1)})}).train()
@@ -262,7 +262,7 @@ def recorded(role: str, axes: str, value: Tensor, method: Method, n_times: int =
 
 
 def penalty(role: str, axes: str, value: Tensor, n_times: int = 1, **fields: Any) -> float:
-    method = Method(**fields)
+    method = ActivityPrior(**fields)
     _, trace = recorded(role, axes, value, method, n_times)
     return method.penalty(trace, torch.tensor(0.0), torch.Generator().manual_seed(0)).item()
 
@@ -303,24 +303,24 @@ def test_priors_of_an_experiment_file_are_the_laws_that_they_name() -> None:
         ({"kind": "poisson", "rate": 1.0}, "kind"),
     ):
         with pytest.raises(ValueError, match=said):
-            Method(prior=wrong)
+            ActivityPrior(prior=wrong)
 
 
 def test_the_memory_of_a_site_is_filled_by_training_passes_and_read_by_the_penalty() -> None:
     h = seeded(8, 3, dtype=torch.float32)
     found = penalty("post", "nc", h, n_times=5, strength=1.0, memory=32)
     assert found == pytest.approx(prior_loss(h.repeat(4, 1), Normal(0.0, 1.0)).item(), rel=1e-5)
-    site, _ = recorded("post", "nc", h, Method(memory=32))
+    site, _ = recorded("post", "nc", h, ActivityPrior(memory=32))
     before = {name: value.clone() for name, value in site.state_dict().items()}
     assert len(before) == 3
     site.eval()
     site(2 * h)
     assert all(torch.equal(before[name], value) for name, value in site.state_dict().items())
-    _, bare = recorded("post", "nc", h, Method())
+    _, bare = recorded("post", "nc", h, ActivityPrior())
     with pytest.raises(ValueError, match="needs `prepare`"):
-        Method(memory=32).penalty(bare, torch.tensor(0.0), torch.Generator())
+        ActivityPrior(memory=32).penalty(bare, torch.tensor(0.0), torch.Generator())
     with pytest.raises(ValueError, match="got 'units'"):
-        Method(memory=32, across="units")
+        ActivityPrior(memory=32, across="units")
 
 
 def test_at_most_so_many_samples_of_a_step_are_drawn_from_the_generator() -> None:
@@ -333,7 +333,7 @@ def test_at_most_so_many_samples_of_a_step_are_drawn_from_the_generator() -> Non
 def test_l2_after_batchnorm_normalizes_units_or_channels_and_charges_for_the_rest() -> None:
     maps = 3 * seeded(16, 3, 4, 4, dtype=torch.float32) + 1
     for features, expected in (("flatten", 3 * 4 * 4), ("channels", 3)):
-        method = Method(mode="l2_after_batchnorm", strength=1.0, features=features)
+        method = ActivityPrior(mode="l2_after_batchnorm", strength=1.0, features=features)
         site, trace = recorded("post", "nchw", maps, method)
         assert sum(parameter.numel() for parameter in site.parameters()) == 2 * expected
         value = method.penalty(trace, torch.tensor(0.0), torch.Generator())
@@ -347,7 +347,7 @@ def test_strength_zero_is_exactly_zero_and_changes_nothing() -> None:
     h = torch.full((4, 3), math.nan)
     for fields in ({}, {"memory": 9}, {"mode": "l2_after_batchnorm"}):
         assert penalty("post", "nc", h, strength=0.0, **fields) == 0.0
-        assert recorded("post", "nc", h, Method(strength=0.0, **fields))[0].transform is None
+        assert recorded("post", "nc", h, ActivityPrior(strength=0.0, **fields))[0].transform is None
 
 
 def test_half_precision_is_computed_in_float32() -> None:
@@ -361,8 +361,8 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 REFUSED: list[tuple[Callable[[], Tensor], str]] = [
-    (lambda: prior_loss(torch.ones(4), Normal(0.0, 1.0)), r"\(\.\.\., units\) with samples; found \(4,\)"),
-    (lambda: prior_loss(torch.ones(0, 3), Normal(0.0, 1.0)), r"found \(0, 3\)"),
+    (lambda: prior_loss(torch.ones(4), Normal(0.0, 1.0)), r"\(\.\.\., units\) with samples, got shape \(4,\)"),
+    (lambda: prior_loss(torch.ones(0, 3), Normal(0.0, 1.0)), r"got shape \(0, 3\)"),
     (lambda: prior_loss(torch.ones(4, 3).long(), Normal(0.0, 1.0)), "int64"),
     (lambda: prior_loss(torch.tensor([[math.nan, 1.0]]), Normal(0.0, 1.0)), "must be finite, found 1 of 2"),
     (lambda: prior_loss(seeded(4, 2), StudentT(3.0)), "needs quantiles; StudentT has neither icdf nor cdf"),

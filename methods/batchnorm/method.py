@@ -8,13 +8,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-import reproduce.method
-from reproduce.method import Positive, Site, sites_of
+from reproduce.method import Method, Positive, Site, fill_sites, sites_with_role
 
 _NORMALIZERS = {"nc": nn.BatchNorm1d, "nchw": nn.BatchNorm2d}
 
 
-class Method(reproduce.method.Method):
+class BatchNorm(Method):
     """Put ``y = scale (x - mean) / sqrt(var + eps) + shift`` (Algorithm 1) into every Site of one role.
 
     ``mean`` and the biased ``var`` are taken over the mini-batch, and over space for convolutional maps; the
@@ -28,7 +27,7 @@ class Method(reproduce.method.Method):
     initial_scale: Positive = 1.0  # gamma at the start; ours
 
     @model_validator(mode="after")
-    def _scale_needs_affine(self) -> Method:
+    def _scale_needs_affine(self) -> BatchNorm:
         if not self.affine and self.initial_scale != 1:
             raise ValueError(f"initial_scale {self.initial_scale} has no effect with affine = false")
         return self
@@ -39,13 +38,7 @@ class Method(reproduce.method.Method):
         Raises:
             ValueError: for a recurrent Site, a Site that is already filled, or a model without such Sites.
         """
-        chosen = [site for site in sites_of(model) if site.role == self.sites]
-        if not chosen:
-            raise ValueError(f"the model has no {self.sites!r} Site to normalize: choose other `sites`")
-        device = next((parameter.device for parameter in model.parameters()), None)
-        layers = [self._normalizer(site) for site in chosen]
-        for site, layer in zip(chosen, layers, strict=True):
-            site.transform = layer.to(device)
+        fill_sites(model, sites_with_role(model, self.sites), self._normalizer)
 
     def _normalizer(self, site: Site) -> nn.Module:
         if site.axes not in _NORMALIZERS:
@@ -53,8 +46,6 @@ class Method(reproduce.method.Method):
                 f"Site {site.name!r} holds a sequence (axes {site.axes!r}), whose time steps batch "
                 "normalization cannot treat apart: use recurrent batch normalization"
             )
-        if site.transform is not None:
-            raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
         layer = _NORMALIZERS[site.axes](site.features, eps=self.eps, momentum=self.momentum, affine=self.affine)
         if self.affine:
             nn.init.constant_(layer.weight, self.initial_scale)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batchnorm.method import Method
+from methods.batchnorm.method import BatchNorm
 from reproduce.method import Site
 from reproduce.method.sites import watch
 
@@ -20,7 +20,7 @@ def normalized(axes: str, features: int, **fields) -> Site:
     """A Site that the method has filled, in double precision."""
     shape = (features,) if axes == "nc" else (features, 4, 5)
     site = Site("pre", axes, shape)
-    Method(**fields).prepare(nn.Sequential(site), torch.Generator())
+    BatchNorm(**fields).prepare(nn.Sequential(site), torch.Generator())
     return site.double()
 
 
@@ -90,7 +90,7 @@ def test_every_site_of_the_role_gets_its_own_and_records_the_output() -> None:
     model = nn.Sequential(*sites)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state(), torch.get_rng_state()
-    Method(initial_scale=0.5).prepare(model, generator)
+    BatchNorm(initial_scale=0.5).prepare(model, generator)
     assert torch.equal(generator.get_state(), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
     assert [type(site.transform) for site in sites] == [nn.BatchNorm1d, type(None), nn.BatchNorm1d]
@@ -104,7 +104,7 @@ def test_every_site_of_the_role_gets_its_own_and_records_the_output() -> None:
 
 def test_role_and_affine_are_hyperparameters() -> None:
     site = Site("post", "nc", (3,))
-    Method(sites="post", affine=False).prepare(nn.Sequential(site), torch.Generator())
+    BatchNorm(sites="post", affine=False).prepare(nn.Sequential(site), torch.Generator())
     assert site.transform is not None
     assert list(site.transform.parameters()) == []
 
@@ -112,17 +112,17 @@ def test_role_and_affine_are_hyperparameters() -> None:
 def test_sequences_are_refused_and_the_model_is_left_alone() -> None:
     model = nn.ModuleDict({"first": Site("pre", "nc", (3,)), "recurrent": Site("pre", "tnc", (3,))})
     with pytest.raises(ValueError, match=r"'recurrent'.*sequence.*'tnc'"):
-        Method().prepare(model, torch.Generator())
+        BatchNorm().prepare(model, torch.Generator())
     assert model["first"].transform is None
 
 
 def test_missing_and_filled_sites_are_refused() -> None:
     with pytest.raises(ValueError, match="no 'pre' Site"):
-        Method().prepare(nn.Sequential(nn.Linear(2, 2)), torch.Generator())
+        BatchNorm().prepare(nn.Sequential(nn.Linear(2, 2)), torch.Generator())
     model = nn.Sequential(Site("pre", "nc", (3,)))
-    Method().prepare(model, torch.Generator())
+    BatchNorm().prepare(model, torch.Generator())
     with pytest.raises(ValueError, match="already holds BatchNorm1d"):
-        Method().prepare(model, torch.Generator())
+        BatchNorm().prepare(model, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_missing_and_filled_sites_are_refused() -> None:
 )
 def test_unusable_hyperparameters_are_refused(fields: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        Method(**fields)
+        BatchNorm(**fields)

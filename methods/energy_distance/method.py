@@ -11,16 +11,23 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import reproduce.method
 from reproduce.method import (
     Features,
+    Method,
     NonNegative,
     PositiveCount,
     Record,
     Role,
+    SharedDirections,
     Trace,
+    accumulation_dtype,
+    check_activations,
+    clenshaw,
     directions_for,
-    sample_directions,
+    grouped,
+    groups_of_samples,
+    is_channels_last,
+    sample_rows,
 )
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -61,14 +68,9 @@ def energy_distance(
         ValueError: fewer than two samples, no features, not floating point; feature_axes that the activations do
             not have; a group_size below 2.
     """
-    _check(activations, feature_axes)
-    if group_size is not None and group_size < 2:
-        raise ValueError(f"group_size must be at least 2, got {group_size}")
+    check_activations(activations, feature_axes, least_samples=2)
     n_samples = math.prod(activations.shape[:-feature_axes])
-    n_groups = max(1, n_samples // group_size) if group_size else 1
-    order = None
-    if generator is not None and n_groups > 1:
-        order = torch.randperm(n_samples, generator=generator, device=activations.device)
+    n_groups, order = groups_of_samples(n_samples, group_size, generator, activations.device)
     energy: Tensor = _EnergyDistance.apply(activations, feature_axes, n_groups, order)  # type: ignore[no-untyped-call]
     return energy
 
@@ -89,7 +91,7 @@ def sliced_energy_distance(
     Raises:
         ValueError: activations as for `energy_distance`; directions of another width; fewer than one slice.
     """
-    _check(activations)
+    check_activations(activations, least_samples=2)
     theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
         projections = theta @ activations.to(theta.dtype).reshape(-1, theta.shape[1]).mT
@@ -110,10 +112,7 @@ def attraction(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     scale = mean_square + 1
     position = (mean_square - 1) / scale  # 2u - 1
     coefficients = _series(dimension, mean_square.dtype, mean_square.device)
-    current, previous = coefficients[-1], torch.zeros_like(coefficients[-1])
-    for coefficient in coefficients[-2:0:-1]:  # Clenshaw's recurrence, both series at once
-        current, previous = torch.addcmul(coefficient - previous, position, current, value=2), current
-    both = torch.addcmul(coefficients[0] - previous, position, current)
+    both = clenshaw(coefficients, position)
     root = scale.sqrt()
     return both[0] * root, both[1] / root
 
@@ -158,16 +157,16 @@ class _EnergyDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor, feature_axes: int, n_groups: int, order: Tensor | None) -> Tensor:
-        rows = _rows(activations, feature_axes)
+        rows = sample_rows(activations, feature_axes)
         n, dimension = rows.shape
-        precision = torch.promote_types(activations.dtype, torch.float32)
+        precision = accumulation_dtype(activations)
         with torch.autocast(activations.device.type, enabled=False):
             length = torch.linalg.vector_norm(rows, dim=1, dtype=precision)
             value, slope = attraction(length.square() / dimension, dimension)
             if order is not None:
                 rows, length = rows[order], length[order]
-            groups = _grouped(rows, n_groups)
-            distance = _distances(groups, _grouped(length.unsqueeze(1), n_groups), precision)
+            groups = grouped(rows, n_groups)
+            distance = _distances(groups, grouped(length.unsqueeze(1), n_groups), precision)
             size = groups.shape[1]
             pair_weight = pair_constant(dimension) / (n_groups * size * (size - 1))
             energy = 2 * value.mean() - pair_weight * distance.sum() - _WITHIN_TARGET
@@ -175,7 +174,7 @@ class _EnergyDistance(torch.autograd.Function):
             # has no direction, and is none, where its distance is zero.
             push = torch.where(distance > 0, 2 * pair_weight / distance, 0)
             own = 2 / n * slope
-            within = _grouped((own if order is None else own[order]).unsqueeze(1), n_groups).squeeze(2)
+            within = grouped((own if order is None else own[order]).unsqueeze(1), n_groups).squeeze(2)
             pull = push + torch.diag_embed(within - push.sum(2))
         ctx.save_for_backward(activations, pull, own, order)
         ctx.feature_axes = feature_axes
@@ -187,19 +186,19 @@ class _EnergyDistance(torch.autograd.Function):
         activations, pull, own, order = ctx.saved_tensors
         # The gradient has the activations' own layout and no view behind it: autograd can then add the other
         # gradients of the layer into it in place, which saves a pass over memory.
-        if _is_channels_last(activations, ctx.feature_axes):
+        if is_channels_last(activations, ctx.feature_axes):
             result = torch.empty_like(activations)
         else:
             result = activations.new_empty(activations.shape)
-        rows, target = _rows(activations, ctx.feature_axes), _rows(result, ctx.feature_axes)
+        rows, target = sample_rows(activations, ctx.feature_axes), sample_rows(result, ctx.feature_axes)
         found = torch.empty_like(target) if order is not None else target
         if order is not None:
             rows, own = rows[order], own[order]
-        groups = _grouped(rows, len(pull))
+        groups = grouped(rows, len(pull))
         if rows.dtype == pull.dtype:
-            torch.bmm(pull * gradient, groups, out=_grouped(found, len(pull)))
+            torch.bmm(pull * gradient, groups, out=grouped(found, len(pull)))
         else:
-            _grouped(found, len(pull)).copy_(torch.bmm(pull * gradient, groups.to(pull.dtype)))
+            grouped(found, len(pull)).copy_(torch.bmm(pull * gradient, groups.to(pull.dtype)))
         n_grouped = groups.shape[0] * groups.shape[1]
         found[n_grouped:] = own[n_grouped:].unsqueeze(1) * gradient * rows[n_grouped:]
         if order is not None:
@@ -227,36 +226,7 @@ def _distances(groups: Tensor, length: Tensor, precision: torch.dtype) -> Tensor
     return torch.where(distance > rounding * (length + length.mT), distance, 0)
 
 
-def _rows(activations: Tensor, feature_axes: int) -> Tensor:
-    """(n, d), in the order of memory where that needs no copy: distances do not depend on the order of features."""
-    if _is_channels_last(activations, feature_axes):
-        return activations.movedim(1, -1).flatten(1)
-    return activations.reshape(-1, math.prod(activations.shape[-feature_axes:]))
-
-
-def _is_channels_last(activations: Tensor, feature_axes: int) -> bool:
-    return feature_axes == 3 and activations.dim() == 4 and activations.is_contiguous(memory_format=torch.channels_last)
-
-
-def _grouped(rows: Tensor, n_groups: int) -> Tensor:
-    """The first rows as (groups, m, d), a view; fewer than ``n_groups`` are left over."""
-    size = len(rows) // n_groups
-    return rows[: n_groups * size].view(n_groups, size, -1)
-
-
-def _check(activations: Tensor, feature_axes: int = 1) -> None:
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
-    if not activations.is_floating_point():
-        raise ValueError(f"activations must be floating point, got {activations.dtype}")
-    if not 1 <= feature_axes <= activations.dim():
-        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
-    if math.prod(activations.shape[:-feature_axes]) < 2:
-        shape = tuple(activations.shape)
-        raise ValueError(f"the energy distance needs at least two samples, got activations of shape {shape}")
-
-
-class Method(reproduce.method.Method):
+class EnergyDistance(Method):
     """The energy distance on every Site of one role, summed over Sites and weighted by ``strength``.
 
     Samples are examples, time steps and, with ``features = "channels"``, locations. ``group_size`` is that of
@@ -267,26 +237,21 @@ class Method(reproduce.method.Method):
 
     strength: NonNegative = 1e-4  # lambda; that of PER, whose attracting half this doubles; ours
     mode: Literal["exact", "sliced"] = "exact"
-    group_size: Annotated[int, Field(ge=2)] = 8  # ours: bounds a CNN's step, see bench.toml
+    group_size: Annotated[int, Field(ge=2)] = 8  # ours: bounds a CNN's step, see variants.toml
     n_slices: PositiveCount = 256  # as PER's, section 4 of Joo et al. (2020)
     sites: Role = "post"  # as PER's
     features: Features = "flatten"  # a sample of a map: all of it, or one location
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
-        directions: dict[int, Tensor] = {}  # one set for each distinct width in this step
+        """The weighted loss."""
+        directions = SharedDirections(self.n_slices, generator)
         terms = []
         for record in trace.select(self.sites):
             if self.mode == "exact":
                 terms.append(self._exact(record, generator))
-                continue
-            samples = record.vectors(self.features)
-            width = samples.shape[-1]
-            if width not in directions:
-                directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
-            terms.append(sliced_energy_distance(samples, directions=directions[width]))
+            else:
+                samples = record.vectors(self.features)
+                terms.append(sliced_energy_distance(samples, directions=directions.of(samples)))
         return self.strength * torch.stack(terms).sum()
 
     def _exact(self, record: Record, generator: torch.Generator) -> Tensor:

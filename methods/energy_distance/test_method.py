@@ -290,10 +290,10 @@ def test_directions_are_uniform_on_the_sphere() -> None:
 @pytest.mark.parametrize(
     ("activations", "message"),
     [
-        (torch.tensor(1.0), r"\(\.\.\., d\) and not empty"),
+        (torch.tensor(1.0), r"\(\.\.\., units\) and not empty"),
         (torch.zeros(0, 3), "not empty"),
         (torch.ones(2, 3, dtype=torch.int64), "floating point, got torch.int64"),
-        (torch.ones(1, 3), r"at least two samples, got .*\(1, 3\)"),
+        (torch.ones(1, 3), r"at least 2 samples are needed, got activations of shape \(1, 3\)"),
     ],
 )
 def test_unusable_activations_are_refused(loss, activations: Tensor, message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.energy_distance.method import Method, energy_distance, sliced_energy_distance
+from methods.energy_distance.method import EnergyDistance, energy_distance, sliced_energy_distance
 from reproduce.method import sample_directions
 from reproduce.method.sites import Site, Trace, watch
 
@@ -28,7 +28,7 @@ def recorded(axes: str, *activations: Tensor) -> Trace:
 
 
 def penalty(trace: Trace, seed: int = 0, **fields) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
+    return EnergyDistance(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
 
 
 def test_penalty_sums_layers_and_is_weighted() -> None:
@@ -81,11 +81,11 @@ def test_strength_zero_is_exactly_zero_whatever_the_activations(mode: str) -> No
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs at least two samples"):
+    with pytest.raises(ValueError, match="at least 2 samples are needed"):
         penalty(recorded("nc", torch.ones(1, 3)))
 
 
 @pytest.mark.parametrize("fields", [{"strength": -1.0}, {"mode": "fast"}, {"group_size": 1}, {"n_slices": 0}])
 def test_unusable_hyperparameters_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Method(**fields)
+        EnergyDistance(**fields)

@@ -9,8 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-import reproduce.method
-from reproduce.method import NonNegative, PositiveCount, Trace
+from reproduce.method import Method, NonNegative, PositiveCount, Trace, errors_in, in_float32
 
 Gram = Literal["rows", "columns", "smaller"]
 Norm = Literal["squared_frobenius", "frobenius", "l1", "max", "row_sum", "spectral"]
@@ -29,7 +28,7 @@ def as_matrix(weight: Tensor) -> Tensor:
         raise ValueError(f"a kernel must be (out, ...) with at least two axes, not empty; found {tuple(weight.shape)}")
     if not weight.is_floating_point():
         raise ValueError(f"a kernel must be floating point, found {weight.dtype}")
-    return weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+    return in_float32(weight).flatten(1)
 
 
 def gram_matrix(matrix: Tensor, gram: Gram = "rows") -> Tensor:
@@ -299,7 +298,7 @@ def scheduled(progress: Tensor, schedule: Literal["constant", "paper", "code"]) 
     return factor
 
 
-class Method(reproduce.method.Method):
+class OrthogonalRegularization(Method):
     """One penalty on every chosen kernel, summed over kernels and weighted by ``strength``.
 
     ``formula`` is "soft" (SO), "double_soft" (DSO), "mutual_coherence" (MC, the largest entry), "srip",
@@ -319,7 +318,7 @@ class Method(reproduce.method.Method):
     redraw: bool = True  # a new start every step, as in the authors' PyTorch code; theirs for Keras keeps one
 
     @model_validator(mode="after")
-    def _options_have_an_effect(self) -> Method:
+    def _options_have_an_effect(self) -> OrthogonalRegularization:
         if self.formula not in ("soft", "double_soft") and not self._is_default("norm"):
             raise ValueError(f"norm {self.norm!r} needs formula 'soft' or 'double_soft', got {self.formula!r}")
         only_srip = {name for name in ("n_iterations", "squared", "start", "redraw") if not self._is_default(name)}
@@ -340,16 +339,14 @@ class Method(reproduce.method.Method):
             model.register_buffer(f"srip_start_{index}", drawn.to(weight.device))
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted sum; exactly zero, and blind to the weights, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
+        """The weighted sum."""
         chosen = kernels(trace.model, self.layers)
         terms = [self._term(trace.model, *one, index, generator) for index, one in enumerate(chosen)]
         total = self.strength * torch.stack(terms).sum()
         return total if self.schedule == "constant" else total * scheduled(progress, self.schedule)
 
     def _term(self, model: Any, name: str, weight: Tensor, index: int, generator: torch.Generator) -> Tensor:
-        try:
+        with errors_in(f"kernel {name!r}"):
             match self.formula:
                 case "soft":
                     return soft_orthogonality(weight, self.gram, self.norm)
@@ -365,5 +362,3 @@ class Method(reproduce.method.Method):
             if start is None:
                 raise ValueError("a start that serves all steps needs `prepare`, which draws it")
             return srip(weight, self.n_iterations, self.squared, self.gram, start, generator)
-        except ValueError as error:
-            raise ValueError(f"kernel {name!r}: {error}") from error

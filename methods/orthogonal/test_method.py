@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.orthogonal.method import (
-    Method,
+    OrthogonalRegularization,
     as_matrix,
     double_soft_orthogonality,
     draw_start,
@@ -284,8 +284,8 @@ def test_unusable_arguments_are_refused_with_what_was_found() -> None:
         (lambda: srip(kernel(6, 10), start="cauchy"), "got 'cauchy'"),
         (lambda: soft_orthogonality(kernel(6, 10), norm="l7"), "unknown norm 'l7'"),
         (lambda: soft_orthogonality(kernel(6, 10), "both"), "got 'both'"),
-        (lambda: Method(formula="soft", squared=True), "needs formula 'srip'"),
-        (lambda: Method(formula="srip", norm="l1"), "needs formula 'soft'"),
+        (lambda: OrthogonalRegularization(formula="soft", squared=True), "needs formula 'srip'"),
+        (lambda: OrthogonalRegularization(formula="srip", norm="l1"), "needs formula 'soft'"),
     ):
         with pytest.raises(ValueError, match=said):
             call()
@@ -329,7 +329,7 @@ def test_kernels_are_cut_into_gates_and_chosen_by_kind_or_name() -> None:
 
 def penalty_of(model: nn.Module, progress: float = 0.0, **fields: object) -> float:
     trace, generator = watch(model), torch.Generator().manual_seed(0)
-    return Method(**fields).penalty(trace, torch.tensor(progress), generator).item()
+    return OrthogonalRegularization(**fields).penalty(trace, torch.tensor(progress), generator).item()
 
 
 def test_penalty_is_the_weighted_sum_over_kernels() -> None:
@@ -369,7 +369,7 @@ def test_a_fixed_start_is_drawn_once_and_kept_in_the_state() -> None:
     fields = {"formula": "srip", "redraw": False, "start": "uniform", "strength": 1.0}
     with pytest.raises(ValueError, match="needs `prepare`"):
         penalty_of(model, **fields)
-    method, generator = Method(**fields), torch.Generator().manual_seed(3)
+    method, generator = OrthogonalRegularization(**fields), torch.Generator().manual_seed(3)
     method.prepare(model, generator)
     assert {"srip_start_0", "srip_start_1"} <= model.state_dict().keys()
     state = generator.get_state()
@@ -383,7 +383,11 @@ def test_a_fixed_start_is_drawn_once_and_kept_in_the_state() -> None:
 def test_training_on_the_penalty_alone_makes_kernels_orthonormal() -> None:
     for fields in ({"formula": "soft"}, {"formula": "srip", "n_iterations": 2, "squared": True}):
         layer = nn.Linear(12, 6)
-        method, generator, trace = Method(strength=1.0, **fields), torch.Generator().manual_seed(0), watch(layer)
+        method, generator, trace = (
+            OrthogonalRegularization(strength=1.0, **fields),
+            torch.Generator().manual_seed(0),
+            watch(layer),
+        )
         before = soft_orthogonality(layer.weight).item()
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
         for _ in range(300):

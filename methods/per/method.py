@@ -9,8 +9,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, directions_for, sample_directions
+from reproduce.method import (
+    Features,
+    Method,
+    NonNegative,
+    PositiveCount,
+    Record,
+    Role,
+    SharedDirections,
+    Trace,
+    accumulation_dtype,
+    check_activations,
+    clenshaw,
+    directions_for,
+    in_float32,
+    sample_directions,
+)
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
@@ -31,7 +45,7 @@ def per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have.
     """
-    _check(activations, feature_axes)
+    check_activations(activations, feature_axes)
     return _ExactLoss.apply(activations, feature_axes)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -42,8 +56,8 @@ def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
     `per_loss` the value is low by at most a part 1/(4d), and the gradient by 1/(3d). Arguments and errors are
     those of `per_loss`. The limit is ours: the first term of the expansion in `_expansion`.
     """
-    _check(activations, feature_axes)
-    wide = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    check_activations(activations, feature_axes)
+    wide = in_float32(activations)
     mean_square = wide.square().mean(tuple(range(-feature_axes, 0)))
     return _SQRT_2_OVER_PI * (1 + mean_square).sqrt().mean()
 
@@ -63,7 +77,7 @@ def sliced_per_loss(
     Raises:
         ValueError: activations as for `per_loss`; directions of another width; fewer than one slice.
     """
-    _check(activations)
+    check_activations(activations)
     theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
         projections = activations.to(theta.dtype).reshape(-1, theta.shape[1]) @ theta.mT
@@ -87,9 +101,9 @@ def noisy_per_loss(
     Raises:
         ValueError: as `sliced_per_loss`.
     """
-    _check(activations)
+    check_activations(activations)
     dimension = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
+    precision = accumulation_dtype(activations)
     if directions is None:
         drawn = sample_directions(dimension, 2 * n_slices, generator, activations.device, precision)
         directions = drawn.view(2, n_slices, dimension)
@@ -115,9 +129,9 @@ def matched_noise(activations: Tensor, directions: Tensor) -> Tensor:
     Raises:
         ValueError: activations as for `per_loss`; directions of another shape or width.
     """
-    _check(activations)
+    check_activations(activations)
     dimension = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
+    precision = accumulation_dtype(activations)
     _check_two_sets(directions, dimension)
     own, independent = directions.to(precision)
     share = 1 / (1 + math.sqrt(1 - 1 / dimension))  # c, without a difference of near numbers
@@ -147,7 +161,7 @@ def value_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor
     if dimension >= _LARGE_DIMENSION:
         both = _horner(_expansion(dimension, q.dtype, q.device), q / scale)
     else:
-        both = _clenshaw(_chebyshev(dimension, q.dtype, q.device), (q - 1) / scale)
+        both = clenshaw(_chebyshev(dimension, q.dtype, q.device), (q - 1) / scale)
     root = scale.sqrt()
     return (both[0] * root).reshape(mean_square.shape), (both[1] / root).reshape(mean_square.shape)
 
@@ -158,14 +172,6 @@ def _horner(coefficients: tuple[Tensor, ...], position: Tensor) -> Tensor:
     for coefficient in coefficients[-2::-1]:
         total = torch.addcmul(coefficient, position, total)
     return total
-
-
-def _clenshaw(coefficients: tuple[Tensor, ...], position: Tensor) -> Tensor:
-    """Two Chebyshev series, with coefficients (2, 1), at points (n,) in [-1, 1]; (2, n)."""
-    current, previous = coefficients[-1], torch.zeros_like(coefficients[-1])
-    for coefficient in coefficients[-2:0:-1]:
-        current, previous = torch.addcmul(coefficient - previous, position, current, value=2), current
-    return torch.addcmul(coefficients[0] - previous, position, current)
 
 
 @lru_cache(maxsize=256)
@@ -256,7 +262,7 @@ class _ExactLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor, feature_axes: int) -> Tensor:
-        precision = torch.promote_types(activations.dtype, torch.float32)
+        precision = accumulation_dtype(activations)
         axes = tuple(range(-feature_axes, 0))
         dimension = math.prod(activations.shape[-feature_axes:])
         length = torch.linalg.vector_norm(activations, dim=axes, dtype=precision)
@@ -290,15 +296,6 @@ def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: 
     return (weight * _spread(slope, feature_axes) * wide).to(activations.dtype)
 
 
-def _check(activations: Tensor, feature_axes: int = 1) -> None:
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
-    if not activations.is_floating_point():
-        raise ValueError(f"activations must be floating point, got {activations.dtype}")
-    if not 1 <= feature_axes <= activations.dim():
-        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
-
-
 def _check_two_sets(directions: Tensor, dimension: int) -> None:
     shape = tuple(directions.shape)
     if len(shape) != 3 or shape[0] != 2 or shape[1] == 0 or shape[2] != dimension:
@@ -307,7 +304,7 @@ def _check_two_sets(directions: Tensor, dimension: int) -> None:
         )
 
 
-class Method(reproduce.method.Method):
+class PER(Method):
     """PER on every Site of one role, summed over Sites and weighted by ``strength``.
 
     ``reduction = "mean"`` averages over samples (eq. 5): examples, time steps and, with ``features =
@@ -327,25 +324,23 @@ class Method(reproduce.method.Method):
     reduction: Literal["mean", "sum"] = "mean"
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
-        directions: dict[int, Tensor] = {}  # drawn once for each distinct width in this step
+        """The weighted loss."""
+        sets = 2 if self.mode == "noisy" else 1
+        directions = SharedDirections(sets * self.n_slices, generator)
         terms = []
         for record in trace.select(self.sites):
             samples = record.vectors(self.features)
-            width = samples.shape[-1]
-            if self.mode in ("exact", "limit"):
-                loss = per_loss if self.mode == "exact" else limit_per_loss
-                whole_map = record.site.axes == "nchw" and self.features == "flatten"
-                term = loss(record.activation, feature_axes=3) if whole_map else loss(samples)
-            else:
-                sets = 2 if self.mode == "noisy" else 1
-                if width not in directions:
-                    directions[width] = sample_directions(width, sets * self.n_slices, generator, samples.device)
-                if self.mode == "noisy":
-                    term = noisy_per_loss(samples, directions=directions[width].view(2, self.n_slices, width))
-                else:
-                    term = sliced_per_loss(samples, directions=directions[width])
-            terms.append(term * (samples.numel() // width) if self.reduction == "sum" else term)
+            n_samples = samples.numel() // samples.shape[-1]
+            term = self._term(record, samples, directions)
+            terms.append(term * n_samples if self.reduction == "sum" else term)
         return self.strength * torch.stack(terms).sum()
+
+    def _term(self, record: Record, samples: Tensor, directions: SharedDirections) -> Tensor:
+        match self.mode:
+            case "sliced":
+                return sliced_per_loss(samples, directions=directions.of(samples))
+            case "noisy":
+                return noisy_per_loss(samples, directions=directions.of(samples).unflatten(0, (2, self.n_slices)))
+        loss = per_loss if self.mode == "exact" else limit_per_loss
+        is_whole_map = record.site.axes == "nchw" and self.features == "flatten"
+        return loss(record.activation, feature_axes=3) if is_whole_map else loss(samples)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from methods.per.figures import FIGURES, N_SLICES, noise_to_signal
-from methods.per.method import Method, per_loss, sliced_per_loss, value_and_slope
+from methods.per.method import PER, per_loss, sliced_per_loss, value_and_slope
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
 
@@ -325,7 +325,7 @@ def recorded(axes: str, *activations: Tensor) -> Trace:
 
 
 def penalty(trace: Trace, seed: int = 0, **fields) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
+    return PER(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
 
 
 def test_penalty_sums_layers_and_is_weighted() -> None:
@@ -360,7 +360,7 @@ def test_layers_of_one_width_share_the_slices_of_a_step() -> None:
     draws = [sample_directions(value.shape[1], 3, generator) for value in (h, other)]
     wanted = [sliced_per_loss(value, directions=draw) for value, draw in zip((h, other), draws, strict=True)]
     torch.testing.assert_close(penalty(recorded("nc", h, other, h), **options), 2 * wanted[0] + wanted[1])
-    method, trace, generator = Method(**options), recorded("nc", h), torch.Generator().manual_seed(0)
+    method, trace, generator = PER(**options), recorded("nc", h), torch.Generator().manual_seed(0)
     steps = [method.penalty(trace, torch.tensor(0.0), generator) for _ in range(2)]
     assert steps[0] != steps[1]  # new slices each step
 
@@ -378,7 +378,7 @@ def test_slices_agree_with_the_exact_mode_in_expectation() -> None:
 def test_strength_zero_is_exactly_zero_whatever_the_activations(mode: str) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    method = Method(strength=0.0, mode=mode)
+    method = PER(strength=0.0, mode=mode)
     found = method.penalty(recorded("nc", torch.full((2, 3), math.nan)), torch.tensor(0.0), generator)
     assert found.item() == 0.0
     assert found.shape == ()
@@ -396,4 +396,4 @@ def test_a_role_that_the_model_lacks_is_refused() -> None:
 )
 def test_unusable_hyperparameters_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Method(**fields)
+        PER(**fields)

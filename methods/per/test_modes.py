@@ -18,14 +18,7 @@ from torch import Tensor, nn
 
 from methods.activity_norm.method import l2_activity
 from methods.per.figures import drawn, measured_layers, noise_to_signal, slice_noise
-from methods.per.method import (
-    Method,
-    limit_per_loss,
-    matched_noise,
-    noisy_per_loss,
-    per_loss,
-    sliced_per_loss,
-)
+from methods.per.method import PER, limit_per_loss, matched_noise, noisy_per_loss, per_loss, sliced_per_loss
 from reproduce.experiment.schema import read_experiment
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
@@ -45,7 +38,7 @@ def recorded(*activations: Tensor) -> Trace:
 
 
 def penalty(trace: Trace, seed: int = 0, **fields) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
+    return PER(**fields).penalty(trace, torch.tensor(0.5), torch.Generator().manual_seed(seed))
 
 
 def gradient(loss, h: Tensor, *arguments, **options) -> Tensor:
@@ -225,7 +218,7 @@ def test_maps_sums_and_strength_zero_are_as_in_the_exact_mode(mode: str) -> None
     )
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    nothing = Method(mode=mode, strength=0.0).penalty(trace, torch.tensor(0.0), generator)
+    nothing = PER(mode=mode, strength=0.0).penalty(trace, torch.tensor(0.0), generator)
     assert nothing.item() == 0.0
     assert torch.equal(generator.get_state(), before)
 

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-import reproduce.method
-from reproduce.method import Site, sites_of
+from reproduce.method import Method, Site, check_activations, fill_sites, in_float32, sites_with_role
 
 Output = Literal["uniform", "normal"]
 Context = Literal["fixed", "moving"]
@@ -54,9 +53,7 @@ def quantile_transform(
     Raises:
         ValueError: fewer than two samples, no units, not floating point; unknown choices; a bound below one.
     """
-    if activations.dim() < 2 or activations.numel() == 0 or not activations.is_floating_point():
-        found = f"{tuple(activations.shape)} of {activations.dtype}"
-        raise ValueError(f"activations must be floating point, (..., units) with samples, got {found}")
+    check_activations(activations, least_samples=2)
     rows = activations.reshape(-1, activations.shape[-1]).mT
     return _transform_rows(rows, output, context, steepest)[0].mT.reshape(activations.shape)
 
@@ -70,7 +67,7 @@ def _transform_rows(rows: Tensor, output: Output, context: Context, steepest: fl
             "output is 'uniform' or 'normal', context 'fixed' or 'moving', steepest at least 1; "
             f"got {output!r}, {context!r} and {steepest}"
         )
-    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    precise = in_float32(rows)
     ordered, order = precise.detach().contiguous().sort(dim=-1, stable=True)
     result: Tensor = _BatchQuantile.apply(precise, ordered, order, output, context, steepest)  # type: ignore[no-untyped-call]
     return result.to(rows.dtype), ordered
@@ -223,7 +220,7 @@ class QuantileActivation(nn.Module):
         self.is_filled.fill_(True)
 
 
-class Method(reproduce.method.Method):
+class QAct(Method):
     """Put a `QuantileActivation` into every Site of one role.
 
     Before a ReLU, or any activation that leaves (0, 1) as it is, uniform quantiles take the activation's place; normal
@@ -244,16 +241,8 @@ class Method(reproduce.method.Method):
         Raises:
             ValueError: no such Sites, or a Site that is already filled or whose shape is not known yet.
         """
-        chosen = [site for site in sites_of(model) if site.role == self.sites]
-        if not chosen:
-            raise ValueError(f"the model has no {self.sites!r} Site to transform: choose other `sites`")
-        device = next((parameter.device for parameter in model.parameters()), None)
-        layers = [self._layer(site) for site in chosen]
-        for site, layer in zip(chosen, layers, strict=True):
-            site.transform = layer.to(device)
+        fill_sites(model, sites_with_role(model, self.sites), self._layer)
 
     def _layer(self, site: Site) -> nn.Module:
-        if site.transform is not None:
-            raise ValueError(f"Site {site.name!r} already holds {type(site.transform).__name__}")
         fields = self.model_dump(exclude={"sites"})
         return QuantileActivation(site.axes, site.features, **fields)

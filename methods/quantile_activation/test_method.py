@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods.quantile_activation.method import Method, QuantileActivation, quantile_transform, reference_quantile
+from methods.quantile_activation.method import QAct, QuantileActivation, quantile_transform, reference_quantile
 from reproduce.method import Site
 from reproduce.method.sites import watch
 
@@ -259,7 +259,7 @@ def test_a_training_step_waits_for_no_value() -> None:
 
 def test_the_method_fills_every_site_of_its_role() -> None:
     model = nn.ModuleList([Site("pre", "nc", (3,)), Site("post", "nc", (3,)), Site("pre", "nchw", (2, 4, 4))])
-    Method(output="normal", context="moving", points=5, momentum=0.5, steepest=4.0).prepare(model, torch.Generator())
+    QAct(output="normal", context="moving", points=5, momentum=0.5, steepest=4.0).prepare(model, torch.Generator())
     assert [type(site.transform) for site in model] == [QuantileActivation, type(None), QuantileActivation]
     layer = model[2].transform
     assert layer.reference.shape == (2, 5)
@@ -270,9 +270,9 @@ def test_the_method_fills_every_site_of_its_role() -> None:
     model[0](seeded(5, 3))
     torch.testing.assert_close(trace.records[0].activation, quantile_transform(seeded(5, 3), "normal"))
     with pytest.raises(ValueError, match="Site '0' already holds QuantileActivation"):
-        Method().prepare(model, torch.Generator())
+        QAct().prepare(model, torch.Generator())
     with pytest.raises(ValueError, match="no 'post' Site"):
-        Method(sites="post").prepare(nn.ModuleList([Site("pre", "nc", (3,))]), torch.Generator())
+        QAct(sites="post").prepare(nn.ModuleList([Site("pre", "nc", (3,))]), torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_the_method_fills_every_site_of_its_role() -> None:
         ({"activations": torch.ones(4)}, r"\(4,\)"),
         ({"activations": torch.ones(2, 0)}, r"\(2, 0\)"),
         ({"activations": torch.ones(3, 2, dtype=torch.int64)}, "int64"),
-        ({"activations": torch.ones(1, 2)}, "at least 2 samples, got 1"),
+        ({"activations": torch.ones(1, 2)}, r"at least 2 samples are needed, got activations of shape \(1, 2\)"),
         ({"output": "cauchy"}, "'cauchy'"),
         ({"context": "absent"}, "'absent'"),
         ({"steepest": 0.5}, "0.5"),

@@ -10,15 +10,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-import reproduce.method
 from reproduce.method import (
+    Method,
     NonNegative,
     Positive,
     PositiveCount,
     Record,
     Role,
     Trace,
+    accumulation_dtype,
+    check_activations,
+    clenshaw,
     directions_for,
+    grouped,
+    groups_of_samples,
+    in_float32,
+    is_channels_last,
+    sample_rows,
 )
 
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
@@ -55,16 +63,9 @@ def sigreg(
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have; a group_size below 2.
     """
-    _check(activations)
-    if not 1 <= feature_axes <= activations.dim():
-        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
-    if group_size is not None and group_size < 2:
-        raise ValueError(f"group_size must be at least 2, got {group_size}")
+    check_activations(activations, feature_axes)
     n_samples = math.prod(activations.shape[:-feature_axes])
-    n_groups = max(1, n_samples // group_size) if group_size else 1
-    order = None
-    if generator is not None and n_groups > 1:
-        order = torch.randperm(n_samples, generator=generator, device=activations.device)
+    n_groups, order = groups_of_samples(n_samples, group_size, generator, activations.device)
     return _Exact.apply(activations, feature_axes, n_groups, order)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -88,7 +89,7 @@ def sliced_sigreg(
         ValueError: activations as for `sigreg`; directions of another width; fewer than one slice or two points;
             a t_max that is not positive.
     """
-    _check(activations)
+    check_activations(activations)
     if n_points < 2 or not t_max > 0:
         raise ValueError(f"need at least 2 points and a positive t_max, got {n_points} and {t_max}")
     theta = directions_for(activations, n_slices, generator, directions)
@@ -106,12 +107,12 @@ def weak_sigreg(activations: Tensor, n_directions: int = 64, generator: torch.Ge
     Raises:
         ValueError: activations as for `sigreg`; fewer than two samples or one direction.
     """
-    _check(activations)
+    check_activations(activations)
     dimension = activations.shape[-1]
     if n_directions < 1 or activations.numel() < 2 * dimension:
         found = activations.numel() // dimension
         raise ValueError(f"needs at least 2 samples and 1 direction, got {found} and {n_directions}")
-    precision = torch.promote_types(activations.dtype, torch.float32)
+    precision = accumulation_dtype(activations)
     with torch.autocast(activations.device.type, enabled=False):
         rows = activations.to(precision).reshape(-1, dimension)
         if dimension > n_directions:
@@ -135,11 +136,7 @@ def kernel_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tenso
         return value, -0.5 * value
     series = _series(dimension, mean_square.dtype, mean_square.device)
     scale = 1 + mean_square.reshape(1, -1)
-    position = 1 - 2 / scale  # 2u - 1; Clenshaw's recurrence runs over F and F' together
-    current, previous = series[-1], torch.zeros_like(series[-1])
-    for coefficient in series[-2:0:-1]:
-        current, previous = torch.addcmul(coefficient - previous, position, current, value=2), current
-    factor, derivative = torch.addcmul(series[0] - previous, position, current)
+    factor, derivative = clenshaw(series, 1 - 2 / scale)  # at 2u - 1
     inverse = 1 / scale[0]
     value = factor * inverse.sqrt()
     slope = (derivative * inverse - 0.5 * factor) * inverse * inverse.sqrt()
@@ -189,7 +186,7 @@ class _Pull(NamedTuple):
 
     def of(self, rows: Tensor) -> Tensor:
         rows = rows if self.order is None else rows[self.order]
-        groups = _grouped(rows, len(self.pairs))
+        groups = grouped(rows, len(self.pairs))
         found = torch.bmm(self.pairs, groups).flatten(0, 1)
         if len(self.single):
             found = torch.cat([found, self.single.unsqueeze(1) * rows[len(found) :]])
@@ -203,7 +200,7 @@ def _value_and_pull(rows: Tensor, n_groups: int, order: Tensor | None) -> tuple[
     """
     n, dimension = rows.shape
     rows = rows if order is None else rows[order]
-    groups = _grouped(rows, n_groups)
+    groups = grouped(rows, n_groups)
     size = groups.shape[1]
     gram = torch.bmm(groups, groups.mT).double()  # products in the rows' own precision, all that follows in float64
     own = gram.diagonal(dim1=1, dim2=2)
@@ -232,7 +229,7 @@ class _Exact(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activations: Tensor, feature_axes: int, n_groups: int, order: Tensor | None) -> Tensor:
         with torch.autocast(activations.device.type, enabled=False):
-            value, pull = _value_and_pull(_rows(activations, feature_axes), n_groups, order)
+            value, pull = _value_and_pull(sample_rows(in_float32(activations), feature_axes), n_groups, order)
         ctx.save_for_backward(activations, *pull)
         ctx.feature_axes, ctx.n_groups = feature_axes, n_groups
         return value
@@ -242,38 +239,15 @@ class _Exact(torch.autograd.Function):
         activations, *saved = ctx.saved_tensors
         pull = _Pull(*saved)
         with torch.autocast(activations.device.type, enabled=False):
-            rows = _rows(activations, ctx.feature_axes)
+            rows = sample_rows(in_float32(activations), ctx.feature_axes)
             if torch.is_grad_enabled():  # create_graph: autograd differentiates the matrix, too
                 pull = _value_and_pull(rows, ctx.n_groups, pull.order)[1]
             found = pull._replace(pairs=gradient * pull.pairs, single=gradient * pull.single).of(rows)
         found = found.to(activations.dtype)
-        if _is_channels_last(activations, ctx.feature_axes):
+        if is_channels_last(activations, ctx.feature_axes):
             n, c, h, w = activations.shape
             return found.view(n, h, w, c).permute(0, 3, 1, 2), None, None, None
         return found.view(activations.shape), None, None, None
-
-
-def _grouped(rows: Tensor, n_groups: int) -> Tensor:
-    """The first rows as (groups, m, d), a view; fewer than ``n_groups`` are left over."""
-    size = len(rows) // n_groups
-    return rows[: n_groups * size].view(n_groups, size, -1)
-
-
-def _is_channels_last(activations: Tensor, feature_axes: int) -> bool:
-    return (
-        feature_axes == 3
-        and activations.dim() == 4
-        and activations.is_contiguous(memory_format=torch.channels_last)
-        and not activations.is_contiguous()
-    )
-
-
-def _rows(activations: Tensor, feature_axes: int) -> Tensor:
-    """(samples, d) in float32 at least; the order within a sample is that of memory, which distances do not see."""
-    wide = activations.to(torch.promote_types(activations.dtype, torch.float32))
-    if _is_channels_last(activations, feature_axes):
-        wide = wide.permute(0, 2, 3, 1)
-    return wide.reshape(math.prod(activations.shape[:-feature_axes]), -1)
 
 
 class _EppsPulley(torch.autograd.Function):
@@ -322,14 +296,7 @@ def _knot_weights(step: float, n_points: int) -> list[float]:
     return [(1 if k == last else 2) * step * math.exp(-0.5 * (k * step) ** 2) for k in range(1, n_points)]
 
 
-def _check(activations: Tensor) -> None:
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
-    if not activations.is_floating_point():
-        raise ValueError(f"activations must be floating point, got {activations.dtype}")
-
-
-class Method(reproduce.method.Method):
+class SIGReg(Method):
     """SIGReg on every Site of one role, summed over Sites and weighted by ``strength``.
 
     ``reduction = "sum"`` is the published statistic, N times the mean discrepancy of N samples; ``"mean"`` leaves that
@@ -350,9 +317,7 @@ class Method(reproduce.method.Method):
     reduction: Literal["sum", "mean"] = "sum"
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
+        """The weighted loss."""
         terms = [self._term(record, generator) for record in trace.select(self.sites)]
         return self.strength * torch.stack(terms).sum()
 
@@ -363,7 +328,7 @@ class Method(reproduce.method.Method):
         elif self.features != "pooled":
             samples = record.vectors(self.features)
         elif record.site.axes == "nchw":
-            precision = torch.promote_types(record.activation.dtype, torch.float32)
+            precision = accumulation_dtype(record.activation)
             samples = record.activation.mean((2, 3), dtype=precision)
         else:
             samples = record.activation

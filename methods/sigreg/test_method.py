@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.sigreg.method import Method, sigreg, sliced_sigreg, weak_sigreg
+from methods.sigreg.method import SIGReg, sigreg, sliced_sigreg, weak_sigreg
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
 
@@ -328,7 +328,7 @@ def recorded(axes: str, *activations: Tensor) -> Trace:
 
 def penalty(trace: Trace, seed: int = 0, **fields) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return Method(**{"strength": 1.0, **fields}).penalty(trace, torch.tensor(0.5), generator)
+    return SIGReg(**{"strength": 1.0, **fields}).penalty(trace, torch.tensor(0.5), generator)
 
 
 def test_penalty_sums_layers_and_is_weighted() -> None:
@@ -387,11 +387,11 @@ def test_strength_zero_is_exactly_zero_whatever_the_activations(mode: str) -> No
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
     trace = recorded("nc", torch.full((2, 3), math.nan))
-    assert Method(strength=0.0, mode=mode).penalty(trace, torch.tensor(0.0), generator).item() == 0.0
+    assert SIGReg(strength=0.0, mode=mode).penalty(trace, torch.tensor(0.0), generator).item() == 0.0
     assert torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize("fields", [{"strength": -1.0}, {"mode": "strong"}, {"group_size": 1}, {"t_max": 0.0}])
 def test_unusable_hyperparameters_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Method(**fields)
+        SIGReg(**fields)

@@ -9,8 +9,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import reproduce.method
-from reproduce.method import Features, NonNegative, PositiveCount, Role, Trace, directions_for, sample_directions
+from reproduce.method import (
+    Features,
+    Method,
+    NonNegative,
+    PositiveCount,
+    Role,
+    SharedDirections,
+    Trace,
+    check_activations,
+    directions_for,
+)
 
 Order = Literal[1, 2]
 
@@ -36,10 +45,7 @@ def sliced_wasserstein(
         ValueError: activations without a feature axis, without elements or not floating point; directions of
             another width; fewer than one slice; an order that is neither 1 nor 2.
     """
-    if activations.dim() == 0 or activations.numel() == 0:
-        raise ValueError(f"activations must be (..., d) and not empty, got shape {tuple(activations.shape)}")
-    if not activations.is_floating_point():
-        raise ValueError(f"activations must be floating point, got {activations.dtype}")
+    check_activations(activations)
     if order not in (1, 2):
         raise ValueError(f"order is 1 or 2, got {order!r}")
     theta = directions_for(activations, n_slices, generator, directions)
@@ -86,7 +92,7 @@ def _first_order(ordered: Tensor, cells: _Cells) -> Tensor:
     return (cost + (ordered - inside).abs() / n).sum(1).mean()
 
 
-class Method(reproduce.method.Method):
+class SlicedWasserstein(Method):
     """The sliced Wasserstein distance on every Site of one role, summed over Sites and weighted by ``strength``.
 
     Samples are examples, time steps and, with ``features = "channels"``, locations. One set of directions
@@ -100,15 +106,10 @@ class Method(reproduce.method.Method):
     features: Features = "flatten"  # a sample of a map: all of it, or one location
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
-        directions: dict[int, Tensor] = {}
+        """The weighted loss."""
+        directions = SharedDirections(self.n_slices, generator)
         terms = []
         for record in trace.select(self.sites):
             samples = record.vectors(self.features)
-            width = samples.shape[-1]
-            if width not in directions:
-                directions[width] = sample_directions(width, self.n_slices, generator, samples.device)
-            terms.append(sliced_wasserstein(samples, order=self.order, directions=directions[width]))
+            terms.append(sliced_wasserstein(samples, order=self.order, directions=directions.of(samples)))
         return self.strength * torch.stack(terms).sum()

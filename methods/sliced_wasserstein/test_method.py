@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.sliced_wasserstein.method import Method, sliced_wasserstein
+from methods.sliced_wasserstein.method import SlicedWasserstein, sliced_wasserstein
 from reproduce.method import sample_directions
 from reproduce.method.sites import Site, Trace, watch
 
@@ -187,7 +187,7 @@ def test_nan_is_not_hidden(order: int) -> None:
 @pytest.mark.parametrize(
     ("activations", "options", "message"),
     [
-        (torch.tensor(1.0), {}, r"\(\.\.\., d\) and not empty"),
+        (torch.tensor(1.0), {}, r"\(\.\.\., units\) and not empty"),
         (torch.zeros(0, 3), {}, "not empty"),
         (torch.ones(2, 3, dtype=torch.int64), {}, "floating point, got torch.int64"),
         (torch.ones(2, 3), {"order": 3}, "order is 1 or 2, got 3"),
@@ -214,7 +214,7 @@ def recorded(axes: str, *activations: Tensor) -> Trace:
 
 
 def penalty(trace: Trace, **fields) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), generator())
+    return SlicedWasserstein(**fields).penalty(trace, torch.tensor(0.5), generator())
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -245,4 +245,4 @@ def test_strength_zero_is_exactly_zero_whatever_the_activations() -> None:
 @pytest.mark.parametrize("fields", [{"strength": -1.0}, {"order": 3}, {"n_slices": 0}])
 def test_unusable_hyperparameters_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Method(**fields)
+        SlicedWasserstein(**fields)

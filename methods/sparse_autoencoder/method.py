@@ -9,8 +9,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-import reproduce.method
-from reproduce.method import NonNegative, Role, Site, Trace, sites_of
+from reproduce.method import (
+    Method,
+    NonNegative,
+    Role,
+    Site,
+    Trace,
+    check_activations,
+    errors_in,
+    in_float32,
+    sites_of,
+    sites_with_role,
+)
 
 Reduction = Literal["per_example", "batch_sum"]
 
@@ -118,11 +128,9 @@ def ce_loss_score(clean: float, with_sae: float, ablated: float) -> float:
 
 
 def _checked(code: Tensor) -> Tensor:
-    if code.dim() == 0 or code.numel() == 0:
-        raise ValueError(f"code must be (..., d_sae) and not empty, got {tuple(code.shape)}")
-    if not code.is_floating_point():
-        raise ValueError(f"code must be floating point, got {code.dtype}")
-    return code.to(torch.promote_types(code.dtype, torch.float32))
+    with errors_in("code"):
+        check_activations(code)
+    return in_float32(code)
 
 
 def _pair(inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +225,7 @@ def _owner(model: nn.Module, site: Site) -> nn.Module:
     return model.get_submodule(site.name.rpartition(".")[0])
 
 
-class Method(reproduce.method.Method):
+class SparseAutoencoder(Method):
     """L1 on the code: ``l1_coefficient`` times `l1_code_penalty`, plus ``kl_coefficient`` times `kl_sparsity`.
 
     Both are summed over the Sites of role ``sites``. ``norm_weighted`` weights each latent by the norm of its row in
@@ -237,7 +245,7 @@ class Method(reproduce.method.Method):
     resample_until: Annotated[float, Field(ge=0, le=1)] = 0.5  # ours; the last of four came at 0.1 in Bricken et al.
 
     @model_validator(mode="after")
-    def _resampling_is_of_codes(self) -> Method:
+    def _resampling_is_of_codes(self) -> SparseAutoencoder:
         if self.resample_every is not None and self.sites != "code":
             raise ValueError(f"resample_every needs sites = 'code', got {self.sites!r}")
         return self
@@ -250,10 +258,7 @@ class Method(reproduce.method.Method):
         """
         if self.resample_every is None:
             return
-        chosen = [site for site in sites_of(model) if site.role == self.sites]
-        if not chosen:
-            raise ValueError(f"the model has no {self.sites!r} Site: resampling needs one")
-        for site in chosen:
+        for site in sites_with_role(model, self.sites):
             owner = _owner(model, site)
             if not hasattr(owner, "W_dec") or _own_parameter(owner, "b_enc") is None:
                 raise ValueError(f"Site {site.name!r}: resampling needs W_dec and b_enc beside it")
@@ -262,9 +267,7 @@ class Method(reproduce.method.Method):
             owner.register_forward_hook(resampling.remember)
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty; exactly zero, and blind to the code, where both coefficients are zero."""
-        if self.l1_coefficient == 0 and self.kl_coefficient == 0:
-            return trace.zero()
+        """The weighted penalty."""
         total = trace.zero()
         for record in trace.select(self.sites):
             if self.l1_coefficient:

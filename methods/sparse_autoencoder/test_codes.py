@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import reproduce.method
-from methods.sparse_autoencoder.method import Method
+from methods.sparse_autoencoder.method import SparseAutoencoder
 from reproduce import data, models, tasks
 from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.models import Sizes
@@ -46,8 +47,8 @@ def trained(
 
 
 def test_a_soft_limit_keeps_ten_of_a_hundred_active_and_beats_a_hard_one(tmp_path: Path) -> None:
-    soft = trained(tmp_path / "soft", Method(l1_coefficient=0.4), decoder="unit_norm")
-    hard = trained(tmp_path / "hard", reproduce.method.Method(), d_sae=10)
+    soft = trained(tmp_path / "soft", SparseAutoencoder(l1_coefficient=0.4), decoder="unit_norm")
+    hard = trained(tmp_path / "hard", Unregularized(), d_sae=10)
     assert 8 <= soft["l0"] <= 14
     assert soft["dead_fraction"] <= 0.01
     assert soft["fvu"] < 0.85 * hard["fvu"]
@@ -56,7 +57,7 @@ def test_a_soft_limit_keeps_ten_of_a_hundred_active_and_beats_a_hard_one(tmp_pat
 
 def test_the_literal_sum_over_the_batch_kills_every_unit(tmp_path: Path) -> None:
     fast = {"epochs": 100, "batch_size": 128, "evaluate_every": 100}
-    literal = Method(l1_coefficient=1e-3, reduction="batch_sum")
+    literal = SparseAutoencoder(l1_coefficient=1e-3, reduction="batch_sum")
     found = trained(tmp_path, literal, {"reconstruction": "pixel_mean"}, fast, centred=False)
     assert found["l0"] == 0
     assert found["dead_fraction"] == 1
@@ -64,8 +65,8 @@ def test_the_literal_sum_over_the_batch_kills_every_unit(tmp_path: Path) -> None
 
 
 def test_a_free_decoder_grows_to_make_small_codes(tmp_path: Path) -> None:
-    free = trained(tmp_path / "free", Method(l1_coefficient=0.4))
-    weighted = trained(tmp_path / "weighted", Method(l1_coefficient=0.4, norm_weighted=True))
+    free = trained(tmp_path / "free", SparseAutoencoder(l1_coefficient=0.4))
+    weighted = trained(tmp_path / "weighted", SparseAutoencoder(l1_coefficient=0.4, norm_weighted=True))
     assert free["decoder_norm"] > 1.5 * weighted["decoder_norm"]
     assert free["l0"] > weighted["l0"]
 
@@ -75,7 +76,7 @@ def test_kl_brings_the_mean_activity_of_every_unit_to_its_target() -> None:
     options = {"d_sae": 20, "activation": "sigmoid"}
     model: Any = models.build("autoencoder", options, Sizes((64,), 64), generators.initialisation, None)
     inputs = torch.rand(200, 64, generator=generators.order)
-    method = Method(l1_coefficient=0.0, kl_coefficient=3.0, target_density=0.1)
+    method = SparseAutoencoder(l1_coefficient=0.0, kl_coefficient=3.0, target_density=0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     trace = watch(model.train())
     for _ in range(300):

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.sparse_autoencoder.method import (
-    Method,
+    SparseAutoencoder,
     ce_loss_score,
     dead_fraction,
     explained_variance,
@@ -53,7 +53,7 @@ def recorded(model: nn.Module, inputs: Tensor) -> Trace:
 
 
 def penalty(trace: Trace, progress: float = 1.0, **fields: Any) -> Tensor:
-    return Method(**fields).penalty(trace, torch.tensor(progress), torch.Generator())
+    return SparseAutoencoder(**fields).penalty(trace, torch.tensor(progress), torch.Generator())
 
 
 CODE = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 4.0]])
@@ -164,15 +164,15 @@ def test_loss_score_of_no_change_and_of_the_ablation() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: l1_code_penalty(torch.zeros(0, 3)), r"code must be .* got \(0, 3\)"),
+        (lambda: l1_code_penalty(torch.zeros(0, 3)), r"code: .* not empty, got shape \(0, 3\)"),
         (lambda: l1_code_penalty(torch.ones(2, 3, dtype=torch.int)), "got torch.int32"),
         (lambda: l1_code_penalty(CODE, torch.ones(4, 2)), r"d_sae 3, got \(4, 2\)"),
         (lambda: l1_code_penalty(CODE, reduction="mean"), "got 'mean'"),
         (lambda: kl_sparsity(CODE, 1.0), r"got 1\.0"),
         (lambda: fvu(CODE, CODE[:1]), r"\(2, 3\) and \(1, 3\)"),
         (lambda: relative_reconstruction_bias(torch.tensor(1.0), torch.tensor(1.0)), "not empty"),
-        (lambda: Method(l1_coefficient=-1.0), "l1_coefficient"),
-        (lambda: Method(resample_every=100, sites="post"), "sites = 'code', got 'post'"),
+        (lambda: SparseAutoencoder(l1_coefficient=-1.0), "l1_coefficient"),
+        (lambda: SparseAutoencoder(resample_every=100, sites="post"), "sites = 'code', got 'post'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(call: Any, message: str) -> None:
@@ -225,16 +225,16 @@ def test_a_model_without_the_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="Site 'code': norm_weighted needs W_dec"):
         penalty(trace, norm_weighted=True)
     with pytest.raises(ValueError, match="Site 'code': resampling needs W_dec and b_enc"):
-        Method(resample_every=4).prepare(_Bare(), torch.Generator())
+        SparseAutoencoder(resample_every=4).prepare(_Bare(), torch.Generator())
     with pytest.raises(ValueError, match="no 'code' Site"):
-        Method(resample_every=4).prepare(nn.Linear(2, 2), torch.Generator())
+        SparseAutoencoder(resample_every=4).prepare(nn.Linear(2, 2), torch.Generator())
 
 
 class _Session:
     """An autoencoder whose latents 1 and 4 never fire, under Adam or SGD with momentum."""
 
     def __init__(self, optimizer: str = "Adam", every: int = 4, until: float = 1.0, **options: Any) -> None:
-        self.method = Method(resample_every=every, resample_until=until)
+        self.method = SparseAutoencoder(resample_every=every, resample_until=until)
         self.model = autoencoder(**options)
         self.generator = torch.Generator().manual_seed(3)
         self.method.prepare(self.model, self.generator)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import reproduce.method
+from reproduce.method import Method
 
 
-class Method(reproduce.method.Method):
+class Vanilla(Method):
     """Changes nothing and adds nothing: training with the recipe alone."""

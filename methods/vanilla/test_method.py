@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from methods.vanilla.method import Method
+from methods.vanilla.method import Vanilla
 from reproduce.method import Site
 from reproduce.method.sites import watch
 
@@ -18,10 +18,10 @@ def test_nothing_is_changed_and_nothing_is_added() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    Method().prepare(model, generator)
+    Vanilla().prepare(model, generator)
     trace = watch(model)
     model(torch.full((2, 3), math.nan))
-    penalty = Method().penalty(trace, torch.tensor(0.5), generator)
+    penalty = Vanilla().penalty(trace, torch.tensor(0.5), generator)
     assert penalty.item() == 0.0
     assert penalty.shape == ()
     assert site.transform is None

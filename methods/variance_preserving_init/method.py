@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import reproduce.method
-from reproduce.method import Site, sites_of
+from reproduce.method import Method, Site, errors_in, fill_sites, in_float32, sites_of, sites_with_role
 
 
 def relu_correlation_map(correlation: Tensor | float) -> Tensor:
@@ -97,7 +96,7 @@ def centred_rows_(weight: Tensor, gain: float) -> Tensor:
         raise ValueError(
             f"centred rows need a kernel (outputs, inputs, ...) of two inputs, found {tuple(weight.shape)}"
         )
-    rows = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+    rows = in_float32(weight).flatten(1)
     centred = rows - rows.mean(1, keepdim=True)
     length = centred.norm(dim=1, keepdim=True)
     n_constant = int((length <= 1e-6 * rows.norm(dim=1, keepdim=True)).sum())
@@ -125,7 +124,7 @@ def unit_sample_variance_(weight: Tensor, variance: Tensor) -> Tensor:
     if weight.dim() != 2 or variance.shape != weight.shape[1:]:
         shapes = f"{tuple(weight.shape)}, {tuple(variance.shape)}"
         raise ValueError(f"a kernel (outputs, inputs) needs variances (inputs,), found {shapes}")
-    rows = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    rows = in_float32(weight)
     found = (rows.square() * variance.to(rows.dtype)).sum(1, keepdim=True)
     n_silent = int((~(found > 0)).sum())
     if n_silent:
@@ -216,7 +215,7 @@ _ACTIVATIONS = (
 )
 
 
-class Method(reproduce.method.Method):
+class VariancePreservingInit(Method):
     """Rewrite the initial weights so that the sample variance is kept; the loss is vanilla's.
 
     ``closed_form`` sees no data, and leaves the kernel that reads them. Kernels that read an activation get
@@ -253,22 +252,16 @@ class Method(reproduce.method.Method):
 
 
 def _standardise(model: nn.Module, of_layer: bool) -> None:
-    sites = list(sites_of(model))  # names them
-    if not any(site.role == "pre" for site in sites):
-        raise ValueError("the model has no 'pre' Site to standardise: use mode 'closed_form'")
+    with errors_in("modes of statistics standardise 'pre' Sites"):
+        sites_with_role(model, "pre")
     kernel: nn.Module | None = None
-    made: list[tuple[Site, FirstBatchStandardisation]] = []
+    kernels: dict[Site, nn.Module | None] = {}
     for module in model.modules():
         if isinstance(module, _KERNELS):
             kernel = module
         elif isinstance(module, Site) and module.role == "pre":
-            if module.transform is not None:
-                raise ValueError(f"Site {module.name!r} already holds {type(module.transform).__name__}")
-            made.append((module, FirstBatchStandardisation(module, kernel, of_layer)))
-            kernel = None
-    device = next((parameter.device for parameter in model.parameters()), None)
-    for site, standardisation in made:
-        site.transform = standardisation.to(device)
+            kernels[module], kernel = kernel, None
+    fill_sites(model, list(kernels), lambda site: FirstBatchStandardisation(site, kernels[site], of_layer))
 
 
 @torch.no_grad()
@@ -285,10 +278,8 @@ def _scale_input_kernels(model: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, nn.LSTM) and value is not None:
             if module.num_layers > 1 or module.bidirectional or module.proj_size or module.batch_first:
                 raise ValueError(f"{name}: needs an nn.LSTM of one layer and direction, time first, no projection")
-            try:
+            with errors_in(name):
                 unit_sample_variance_(module.get_parameter("weight_ih_l0"), value[_N_STEPS // 2 :].flatten(0, 1).var(0))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
             value = module(value)[0]
             treated += 1
     if not treated:
@@ -325,10 +316,8 @@ def _centre_kernels(model: nn.Module) -> None:
         if isinstance(module, _ACTIVATIONS):
             activation = module
         elif isinstance(module, _KERNELS) and activation is not None:
-            try:
+            with errors_in(name):
                 centred_rows_(module.weight, sample_variance_gain(activation))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
             treated += 1

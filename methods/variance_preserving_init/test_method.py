@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.variance_preserving_init.method import (
     FirstBatchStandardisation,
-    Method,
+    VariancePreservingInit,
     centred_correlation_map,
     centred_rows_,
     relu_correlation_map,
@@ -40,7 +40,7 @@ def mlp(depth: int, width: int, seed: int = 0, inputs: int = 16, **options: obje
 
 
 def prepared(model: nn.Module, **fields: object) -> nn.Module:
-    Method(**fields).prepare(model, torch.Generator())
+    VariancePreservingInit(**fields).prepare(model, torch.Generator())
     return model
 
 
@@ -266,7 +266,7 @@ def test_after_the_first_step_no_map_is_left() -> None:
     model = prepared(mlp(3, 8), mode="sample_statistics")
     inputs = seeded(20, 16).float()
     wanted = model.train()(inputs)
-    Method(mode="sample_statistics").after_step(model, None, torch.tensor(0.0), torch.Generator())
+    VariancePreservingInit(mode="sample_statistics").after_step(model, None, torch.tensor(0.0), torch.Generator())
     for layer in model.layers:
         layer.pre.transform = None
     torch.testing.assert_close(model(inputs), wanted)

@@ -8,8 +8,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-import reproduce.method
-from reproduce.method import NonNegative, Positive, Record, Role, Site, Trace, sites_of
+from reproduce.method import (
+    Method,
+    NonNegative,
+    Positive,
+    Record,
+    Role,
+    Site,
+    Trace,
+    check_activations,
+    device_of,
+    in_float32,
+    sites_with_role,
+)
 
 
 def variance_constancy_loss(
@@ -28,9 +39,8 @@ def variance_constancy_loss(
             that are not floating point.
     """
     _check(activations, beta, sample_size, unbiased)
-    precision = torch.promote_types(activations.dtype, torch.float32)
     samples = _FirstRows.apply(activations, 2 * sample_size)  # type: ignore[no-untyped-call]
-    samples = samples.to(precision).unflatten(0, (2, sample_size))
+    samples = in_float32(samples).unflatten(0, (2, sample_size))
     centred = samples - samples.mean(1, keepdim=True)
     # torch's own variance takes over ten times as long over so short an axis.
     first, second = (centred.square().sum(1) / (sample_size - int(unbiased))).unbind()
@@ -75,10 +85,7 @@ def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased
         raise ValueError(
             f"VCL compares two samples of {sample_size} and needs a batch of at least {2 * sample_size}, got {found}"
         )
-    if not activations.is_floating_point() or activations.numel() == 0:
-        raise ValueError(
-            f"activations must be floating point and not empty, got {activations.dtype} {tuple(activations.shape)}"
-        )
+    check_activations(activations)
     units = activations.shape[1:]
     shape = beta.shape if isinstance(beta, Tensor) else torch.Size()
     fits = len(shape) <= len(units) and all(
@@ -88,7 +95,7 @@ def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased
         raise ValueError(f"beta of shape {tuple(shape)} does not fit units of shape {tuple(units)}")
 
 
-class Method(reproduce.method.Method):
+class VCL(Method):
     """``strength`` times the sum over Sites of `variance_constancy_loss`, with one beta for each unit.
 
     ``prepare`` gives every Site a parameter ``beta`` of the shape of one sample (each location and channel of a
@@ -106,7 +113,7 @@ class Method(reproduce.method.Method):
     sites: Role = "pre"  # both codes, and the abstract's "before the activation"
 
     @model_validator(mode="after")
-    def _samples_have_a_variance(self) -> Method:
+    def _samples_have_a_variance(self) -> VCL:
         if self.unbiased and self.sample_size < 2:
             raise ValueError(f"sample_size {self.sample_size} has no unbiased variance: at least 2")
         return self
@@ -119,12 +126,10 @@ class Method(reproduce.method.Method):
         """
         if self.strength == 0:
             return
-        chosen = [site for site in sites_of(model) if site.role == self.sites][0 if self.include_first else 1 :]
+        chosen = sites_with_role(model, self.sites)[0 if self.include_first else 1 :]
         if not chosen:
-            where = "" if self.include_first else " after the first"
-            raise ValueError(f"the model has no {self.sites!r} Site{where}: choose other `sites`")
-        device = next((parameter.device for parameter in model.parameters()), None)
-        betas = [torch.full(self._shape(site), self.initial_beta, device=device) for site in chosen]
+            raise ValueError(f"the model has no {self.sites!r} Site after the first: choose other `sites`")
+        betas = [torch.full(self._shape(site), self.initial_beta, device=device_of(model)) for site in chosen]
         for site, beta in zip(chosen, betas, strict=True):
             if self.learn_beta:
                 site.register_parameter("beta", nn.Parameter(beta))
@@ -132,9 +137,7 @@ class Method(reproduce.method.Method):
                 site.register_buffer("beta", beta)
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted loss; exactly zero, and blind to the activations, where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
+        """The weighted loss."""
         terms = [
             variance_constancy_loss(_batch_first(record), beta, self.sample_size, self.unbiased)
             for record in trace.select(self.sites)

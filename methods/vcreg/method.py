@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import reproduce.method
-from reproduce.method import Features, NonNegative, Positive, Role, Trace
+from reproduce.method import (
+    Features,
+    Method,
+    NonNegative,
+    Positive,
+    Role,
+    Trace,
+    check_activations,
+    errors_in,
+    in_float32,
+)
 
 
 def variance_hinge(activations: Tensor, target_std: float = 1.0, epsilon: float = 1e-4) -> Tensor:
@@ -114,16 +123,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def _samples(activations: Tensor) -> Tensor:
     """(samples, units), in float32 at least."""
-    if activations.dim() < 2 or activations.numel() == 0 or not activations.is_floating_point():
-        found = f"{tuple(activations.shape)} of {activations.dtype}"
-        raise ValueError(f"activations must be floating point, (..., units) with samples, got {found}")
-    samples = activations.reshape(-1, activations.shape[-1])
-    if len(samples) < 2:
-        raise ValueError(f"a variance needs at least 2 samples, got {tuple(activations.shape)}")
-    return samples.to(torch.promote_types(activations.dtype, torch.float32))
+    check_activations(activations, least_samples=2)
+    return in_float32(activations.reshape(-1, activations.shape[-1]))
 
 
-class Method(reproduce.method.Method):
+class VCReg(Method):
     """``variance_strength`` times `variance_hinge` plus ``covariance_strength`` times `covariance_penalty`, over Sites.
 
     Both are summed over the Sites of one role. A term whose strength is zero is not computed. Time steps of
@@ -139,17 +143,13 @@ class Method(reproduce.method.Method):
     features: Features = "channels"
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted sum; exactly zero, and blind to the activations, where both strengths are zero."""
-        if self.variance_strength == 0 and self.covariance_strength == 0:
-            return trace.zero()
+        """The weighted sum."""
         terms = []
         for record in trace.select(self.sites):
             vectors = record.vectors(self.features)
-            try:
+            with errors_in(f"Site {record.site.name!r}"):
                 if self.variance_strength:
                     terms.append(self.variance_strength * variance_hinge(vectors, self.target_std, self.epsilon))
                 if self.covariance_strength:
                     terms.append(self.covariance_strength * covariance_penalty(vectors))
-            except ValueError as error:
-                raise ValueError(f"Site {record.site.name!r}: {error}") from error
         return torch.stack(terms).sum()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.vcreg.method import Method, covariance_penalty, full_covariance_penalty, variance_hinge
+from methods.vcreg.method import VCReg, covariance_penalty, full_covariance_penalty, variance_hinge
 from reproduce.method import Site
 from reproduce.method.sites import Trace, watch
 
@@ -30,7 +30,7 @@ def recorded(*passed: tuple[str, str, Tensor]) -> Trace:
 
 
 def penalty(trace: Trace, **fields) -> float:
-    return Method(**fields).penalty(trace, torch.tensor(0.5), torch.Generator()).item()
+    return VCReg(**fields).penalty(trace, torch.tensor(0.5), torch.Generator()).item()
 
 
 def looped_covariance(rows: list[list[float]], i: int, j: int) -> float:
@@ -183,7 +183,7 @@ def test_the_method_adds_weighted_terms_over_its_sites() -> None:
         (torch.ones(4), r"\(4,\)"),
         (torch.ones(0, 4), r"\(0, 4\)"),
         (torch.ones(3, 4, dtype=torch.int64), "int64"),
-        (torch.ones(1, 4), r"at least 2 samples, got \(1, 4\)"),
+        (torch.ones(1, 4), r"at least 2 samples are needed, got activations of shape \(1, 4\)"),
     ],
 )
 def test_unusable_activations_are_refused(term, activations: Tensor, named: str) -> None:
@@ -196,5 +196,5 @@ def test_unusable_numbers_are_refused_and_a_site_is_named() -> None:
         variance_hinge(torch.ones(3, 2), target_std=-1.0)
     with pytest.raises(ValueError, match="and 0"):
         variance_hinge(torch.ones(3, 2), epsilon=0.0)
-    with pytest.raises(ValueError, match="Site '0': a variance needs at least 2 samples"):
+    with pytest.raises(ValueError, match="Site '0': at least 2 samples are needed"):
         penalty(recorded(("post", "nc", seeded(1, 3))))

@@ -8,8 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-import reproduce.method
-from reproduce.method import NonNegative, Trace
+from reproduce.method import Method, NonNegative, Trace, in_float32
 
 
 def kernel_l1(weight: Tensor) -> Tensor:
@@ -35,10 +34,10 @@ def kernel_l2(weight: Tensor) -> Tensor:
 def _checked(weight: Tensor) -> Tensor:
     if weight.numel() == 0 or not weight.is_floating_point():
         raise ValueError(f"a weight must be floating point and not empty, got {weight.dtype} {tuple(weight.shape)}")
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return in_float32(weight)
 
 
-class Method(reproduce.method.Method):
+class WeightNormPenalty(Method):
     """``strength`` times the sum over weights of `kernel_l1` or `kernel_l2`.
 
     Weights are the parameters of two or more axes: no biases, no scales of normalizations. ``layers`` keeps those whose
@@ -52,15 +51,13 @@ class Method(reproduce.method.Method):
     exclude: tuple[str, ...] = ("embedding",)
 
     @model_validator(mode="after")
-    def _fragments_are_words(self) -> Method:
+    def _fragments_are_words(self) -> WeightNormPenalty:
         if "" in (*self.layers, *self.exclude):
             raise ValueError("an empty fragment in layers or exclude matches every name: leave it out")
         return self
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty; exactly zero where ``strength`` is zero."""
-        if self.strength == 0:
-            return trace.zero()
+        """The weighted penalty."""
         term = kernel_l1 if self.kind == "l1" else kernel_l2
         return self.strength * torch.stack([term(weight) for weight in self.weights(trace.model)]).sum()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.weight_norm_penalty.figures import FIGURES, ridge_shrinkage
-from methods.weight_norm_penalty.method import Method, kernel_l1, kernel_l2
+from methods.weight_norm_penalty.method import WeightNormPenalty, kernel_l1, kernel_l2
 from reproduce.method.sites import Trace
 
 
@@ -18,7 +18,7 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
 
 
 def penalty(model: nn.Module, **fields) -> Tensor:
-    return Method(**fields).penalty(Trace(model), torch.tensor(0.5), torch.Generator())
+    return WeightNormPenalty(**fields).penalty(Trace(model), torch.tensor(0.5), torch.Generator())
 
 
 class Net(nn.Module):
@@ -80,17 +80,17 @@ def test_l2_is_a_weight_decay_of_twice_its_strength() -> None:
 def test_weights_are_what_has_two_axes_and_embeddings_are_left_out() -> None:
     net = Net()
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    assert [names[id(weight)] for weight in Method().weights(net)] == [
+    assert [names[id(weight)] for weight in WeightNormPenalty().weights(net)] == [
         "body.0.weight",
         "lstm.weight_ih_l0",
         "lstm.weight_hh_l0",
         "classifier.weight",
     ]
-    assert [names[id(weight)] for weight in Method(layers=("weight_hh", "body")).weights(net)] == [
+    assert [names[id(weight)] for weight in WeightNormPenalty(layers=("weight_hh", "body")).weights(net)] == [
         "body.0.weight",
         "lstm.weight_hh_l0",
     ]
-    assert [names[id(weight)] for weight in Method(layers=("embedding",), exclude=()).weights(net)] == [
+    assert [names[id(weight)] for weight in WeightNormPenalty(layers=("embedding",), exclude=()).weights(net)] == [
         "embedding.weight"
     ]
 
@@ -98,7 +98,7 @@ def test_weights_are_what_has_two_axes_and_embeddings_are_left_out() -> None:
 def test_tied_weights_count_once() -> None:
     net = Net()
     net.classifier.weight = net.lstm.weight_ih_l0
-    assert len(Method().weights(net)) == 3
+    assert len(WeightNormPenalty().weights(net)) == 3
 
 
 def test_penalty_sums_the_weights_and_is_weighted() -> None:
@@ -152,8 +152,8 @@ def test_unusable_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got torch.int64"):
         kernel_l2(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"layers \['decoder'\].*the model has embedding.weight, body.0.weight"):
-        Method(layers=("decoder",)).weights(Net())
+        WeightNormPenalty(layers=("decoder",)).weights(Net())
     with pytest.raises(ValueError, match="empty fragment"):
-        Method(layers=("",))
+        WeightNormPenalty(layers=("",))
     with pytest.raises(ValueError, match="strength"):
-        Method(strength=-1.0)
+        WeightNormPenalty(strength=-1.0)

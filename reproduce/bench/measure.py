@@ -23,7 +23,7 @@ from reproduce.bench.variants import read_spec
 from reproduce.bench.workloads import Workload, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
-from reproduce.method import Method
+from reproduce.method import Method, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Trace, watch
 from reproduce.training.checkpoints import write_checkpoint
@@ -129,9 +129,9 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
     What the method refuses is said on the standard error, and left out.
 
     Raises:
-        UserError: the method refuses a workload that its bench.toml names.
+        UserError: the method refuses a workload that its variants.toml names.
     """
-    plain = Method()
+    plain = Unregularized()
     steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
     steppers["vanilla again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
@@ -144,7 +144,7 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
             steppers[label] = Stepper(workload, method, device)
         except ValueError as error:
             if variant.workloads is not None:
-                raise UserError(f"bench.toml times {label!r} on {workload.name!r}: {error}") from error
+                raise UserError(f"variants.toml times {label!r} on {workload.name!r}: {error}") from error
             print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
             continue
         applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
@@ -193,7 +193,7 @@ def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int
 
     The checkpoint that the loop writes every CHECKPOINT_SECONDS is added as its share of that time.
     """
-    stepper = Stepper(workload, Method(), device)
+    stepper = Stepper(workload, Unregularized(), device)
     bare = _bare_step(stepper, device)
     recipe = workload.recipe.model_copy(update={"steps": steps, "evaluate_every": 10**6})
     loop_seconds, bare_seconds = [], []
@@ -208,7 +208,7 @@ def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int
             task = tasks.build(workload.task, recipe, workload.data(), generators, device)
             run_folder = folder / str(index)
             run_folder.mkdir()
-            outcome = train("bench", recipe, task, Method(), generators, device, run_folder)
+            outcome = train("bench", recipe, task, Unregularized(), generators, device, run_folder)
             loop_seconds.append(outcome.epochs[-1].seconds_per_step * (1 + save / CHECKPOINT_SECONDS))
     return ratio_row("loop / bare step", workload.name, loop_seconds[1:], bare_seconds[1:], 1.05)
 
@@ -243,7 +243,7 @@ def bench(
     """The rows of one method after another, each timed beside vanilla steps of its own; those of the loop at last.
 
     Raises:
-        UserError: a bench.toml that names what its method does not have, or an unknown or refused workload.
+        UserError: a variants.toml that names what its method does not have, or an unknown or refused workload.
     """
     keep_freed_memory()  # as in the worker processes that train
     chosen = workloads(small)
@@ -256,12 +256,12 @@ def bench(
     for label, variant in variants.items():
         unknown = sorted({*(variant.workloads or ()), *variant.limit_on} - set(known))
         if unknown:
-            raise UserError(f"bench.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
+            raise UserError(f"variants.toml, {label!r}: unknown workload {unknown[0]!r}, there are {', '.join(known)}")
     for folder in folders.values():
         try:
             rows = bench_functions(folder, device, 5 * rounds)
         except AttributeError as error:
-            raise UserError(f"bench.toml names a function that its method.py lacks: {error}") from error
+            raise UserError(f"variants.toml names a function that its method.py lacks: {error}") from error
         for workload in chosen:
             if any(workload.times(variant) for variant in read_spec(folder).variants.values()):
                 rows += bench_steps(folder, workload, device, rounds)

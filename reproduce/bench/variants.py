@@ -1,4 +1,4 @@
-"""A method's `bench.toml`: its configurations for bench and battery, and the functions that the bench compares."""
+"""A method's `variants.toml`: its configurations for bench and battery, and the functions that the bench compares."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class FunctionPair(_Strict):
 
 
 class BenchSpec(_Strict):
-    """A method's `bench.toml`."""
+    """A method's `variants.toml`."""
 
     variants: dict[str, Variant] = {}
     functions: tuple[FunctionPair, ...] = Field(default=())
 
 
 def read_spec(folder: MethodFolder) -> BenchSpec:
-    path = folder.path / "bench.toml"
+    path = folder.path / "variants.toml"
     return read_toml(path, BenchSpec) if path.exists() else BenchSpec()

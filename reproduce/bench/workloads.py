@@ -22,7 +22,7 @@ class Workload:
     task: TaskSpec
     recipe: Recipe
     data: Callable[[], ImageData | WordData]
-    named_only: bool = False  # for variants whose bench.toml names it, and no others
+    named_only: bool = False  # for variants whose variants.toml names it, and no others
 
     def times(self, variant: Variant) -> bool:
         """Whether this variant's steps are timed here."""

@@ -26,16 +26,19 @@ class MethodFolder:
     path: Path
 
     def load(self) -> type[Method]:
-        """The class `Method` of its method.py.
+        """The method's class: the one subclass of `Method` that its method.py defines.
 
         Raises:
-            UserError: when the file defines none.
+            UserError: when the file defines none, or several.
         """
         module = importlib.import_module(f"methods.{self.name}.method")
-        found = getattr(module, "Method", None)
-        if found is None:
-            raise UserError(f"{self.path / 'method.py'}: defines no class Method")
-        return found
+        base = importlib.import_module("reproduce.method").Method
+        classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
+        found = [value for value in classes if value.__module__ == module.__name__]
+        if len(found) != 1:
+            names = ", ".join(value.__name__ for value in found) or "none"
+            raise UserError(f"{self.path / 'method.py'}: one subclass of Method is expected, found {names}")
+        return found[0]
 
     def experiments(self) -> dict[str, Experiment]:
         """Its experiments by file name, read strictly."""

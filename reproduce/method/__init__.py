@@ -1,8 +1,29 @@
-"""What a method is made of: the interface, the Sites it reads, what several methods draw alike, and `attach`."""
+"""What a method is made of: the interface, the Sites it reads, what several methods compute alike, and `attach`."""
 
-from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount
-from reproduce.method.projections import directions_for, sample_directions
-from reproduce.method.sites import Features, Record, Role, Site, Trace, sites_of
+from reproduce.errors import errors_in
+from reproduce.method.activations import (
+    accumulation_dtype,
+    check_activations,
+    grouped,
+    groups_of_samples,
+    in_float32,
+    is_channels_last,
+    sample_rows,
+)
+from reproduce.method.chebyshev import clenshaw
+from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.sites import (
+    Features,
+    Record,
+    Role,
+    Site,
+    Trace,
+    device_of,
+    fill_sites,
+    sites_of,
+    sites_with_role,
+)
 
 __all__ = [
     "Features",
@@ -12,9 +33,23 @@ __all__ = [
     "PositiveCount",
     "Record",
     "Role",
+    "SharedDirections",
     "Site",
     "Trace",
+    "Unregularized",
+    "accumulation_dtype",
+    "check_activations",
+    "clenshaw",
+    "device_of",
     "directions_for",
+    "errors_in",
+    "fill_sites",
+    "grouped",
+    "groups_of_samples",
+    "in_float32",
+    "is_channels_last",
     "sample_directions",
+    "sample_rows",
     "sites_of",
+    "sites_with_role",
 ]

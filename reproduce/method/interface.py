@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,11 +27,29 @@ class Method(BaseModel):
 
     version: ClassVar[int] = 1
 
+    def __new__(cls, *arguments: Any, **parameters: Any) -> Self:
+        if cls is Method:
+            raise TypeError("Method is the base of all methods and none itself: load_method(name) gives one")
+        return super().__new__(cls)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        if "penalty" in vars(cls):
+            setattr(cls, "penalty", _zero_at_strength_zero(cls.penalty))  # noqa: B010  # mypy: a method is no variable
+
+    @classmethod
+    def strengths(cls) -> list[str]:
+        """The fields that weight the penalty: those whose names end in ``strength`` or ``coefficient``."""
+        return [name for name in cls.model_fields if name.endswith(("strength", "coefficient"))]
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """What is added to the loss at this step: a 0-dim tensor, already weighted.
+
+        It is not called where every strength is zero: the penalty is then exactly zero, nothing is read or drawn, and
+        training is vanilla's, bit for bit.
 
         Args:
             trace: what the Sites recorded in this step's forward pass.
@@ -52,3 +72,23 @@ class Method(BaseModel):
             progress: as in `penalty`, of this step.
             generator: as in `penalty`.
         """
+
+
+class Unregularized(Method):
+    """No method: training with the recipe alone."""
+
+
+Penalty = Callable[[Any, Trace, Tensor, torch.Generator], Tensor]
+
+
+def _zero_at_strength_zero(penalty: Penalty) -> Penalty:
+    """Here, and not in every method, so that no method can forget it."""
+
+    @functools.wraps(penalty)
+    def guarded(self: Method, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        strengths = self.strengths()
+        if strengths and all(getattr(self, name) == 0 for name in strengths):
+            return trace.zero()
+        return penalty(self, trace, progress, generator)
+
+    return guarded

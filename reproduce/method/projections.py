@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reproduce.method.activations import accumulation_dtype
+
 
 def directions_for(
     activations: Tensor, n_slices: int, generator: torch.Generator | None, given: Tensor | None
@@ -15,7 +17,7 @@ def directions_for(
         ValueError: given directions of another shape; fewer than one slice to draw.
     """
     width = activations.shape[-1]
-    precision = torch.promote_types(activations.dtype, torch.float32)
+    precision = accumulation_dtype(activations)
     if given is None:
         return sample_directions(width, n_slices, generator, activations.device, precision)
     if given.dim() != 2 or given.shape[1] != width or len(given) == 0:
@@ -40,3 +42,18 @@ def sample_directions(
         raise ValueError(f"need at least one slice and one dimension, got {n_slices} and {dimension}")
     normal = torch.randn(n_slices, dimension, generator=generator, device=device, dtype=dtype)
     return normal.div_(torch.linalg.vector_norm(normal, dim=1, keepdim=True))
+
+
+class SharedDirections:
+    """One set of random directions for all activations of one width in a step, drawn when the width is first met."""
+
+    def __init__(self, n_slices: int, generator: torch.Generator) -> None:
+        self.n_slices, self.generator = n_slices, generator
+        self._by_width: dict[int, Tensor] = {}
+
+    def of(self, activations: Tensor) -> Tensor:
+        """Directions (n_slices, d) for activations (..., d)."""
+        width = activations.shape[-1]
+        if width not in self._by_width:
+            self._by_width[width] = sample_directions(width, self.n_slices, self.generator, activations.device)
+        return self._by_width[width]

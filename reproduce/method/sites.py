@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -131,3 +131,35 @@ def watch(model: nn.Module) -> Trace:
     for site in sites_of(model):
         site.trace = trace
     return trace
+
+
+def sites_with_role(model: nn.Module, role: Role) -> list[Site]:
+    """The Sites of one role, in the order of the model's modules.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    chosen = [site for site in sites_of(model) if site.role == role]
+    if not chosen:
+        raise ValueError(f"the model has no {role!r} Site: choose other `sites`")
+    return chosen
+
+
+def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], nn.Module]) -> None:
+    """Put a module of its own, on the model's device, into each of these Sites, or into none.
+
+    Raises:
+        ValueError: a Site that is filled already, or that ``make`` refuses.
+    """
+    filled = next((site for site in sites if site.transform is not None), None)
+    if filled is not None:
+        raise ValueError(f"Site {filled.name!r} already holds {type(filled.transform).__name__}")
+    made = [make(site) for site in sites]
+    device = device_of(model)
+    for site, transform in zip(sites, made, strict=True):
+        site.transform = transform.to(device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies; the CPU for a model without parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -12,7 +12,7 @@ from reproduce import tasks
 from reproduce.data import Data
 from reproduce.errors import UserError
 from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
-from reproduce.method import Method
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators, derived_seed
 from reproduce.training.loop import train
 
@@ -45,7 +45,7 @@ def trained_host(spec: TaskSpec, chosen: HostSpec, data: Data, seed: int, device
     generators = Generators.seeded(derived_seed(seed, "host"), device)
     task = tasks.build_host(spec, data, generators, device)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = train(f"host-{seed}", chosen.recipe, task, Method(), generators, device, Path(folder))
+        outcome = train(f"host-{seed}", chosen.recipe, task, Unregularized(), generators, device, Path(folder))
     if outcome.diverged_step is not None:
         raise UserError(f"task.host diverged at step {outcome.diverged_step}: lower its learning rate")
     host = tasks.read_host(spec, task)

@@ -36,7 +36,7 @@ STEPS = 20
 
 
 class Subject:
-    """A method's folder, its class, and its configurations: the defaults and the variants of bench.toml, each once."""
+    """A method's folder, its class, and its configurations: the defaults and those of variants.toml, each once."""
 
     def __init__(self, folder: MethodFolder) -> None:
         self.folder, self.name, self.path = folder, folder.name, folder.path

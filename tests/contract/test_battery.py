@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reproduce.experiment.folder import ROOT
-from reproduce.method import Method, NonNegative, Trace
+from reproduce.method import Method, NonNegative, Trace, Unregularized
 
 RAN: Counter[str] = Counter()
 
@@ -106,7 +106,7 @@ def at_strength_zero_is_vanilla(method: Method, problem: Any) -> None:
         RAN["exempt"] += 1
         return
     zero = type(method).model_validate({**method.model_dump(), **dict.fromkeys(strengths, 0.0)})
-    vanilla, other = problem.trained_once(Method(), 5), problem.trained(zero, 5)
+    vanilla, other = problem.trained_once(Unregularized(), 5), problem.trained(zero, 5)
     assert _same(vanilla.state, {name: value for name, value in other.state.items() if name in vanilla.state})
     assert [epoch.train_loss for epoch in vanilla.epochs] == [epoch.train_loss for epoch in other.epochs]
     assert all(epoch.penalty == 0 for epoch in other.epochs)
@@ -246,10 +246,6 @@ def _stays_in_half_precision(method: Any, trace: Trace, progress: Tensor, genera
     return _read(trace).to(torch.bfloat16)
 
 
-def _forgets_its_strength(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-    return 1e-2 * _read(trace)
-
-
 def _draws_globally(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
     return method.strength * _read(trace) * torch.rand(())
 
@@ -295,7 +291,6 @@ def _works_against_the_task(method: Any, trace: Trace, progress: Tensor, generat
         (adds_a_finite_number, _adds_nan),
         (adds_a_finite_number, _adds_a_vector),
         (works_in_bfloat16, _stays_in_half_precision),
-        (at_strength_zero_is_vanilla, _forgets_its_strength),
         (draws_only_from_its_generator, _draws_globally),
         (draws_only_from_its_generator, _counts_its_calls),
         (leaves_the_model_alone, _clips_the_weights),
@@ -314,3 +309,25 @@ def test_a_check_finds_its_fault(check: Callable[[Method, Any], None], penalty: 
     check(sound(), problems[0])
     with pytest.raises((AssertionError, ValueError)):
         check(faulty(), problems[0])
+
+
+class _PreparesAtAnyStrength(_Weighted):
+    """What a penalty cannot forget any more, the other hooks can."""
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
+
+
+class _ActsAfterStepsAtAnyStrength(_Weighted):
+    def after_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Tensor, generator: torch.Generator
+    ) -> None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(0.99)
+
+
+@pytest.mark.parametrize("faulty", [_PreparesAtAnyStrength, _ActsAfterStepsAtAnyStrength])
+def test_the_check_of_strength_zero_finds_its_fault(faulty: type[Method], problems: Any) -> None:
+    with pytest.raises(AssertionError):
+        at_strength_zero_is_vanilla(faulty(), problems[0])

@@ -40,7 +40,7 @@ def holds_its_files(subject: Any, problems: Any) -> None:
     tests = ast.parse((subject.path / "test_method.py").read_text("utf-8"))
     assert any(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in ast.walk(tests))
     if subject.changes_something:
-        assert subject.variants, f"{subject.path / 'bench.toml'}: names no variant to time"
+        assert subject.variants, f"{subject.path / 'variants.toml'}: names no variant to time"
 
 
 def has_a_complete_card(subject: Any, problems: Any) -> None:

@@ -228,12 +228,6 @@ def test_no_registry() -> None:
         assert not [name for name in named if re.search("registr|^register", name, re.IGNORECASE)], file
 
 
-@pytest.mark.parametrize("path", python_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_files_are_short(path: Path) -> None:
-    n_lines = len(path.read_text("utf-8").splitlines())
-    assert n_lines <= 400
-
-
 def test_methods_and_cards_are_folders_of_the_checkout() -> None:
     assert (ROOT / "pyproject.toml").exists()
     assert not (METHODS / "__init__.py").exists()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.sparse_autoencoder import method as pure
-from methods.sparse_autoencoder.method import Method as SparseMethod
+from methods.sparse_autoencoder.method import SparseAutoencoder
 from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import Card
 from reproduce.experiment.schema import Recipe, TaskSpec
-from reproduce.method import Method
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.models import Sizes
@@ -128,7 +128,7 @@ def test_a_host_is_shared_by_arms_and_not_by_seeds_and_is_frozen(tmp_path: Path)
     again, _ = splicing(decoder="unit_norm")
     assert again.host is first.host
     before = {name: value.clone() for name, value in first.host.task.model.state_dict().items()}
-    train("sae", recipe, first, SparseMethod(l1_coefficient=0.1), first.generators, CPU, tmp_path)
+    train("sae", recipe, first, SparseAutoencoder(l1_coefficient=0.1), first.generators, CPU, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in first.host.task.model.state_dict().items())
     other, _ = splicing(seed=1)
     assert other.host is not first.host
@@ -141,7 +141,7 @@ def test_training_the_autoencoder_recovers_more(tmp_path: Path) -> None:
     task, recipe = splicing()
     before = task.evaluate()["test"]
     longer = recipe.model_copy(update={"epochs": 40, "evaluate_every": 40})
-    outcome = train("sae", longer, task, Method(), task.generators, CPU, tmp_path)
+    outcome = train("sae", longer, task, Unregularized(), task.generators, CPU, tmp_path)
     assert outcome.epochs[-1].test["fvu"] < 0.3 * before["fvu"]
     after = outcome.epochs[-1].test
     assert after["ce_loss_increase"] < 0.5 * before["ce_loss_increase"]
@@ -196,9 +196,9 @@ def test_the_penalty_reads_the_code_of_a_language_model() -> None:
     (record,) = trace.select("code")
     assert record.activation.shape == (5, 4, 8)
     generator = torch.Generator()
-    plain = SparseMethod(l1_coefficient=0.5).penalty(trace, torch.tensor(1.0), generator)
+    plain = SparseAutoencoder(l1_coefficient=0.5).penalty(trace, torch.tensor(1.0), generator)
     torch.testing.assert_close(plain, 0.5 * record.activation.sum(-1).mean())
-    weighted = SparseMethod(l1_coefficient=0.5, norm_weighted=True).penalty(trace, torch.tensor(1.0), generator)
+    weighted = SparseAutoencoder(l1_coefficient=0.5, norm_weighted=True).penalty(trace, torch.tensor(1.0), generator)
     norms = task.model.decoder.output.weight.norm(dim=0)
     torch.testing.assert_close(weighted, 0.5 * (record.activation * norms).sum(-1).mean())
 

@@ -17,7 +17,7 @@ from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import Card
 from reproduce.experiment.schema import Recipe, TaskSpec
-from reproduce.method import Method
+from reproduce.method import Method, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes
@@ -252,7 +252,7 @@ def test_k_goes_on_falling_after_an_interruption(tmp_path: Path) -> None:
             try:
                 generators = task.generators
                 stop = lambda stops=stops: next(stops, False)  # noqa: E731
-                outcome = train("k", recipe, task, Method(), generators, CPU, tmp_path / name, should_stop=stop)
+                outcome = train("k", recipe, task, Unregularized(), generators, CPU, tmp_path / name, should_stop=stop)
             except Interrupted:
                 continue
             break
@@ -288,7 +288,7 @@ def test_an_empty_hook_after_the_step_changes_nothing(tmp_path: Path) -> None:
             seen.append((progress.item(), record.activation.shape, len(optimizer.state)))
 
     ends = []
-    for name, method in (("plain", Method()), ("watching", Watching())):
+    for name, method in (("plain", Unregularized()), ("watching", Watching())):
         (tmp_path / name).mkdir()
         task, recipe = task_of(momentum=0.9)
         train(name, recipe, task, method, task.generators, CPU, tmp_path / name)

@@ -14,7 +14,7 @@ from reproduce import tasks
 from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
-from reproduce.method import Method, Trace
+from reproduce.method import Method, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training.loop import train
 
@@ -38,9 +38,9 @@ class Unwilling(Method):
         raise ValueError("the model has a Site 'x' that this method cannot read")
 
 
-def folder(tmp_path: Path, method_class: type[Method], bench_toml: str) -> Any:
+def folder(tmp_path: Path, method_class: type[Method], variants_toml: str) -> Any:
     tmp_path.mkdir(exist_ok=True)
-    (tmp_path / "bench.toml").write_text(bench_toml, "utf-8")
+    (tmp_path / "variants.toml").write_text(variants_toml, "utf-8")
     return SimpleNamespace(name="made", path=tmp_path, load=lambda: method_class)
 
 
@@ -62,7 +62,7 @@ def test_a_timed_step_is_a_step_of_the_loop(name: str, tmp_path: Path) -> None:
 
 def test_the_workload_with_a_code_is_for_those_who_name_it(tmp_path: Path) -> None:
     named = "[variants.a]\n[variants.b]\nworkloads = ['autoencoder']\n[variants.c]\nworkloads = []\n"
-    made = folder(tmp_path, Method, named)
+    made = folder(tmp_path, Unregularized, named)
     timed = {name: bench_steps(made, workload, CPU, 1) for name, workload in SMALL.items() if name != "cnn11"}
     again = "step: vanilla again / vanilla"
     assert [row.what for row in timed["lstm"]] == [again, "step: made a / vanilla"]
@@ -85,7 +85,7 @@ def test_what_a_method_refuses_is_said_and_left_out(tmp_path: Path, capsys: pyte
         "not timed: made a refuses lstm: the model has a Site 'x' that this method cannot read\n"
     )
     named = folder(tmp_path, Unwilling, "[variants.a]\nworkloads = ['lstm']\n")
-    with pytest.raises(UserError, match=r"^bench\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
+    with pytest.raises(UserError, match=r"^variants\.toml times 'made a' on 'lstm': the model has a Site 'x'"):
         bench_steps(named, SMALL["lstm"], CPU, 1)
 
 

@@ -72,9 +72,25 @@ def test_every_folder_of_this_repository_loads() -> None:
 def test_a_file_without_the_class_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import methods.vanilla.method as module
 
-    monkeypatch.delattr(module, "Method")
-    with pytest.raises(UserError, match=r"vanilla/method\.py: defines no class Method"):
+    monkeypatch.delattr(module, "Vanilla")
+    with pytest.raises(UserError, match=r"vanilla/method\.py: one subclass of Method is expected, found none"):
         find_method("vanilla").load()
+
+
+def test_two_classes_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    import methods.vanilla.method as module
+
+    second = type("Second", (Method,), {"__module__": module.__name__})
+    monkeypatch.setattr(module, "Second", second, raising=False)
+    with pytest.raises(UserError, match="one subclass of Method is expected, found Vanilla, Second"):
+        find_method("vanilla").load()
+
+
+def test_the_base_is_no_method() -> None:
+    """An import of ``Method`` where a method's own class is meant trains nothing silently."""
+    for make in (Method, lambda: Method.model_validate({})):
+        with pytest.raises(TypeError, match="base of all methods"):
+            make()
 
 
 def test_experiments_by_file_name() -> None:

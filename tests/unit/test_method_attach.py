@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import reproduce.method.taps
-from methods.activity_norm.method import Method as ActivityNorm
-from methods.batchnorm.method import Method as BatchNorm
-from methods.per.method import Method as Per
-from methods.vanilla.method import Method as Vanilla
+from methods.activity_norm.method import ActivityNorm
+from methods.batchnorm.method import BatchNorm
+from methods.per.method import PER
+from methods.vanilla.method import Vanilla
 from reproduce.method.attach import attach
 
 L2 = ActivityNorm(kind="l2", strength=1.0, reduction="mean")  # the mean of squares, summed over Sites
@@ -169,7 +169,7 @@ def test_one_module_met_with_several_widths_has_several_sites(inputs: Tensor) ->
 
 
 def test_the_generator_is_seeded_and_the_global_one_untouched(inputs: Tensor) -> None:
-    method = Per(strength=1.0, mode="sliced", n_slices=4)
+    method = PER(strength=1.0, mode="sliced", n_slices=4)
     state = None
     found = []
     for seed in (0, 0, 1):
@@ -248,7 +248,7 @@ def test_a_deep_copy_keeps_transforms_and_records_nothing(inputs: Tensor) -> Non
 def test_two_methods_on_one_model(inputs: Tensor) -> None:
     model = perceptron()
     expected = observed(model, lambda: model(inputs), "1", "3")
-    first, second = attach(L2, model), attach(Per(strength=1.0), model)
+    first, second = attach(L2, model), attach(PER(strength=1.0), model)
     model(inputs)
     torch.testing.assert_close(first.penalty(), sum(output.square().mean() for output in expected))
     assert second.penalty() > 0

@@ -12,9 +12,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.activity_norm.method import Method as ActivityNorm
-from methods.batchnorm.method import Method as BatchNorm
-from methods.per.method import Method as Per
+from methods.activity_norm.method import ActivityNorm
+from methods.batchnorm.method import BatchNorm
+from methods.per.method import PER
 from reproduce.method.attach import attach
 from reproduce.method.taps import SUBMODULE
 
@@ -49,7 +49,7 @@ def test_a_dry_run_changes_nothing(images: Tensor) -> None:
     model.features.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
-    handle = attach(Per(), model, example=images)
+    handle = attach(PER(), model, example=images)
     assert handle.sites[0].shape == (64, 32, 32)
     assert handle.sites[-1].shape == (4096,)
     handle.remove()
@@ -62,7 +62,7 @@ def test_resnet18_records_each_call_of_its_shared_modules(images: Tensor) -> Non
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4, weights=None)
     assert len([module for module in model.modules() if isinstance(module, nn.ReLU)]) == 9
-    handle = attach(Per(strength=1e-3, features="channels"), model)
+    handle = attach(PER(strength=1e-3, features="channels"), model)
     model(images)
     assert len(handle.trace.records) == 17
     assert {record.site.axes for record in handle.trace.records} == {"nchw"}

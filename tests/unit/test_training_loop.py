@@ -16,13 +16,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from methods.batchnorm.method import Method as BatchNorm
-from methods.per.method import Method as Per
+from methods.batchnorm.method import BatchNorm
+from methods.per.method import PER
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.experiment.dataset_card import Card, Statistics
 from reproduce.experiment.schema import Recipe, TaskSpec
-from reproduce.method import Method, Trace
+from reproduce.method import Method, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
 from reproduce.training.loop import Interrupted, Outcome, train
@@ -40,7 +40,7 @@ class Everything(Method):
             BatchNorm().prepare(model, generator)
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        return progress * Per(mode="sliced", strength=0.1, n_slices=8).penalty(trace, progress, generator)
+        return progress * PER(mode="sliced", strength=0.1, n_slices=8).penalty(trace, progress, generator)
 
 
 class Constant(Method):
@@ -238,7 +238,7 @@ def test_probing_and_evaluating_leave_no_trace(tmp_path: Path) -> None:
 
 
 def test_penalty_and_task_loss_are_reported_apart(tmp_path: Path) -> None:
-    plain, weights_plain = image_problem(Method()).run(tmp_path / "plain")
+    plain, weights_plain = image_problem(Unregularized()).run(tmp_path / "plain")
     shifted, weights_shifted = image_problem(Constant()).run(tmp_path / "shifted")
     assert [record.penalty for record in plain.epochs] == [0.0] * 3
     assert [record.penalty for record in shifted.epochs] == [0.25] * 3
@@ -262,13 +262,13 @@ def test_divergence_is_reported_with_its_step(step: int, tmp_path: Path) -> None
 
 
 def test_divergence_of_the_task_loss(tmp_path: Path) -> None:
-    outcome, _ = image_problem(Method(), learning_rate=1e38, momentum=0.0, nesterov=False).run(tmp_path / "run")
+    outcome, _ = image_problem(Unregularized(), learning_rate=1e38, momentum=0.0, nesterov=False).run(tmp_path / "run")
     assert outcome.diverged_step == 1
 
 
 def test_divergence_that_only_the_evaluation_sees(tmp_path: Path) -> None:
     """After the last step no further loss could tell."""
-    problem = image_problem(Method(), epochs=None, steps=1, learning_rate=1e38, momentum=0.0, nesterov=False)
+    problem = image_problem(Unregularized(), epochs=None, steps=1, learning_rate=1e38, momentum=0.0, nesterov=False)
     outcome, _ = problem.run(tmp_path / "run")
     assert outcome.diverged_step == 1
     assert math.isfinite(outcome.epochs[0].train_loss)
@@ -304,7 +304,7 @@ def test_methods_draw_from_their_own_stream_only(tmp_path: Path) -> None:
         def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
             return 0.0 * torch.rand((), generator=generator)
 
-    plain, weights = word_problem(Method()).run(tmp_path / "plain")
+    plain, weights = word_problem(Unregularized()).run(tmp_path / "plain")
     drawing, same = word_problem(Draws()).run(tmp_path / "drawing")
     assert numbers(plain) == numbers(drawing)
     assert same_weights(weights, same)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batchnorm.method import Method as BatchNorm
+from methods.batchnorm.method import BatchNorm
 from reproduce import models
 from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
 from reproduce.models import Sizes

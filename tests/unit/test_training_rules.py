@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reproduce import tasks
 from reproduce.experiment.schema import PlateauRate, Recipe
-from reproduce.method import Method
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
 from reproduce.training.loop import Event, Outcome, select, train
@@ -60,7 +60,7 @@ def rehearse(folder: Path, validation: list[float], **recipe: Any) -> tuple[Outc
     task, heard = Rehearsed(validation), list[Event]()
     generators = Generators.seeded(0, CPU)
     made = Recipe.model_validate(content)
-    return train("id", made, task, Method(), generators, CPU, folder, heard.append), task, heard
+    return train("id", made, task, Unregularized(), generators, CPU, folder, heard.append), task, heard
 
 
 def test_plateau_hears_of_a_perfect_score(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""What several methods ask of activations: checks, precision, samples as rows, groups of samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_activations(activations: Tensor, feature_axes: int = 1, least_samples: int = 1) -> None:
+    """Activations (..., d) hold floating-point numbers, and enough samples.
+
+    Args:
+        activations: every axis before the features counts samples.
+        feature_axes: how many last axes together are one sample's features.
+        least_samples: fewer are refused.
+
+    Raises:
+        ValueError: what is wrong, with the shape or type that was found.
+    """
+    shape = tuple(activations.shape)
+    if activations.dim() == 0 or activations.numel() == 0:
+        raise ValueError(f"activations must be (..., units) and not empty, got shape {shape}")
+    if not activations.is_floating_point():
+        raise ValueError(f"activations must be floating point, got {activations.dtype}")
+    if not 1 <= feature_axes <= activations.dim():
+        raise ValueError(f"feature_axes must be 1 to {activations.dim()}, got {feature_axes}")
+    if math.prod(shape[:-feature_axes]) < least_samples:
+        raise ValueError(f"at least {least_samples} samples are needed, got activations of shape {shape}")
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Float32 for half precision, whose sums and squares overflow; else the tensor's own type."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor.to(accumulation_dtype(tensor))
+
+
+def is_channels_last(activations: Tensor, feature_axes: int) -> bool:
+    """Whether whole maps (n, c, h, w) lie in memory as (n, h, w, c)."""
+    return feature_axes == 3 and activations.dim() == 4 and activations.is_contiguous(memory_format=torch.channels_last)
+
+
+def sample_rows(activations: Tensor, feature_axes: int = 1) -> Tensor:
+    """(samples, d), features in the order of memory where that needs no copy: for what no order of features changes."""
+    if is_channels_last(activations, feature_axes):
+        return activations.movedim(1, -1).flatten(1)
+    return activations.reshape(-1, math.prod(activations.shape[-feature_axes:]))
+
+
+def groups_of_samples(
+    n_samples: int, group_size: int | None, generator: torch.Generator | None, device: torch.device
+) -> tuple[int, Tensor | None]:
+    """How many groups of at least ``group_size`` there are (one without a size), and the order that is cut into them.
+
+    The order is drawn from the generator where there is one and more than one group; None: as the samples come.
+
+    Raises:
+        ValueError: a group_size below 2.
+    """
+    if group_size is not None and group_size < 2:
+        raise ValueError(f"group_size must be at least 2, got {group_size}")
+    n_groups = max(1, n_samples // group_size) if group_size else 1
+    if generator is None or n_groups == 1:
+        return n_groups, None
+    return n_groups, torch.randperm(n_samples, generator=generator, device=device)
+
+
+def grouped(rows: Tensor, n_groups: int) -> Tensor:
+    """The first rows as (groups, m, d), a view; fewer than ``n_groups`` are left over."""
+    size = len(rows) // n_groups
+    return rows[: n_groups * size].view(n_groups, size, -1)
