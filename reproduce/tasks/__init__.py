@@ -115,10 +115,13 @@ def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None
     Raises:
         UserError: selection by validation, or a plateau schedule, without a validation split.
     """
-    wanted = "selection best_validation" if recipe.selection == "best_validation" else ""
-    wanted = "schedule plateau" if isinstance(recipe.schedule, PlateauRate) else wanted
-    if wanted and not has_validation:
-        raise UserError(f"{wanted}: {dataset!r} has no validation split; set task.validation")
+    if has_validation:
+        return
+    lacking = f"{dataset!r} has no validation split; set task.validation"
+    if recipe.selection == "best_validation":
+        raise UserError(f"selection best_validation: {lacking}")
+    if isinstance(recipe.schedule, PlateauRate):
+        raise UserError(f"schedule plateau: {lacking}")
 
 
 def _module(kind: str) -> ModuleType:

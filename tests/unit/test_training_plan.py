@@ -162,6 +162,7 @@ def test_execute_seals_what_it_trained(settings: RunSettings) -> None:
     assert {file.name for file in path.parent.iterdir()} >= {"result.json"}
     assert not (path.parent / "checkpoint.pt").exists()
     assert (result.id, result.status, result.metric, result.defaults) == (run.id, "completed", "error", run.defaults)
+    assert result.site_order == ("layers.0.pre", "layers.0.post")
     assert result.parameters == 64 * 4 + 4 + 4 + 4 + 4 * 10 + 10
     assert result.final is not None
     assert (result.final.selection, result.final.epoch) == ("last", 1)

@@ -16,6 +16,7 @@ from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
 from reproduce.training.loop import Event, Outcome, select, train
+from reproduce.training.optim import RateSchedule
 
 CPU = torch.device("cpu")
 
@@ -123,6 +124,26 @@ def test_selection_rules() -> None:
     final = chosen["best_validation"]
     assert final is not None
     assert (final.selection, final.validation, final.test) == ("best_validation", {"error": 3.0}, {"error": 8.0})
+
+
+def test_the_best_accuracy_is_the_highest() -> None:
+    """The direction is the metric's, for selection and for a plateau schedule."""
+    epochs = [
+        record_of(epoch, None, 0.0).model_copy(update={"validation": {"accuracy": value}})
+        for epoch, value in enumerate([70.0, 80.0, 75.0])
+    ]
+    final = select(epochs, "best_validation", METRICS["accuracy"])
+    assert final is not None
+    assert final.epoch == 1
+    recipe = Recipe(steps=9, batch_size=1, learning_rate=0.8, schedule=PlateauRate(kind="plateau", factor=0.5))
+    for higher_is_better, rates in ((True, [0.8, 0.8, 0.4]), (False, [0.8, 0.4, 0.2])):
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=recipe.learning_rate)
+        schedule = RateSchedule(optimizer, recipe, 3, 9, higher_is_better)
+        found = []
+        for value in (70.0, 80.0, 75.0):
+            schedule.after_evaluation(value)
+            found.append(schedule.rate)
+        assert found == rates
 
 
 def test_selection_without_what_it_needs() -> None:
