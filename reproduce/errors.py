@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+UNKNOWN_KEY = "unknown key"
 
 
 class UserError(Exception):
@@ -41,11 +43,29 @@ def first_problem(error: ValidationError, content: Any) -> tuple[list[int | str]
         return [*at, *cause.location], str(cause), len(problems)
     match first["type"]:
         case "extra_forbidden":
-            return at, "unknown key", len(problems)
+            return at, UNKNOWN_KEY, len(problems)
         case "missing":
             return [*at, first["loc"][-1]], "missing key", len(problems)
     found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
     return at, first["msg"].removeprefix("Value error, ") + found, len(problems)
+
+
+def explained(error: ValidationError, content: Any, owner: str, fields: Iterable[str]) -> str:
+    """The first problem of ``owner`` ("model 'mlp'"), which takes these fields, in one line.
+
+    Args:
+        error: what validating ``content`` raised.
+        content: the values by name.
+        owner: who was given them, as the line should call it.
+        fields: what the owner takes, for the reader who misspelled one.
+    """
+    location, message, n_problems = first_problem(error, content)
+    key = ".".join(str(part) for part in location)
+    more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
+    if message == UNKNOWN_KEY and len(location) == 1:
+        taken = ", ".join(fields) or "nothing"
+        return f"{owner} takes {taken} and no {key!r}, found {content[key]!r}{more}"
+    return f"{owner}: {f'{key}: ' if key else ''}{message}{more}"
 
 
 def _location(named: tuple[int | str, ...], content: Any) -> list[int | str]:

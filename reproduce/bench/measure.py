@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import platform
 import statistics
@@ -15,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from reproduce import tasks
 from reproduce.bench.variants import read_spec
@@ -25,11 +25,11 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
 from reproduce.method import Method, Unregularized
 from reproduce.method.rng import Generators
-from reproduce.method.sites import Trace, watch
 from reproduce.training.checkpoints import write_checkpoint
 from reproduce.training.loop import CHECKPOINT_SECONDS, train
 from reproduce.training.malloc import keep_freed_memory
-from reproduce.training.optim import build_optimizer, clip_gradients
+from reproduce.training.optim import clip_gradients
+from reproduce.training.step import Step
 
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
 
@@ -49,38 +49,22 @@ class Row:
 
 
 class Stepper:
-    """Full training steps (forward, penalty, backward, clipping, optimiser, what the method does after it) of one
-    method on one workload. The first step is taken at once.
+    """Steps of one method on one workload, over one epoch again and again. The first step is taken at once.
 
     Raises:
         ValueError: the method refuses the workload's model.
     """
 
     def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
-        self.generators = Generators.seeded(0, device)
-        self.recipe = workload.recipe
-        self.task = tasks.build(workload.task, workload.recipe, workload.data(), self.generators, device)
-        self.method = method
-        method.prepare(self.task.model, self.generators.method)
-        self.task.model.to(device).train()
-        self.trace: Trace = watch(self.task.model)
-        self.optimizer = build_optimizer(self.task.model, self.recipe)
-        self.parameters = list(self.task.model.parameters())
-        self.progress = torch.zeros((), device=device)
+        generators = Generators.seeded(0, device)
+        self.task = tasks.build(workload.task, workload.recipe, workload.data(), generators, device)
+        self.step = Step(self.task, method, workload.recipe, generators, device)
         self.task.start_epoch()
-        self.index = 0
+        self.indices = itertools.cycle(range(self.task.steps_per_epoch))
         self()
 
     def __call__(self) -> None:
-        loss = self.task.loss(self.index % self.task.steps_per_epoch)
-        penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
-        clip_gradients(self.parameters, self.recipe.clip)
-        self.optimizer.step()
-        self.method.after_step(self.task.model, self.optimizer, self.progress, self.generators.method)
-        self.trace.clear()  # other models wait their turn: none keeps its activations meanwhile
-        self.index += 1
+        self.step(next(self.indices))
 
 
 def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
@@ -194,12 +178,12 @@ def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int
     The checkpoint that the loop writes every CHECKPOINT_SECONDS is added as its share of that time.
     """
     stepper = Stepper(workload, Unregularized(), device)
-    bare = _bare_step(stepper, device)
+    bare = _bare_step(stepper.step)
     recipe = workload.recipe.model_copy(update={"steps": steps, "evaluate_every": 10**6})
     loop_seconds, bare_seconds = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        state = {"model": stepper.task.model.state_dict(), "optimizer": stepper.optimizer.state_dict()}
+        state = {"model": stepper.task.model.state_dict(), "optimizer": stepper.step.optimizer.state_dict()}
         save = timed(lambda: write_checkpoint(folder / "timed.pt", "bench", state), device)
         bare()
         for index in range(rounds + 1):
@@ -213,28 +197,18 @@ def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int
     return ratio_row("loop / bare step", workload.name, loop_seconds[1:], bare_seconds[1:], 1.05)
 
 
-def _bare_step(stepper: Stepper, device: torch.device) -> Callable[[], None]:
-    task: Any = stepper.task
-    if hasattr(task, "normalise"):
-        size = stepper.recipe.batch_size
-        images = task.normalise(task.train.images[:size]).contiguous(memory_format=torch.channels_last)
-        labels = task.train.labels[:size]
-        forward = lambda: F.cross_entropy(task.model(images), labels)  # noqa: E731
-    else:
-        tokens, state = task.train, task.model.initial_state(stepper.recipe.batch_size)
-        window = stepper.recipe.window or 1
-        targets = tokens[1 : window + 1].flatten()
-        forward = lambda: F.cross_entropy(task.model(tokens[:window], state)[0].flatten(0, 1), targets)  # noqa: E731
-    parameters: list[nn.Parameter] = stepper.parameters
+def _bare_step(step: Step) -> Callable[[], None]:
+    """Forward, backward, clipping and optimiser on a ready batch: the least that training can cost."""
+    loss = step.task.prepared_loss()
 
-    def step() -> None:
-        stepper.trace.clear()
-        stepper.optimizer.zero_grad(set_to_none=True)
-        forward().backward()
-        clip_gradients(parameters, stepper.recipe.clip)
-        stepper.optimizer.step()
+    def bare() -> None:
+        step.optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        clip_gradients(step.parameters, step.clip)
+        step.optimizer.step()
+        step.trace.clear()
 
-    return step
+    return bare
 
 
 def bench(

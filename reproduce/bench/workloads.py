@@ -13,6 +13,8 @@ from reproduce.data import ImageData, Images, WordData
 from reproduce.experiment.dataset_card import Card, Statistics
 from reproduce.experiment.schema import Clip, Recipe, TaskSpec
 
+STEPS = 10**6  # of the whole training: more than are ever timed, so that what is timed is its beginning
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -35,14 +37,19 @@ def workloads(small: bool = False) -> list[Workload]:
     """
     side, batch, hidden, vocabulary = (16, 8, 16, 50) if small else (32, 128, 650, 10_000)
     code_side, code_batch, d_sae = (6, 8, 12) if small else (28, 500, 1000)
-    image_recipe = Recipe(steps=1, batch_size=batch, learning_rate=0.05, momentum=0.9, augment="crop_flip")
+    image_recipe = Recipe(steps=STEPS, batch_size=batch, learning_rate=0.05, momentum=0.9, augment="crop_flip")
     word_recipe = Recipe(
-        steps=1, batch_size=4 if small else 20, window=35, learning_rate=1.0, clip=Clip(norm=0.25), eval_batch_size=4
+        steps=STEPS,
+        batch_size=4 if small else 20,
+        window=35,
+        learning_rate=1.0,
+        clip=Clip(norm=0.25),
+        eval_batch_size=4,
     )
     cnn = TaskSpec(kind="image_classification", dataset="random", model="cnn11", model_options={"activation": "elu"})
     options: dict[str, Any] = {"hidden": hidden, "dropout": 0.5, "tied": False}
     lstm = TaskSpec(kind="language_modeling", dataset="random", model="lstm", model_options=options)
-    code_recipe = Recipe(steps=1, batch_size=code_batch, optimizer="adam", learning_rate=1e-3)
+    code_recipe = Recipe(steps=STEPS, batch_size=code_batch, optimizer="adam", learning_rate=1e-3)
     code = TaskSpec(
         kind="autoencoding", dataset="random", model="autoencoder", model_options={"d_sae": d_sae}, normalise="unit"
     )

@@ -207,7 +207,7 @@ def run(
     """Train what is not sealed yet, judge the claims, write the page."""
     from reproduce.cli.progress import reporter
     from reproduce.training import workers as local
-    from reproduce.training.run import Workplace, default_device, torch_device
+    from reproduce.training.run import RunSettings, default_device, torch_device
 
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: expected 0 or more")
@@ -224,7 +224,7 @@ def run(
     # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
     jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(planned)))
     runs.mkdir(parents=True, exist_ok=True)
-    place = Workplace(
+    settings = RunSettings(
         runs=runs,
         root=data_root(data),
         cache=ROOT / "data",
@@ -236,7 +236,7 @@ def run(
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
     if missing:
         with reporter(len(missing), console, quiet=as_json) as heard:
-            _, failures = local.run_all(missing, place, jobs, heard)
+            _, failures = local.run_all(missing, settings, jobs, heard)
     pages = write_pages(
         {name: chosen_experiments(folder, scale, only) for name, folder in chosen_methods(method).items()},
         *local_results(runs),

@@ -22,8 +22,17 @@ Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 # None and mean "as before". A default other than None, once landed, never changes.
 
 
+Normalisation = Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"]
+Fold = Annotated[int, Field(ge=0)]
+FoldConvention = Literal["standard", "swapped"]
+
+
 class TaskSpec(Strict):
-    """A problem held fixed: dataset x model x loss x metric."""
+    """A problem held fixed: dataset x model x loss x metric.
+
+    Fields that may be None are options of some kinds of Tasks. All of them stand here, so that a misspelled one is
+    found with its file and line before torch is loaded; each kind says which ones it takes in its own ``Options``.
+    """
 
     kind: str  # a file in reproduce/tasks
     dataset: str  # a card in datasets/
@@ -31,12 +40,18 @@ class TaskSpec(Strict):
     model_options: dict[str, Scalar] = {}
     validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
     train_examples: Count | None = None  # use only the first so many training examples
-    normalise: Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"] | None = None  # images
+    normalise: Normalisation | None = None  # images
     reconstruction: Literal["pixel_mean"] | None = None  # autoencoding; None: squared errors summed over features
     classifier_iterations: Count | None = None  # autoencoding: of a logistic regression on the features; None: none
     host: HostSpec | None = None  # activation autoencoding: whose activations
-    fold: Annotated[int, Field(ge=0)] | None = None  # tables: which of the dataset's test folds
-    fold_convention: Literal["standard", "swapped"] | None = None  # tables: test on the fold, or train on it
+    fold: Fold | None = None  # tables: which of the dataset's test folds
+    fold_convention: FoldConvention | None = None  # tables: test on the fold, or train on it
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given, by name."""
+        names = (name for name, field in TaskSpec.model_fields.items() if field.default is None)
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class ConstantRate(Strict):

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from reproduce.errors import UserError
+from reproduce.errors import UserError, explained
 
 __all__ = ["ModelOptions", "Sizes", "build", "check_options", "known_models"]
 
@@ -41,11 +41,11 @@ def check_options(name: str, options: dict[str, Any]) -> Any:
     Raises:
         UserError: for an unknown model, an unknown option or a value out of range, in one line.
     """
-    module = _module(name)
+    taken = _module(name).Options
     try:
-        return module.Options.model_validate(options)
+        return taken.model_validate(options)
     except ValidationError as error:
-        raise UserError(f"model {name!r}: {_explain(module, error)}") from error
+        raise UserError(explained(error, options, f"model {name!r}", taken.model_fields)) from error
 
 
 def build(
@@ -81,18 +81,3 @@ def _module(name: str) -> ModuleType:
     if name not in known:
         raise UserError(f"unknown model {name!r}: the models are {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def _explain(module: ModuleType, error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    option = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        message = f"unknown option {option!r} (it has {', '.join(module.Options.model_fields)})"
-    elif first["type"] == "missing":
-        message = f"missing option {option!r}"
-    elif not option:  # a rule about several options together
-        message = first["msg"].removeprefix("Value error, ")
-    else:
-        message = f"option {option!r}: {first['msg'].removeprefix('Value error, ')}, found {first['input']!r}"
-    return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

@@ -302,6 +302,8 @@ def _names(rows: Sequence[dict[str, Any]], sign: int) -> str:
 
 def differences(column: Column) -> Figure | None:
     """A forest plot of the arms that ran, best first; arms of one method share a colour."""
+    if column.task.metric is None:
+        return None  # nothing has run
     arms, sign = column.task.arms, -1.0 if higher_is_better(column.metric) else 1.0
     gaps = {name: row["difference"] for name, row in column.rows.items()}
     ran = [arm for arm in arms.values() if arm is not column.baseline and arm.chosen is not None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.experiment.identity import canonical_json
+from reproduce.experiment.metrics import metric_named
 from reproduce.experiment.schema import Arm, Cell, Experiment, Recipe, TaskSpec, cells
 from reproduce.results.record import Result
 from reproduce.results.stats import Estimate, mean_estimate
@@ -103,8 +104,8 @@ class TaskRuns:
 
 
 def higher_is_better(metric: str) -> bool:
-    """True of accuracies; every other metric here is an error, a loss or a perplexity."""
-    return metric.rpartition(".")[2] == "accuracy"
+    """Whether the metric, like "error" or "test.error", is declared so; unknown names are an error."""
+    return metric_named(metric.rpartition(".")[2]).better == "higher"
 
 
 def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> TaskRuns:

@@ -85,6 +85,7 @@ class Result(_Frozen):
     metric: str
     parameters: int
     epochs: tuple[EpochRecord, ...]
+    site_order: tuple[str, ...] | None = None  # in which the forward pass meets the Sites; None: not kept, as before
     final: Final | None
     environment: Environment
     seal: str = ""

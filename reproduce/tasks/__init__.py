@@ -1,18 +1,27 @@
-"""Tasks: dataset x model x loss x metric. The loop knows this protocol and no Task by name."""
+"""Tasks: dataset x model x loss x metric. The loop knows this protocol and no Task by name.
+
+A file of this folder is one kind of Task. It holds a class ``Options``, the options of a TaskSpec that the kind takes,
+and ``build(spec, options, recipe, data, generators, device)``.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reproduce.data import Data
-from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.errors import UserError, explained
+from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.metrics import Metric
+from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
+from reproduce.experiment.toml import Strict
 from reproduce.method.rng import Generators
 
 Metrics = dict[str, dict[str, float]]  # split -> metric -> value
@@ -22,7 +31,7 @@ class Task(Protocol):
     """What the loop asks of a problem."""
 
     model: nn.Module
-    metric: str  # the name of the metric that counts, lower being better
+    metric: Metric  # the one that counts
     steps_per_epoch: int
 
     def start_epoch(self) -> None:
@@ -34,13 +43,26 @@ class Task(Protocol):
     def evaluate(self) -> Metrics:
         """Metrics on validation (where there is one) and test, in evaluation mode."""
 
-    def probe(self) -> None:
+    def forward_site_batch(self) -> None:
         """One forward pass over a fixed batch of training examples, so that Sites record it."""
+
+    def prepared_loss(self) -> Callable[[], Tensor]:
+        """A function that computes the loss of one batch made ready here: it draws, reads and augments nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted epoch needs to go on: tensors and numbers only."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TaskOptions(Strict):
+    """Base of every kind's ``Options``: a Task refuses what it would not use, since it would change a Run's id, and
+    none of its numbers.
+    """
+
+    def holds_out(self, card: Card) -> bool:
+        """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
+        return True
 
 
 def build(
@@ -52,11 +74,11 @@ def build(
         host: what `read_host` made of the trained host network, for Tasks that read one's activations.
 
     Raises:
-        UserError: no such kind, a field that it does not use, or what the Task itself refuses.
+        UserError: no such kind, an option that it does not take, or what the Task itself refuses.
     """
-    check_fields(spec)
+    options = check_options(spec)
     given = {} if spec.host is None else {"host": host}
-    return _module(spec.kind).build(spec, recipe, data, generators, device, **given)
+    return _module(spec.kind).build(spec, options, recipe, data, generators, device, **given)
 
 
 def build_host(spec: TaskSpec, data: Data, generators: Generators, device: torch.device) -> Task:
@@ -65,29 +87,41 @@ def build_host(spec: TaskSpec, data: Data, generators: Generators, device: torch
     Raises:
         UserError: what that Task refuses, or a Site that its model has not.
     """
-    return _module(spec.kind).build_host(spec, data, generators, device)
+    return _module(spec.kind).build_host(spec, check_options(spec), data, generators, device)
 
 
 def read_host(spec: TaskSpec, task: Task) -> Any:
     """What the Task of ``spec`` needs of the host that was trained on ``task``."""
-    return _module(spec.kind).read_host(spec, task)
+    return _module(spec.kind).read_host(check_options(spec), task)
 
 
-def check_fields(spec: TaskSpec) -> None:
-    """Refuse fields that Tasks of this kind do not use: they would change a Run's id, and none of its numbers.
-
-    A file of this folder names the optional fields of a TaskSpec that it uses in ``USES``.
+def check_options(spec: TaskSpec) -> TaskOptions:
+    """The ``Options`` of the Task's kind, filled from ``spec``.
 
     Raises:
-        UserError: no such kind, or a field that it does not use.
+        UserError: no such kind, an option that it does not take, or one that it needs.
     """
-    module = _module(spec.kind)
-    given = {name: getattr(spec, name) for name, field in TaskSpec.model_fields.items() if field.default is None}
-    uses: tuple[str, ...] = module.USES
-    for name, value in given.items():
-        if value is not None and name not in uses:
-            taken = ", ".join(uses)
-            raise UserError(f"a task of kind {spec.kind!r} takes {taken} and no {name!r}, found {value!r}")
+    taken = _module(spec.kind).Options
+    try:
+        return taken.model_validate(spec.options)
+    except ValidationError as error:
+        owner = f"a task of kind {spec.kind!r}"
+        raise UserError(explained(error, spec.options, owner, taken.model_fields)) from error
+
+
+def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None:
+    """Refuse a recipe that looks at validation results where nothing is held out.
+
+    Raises:
+        UserError: selection by validation, or a plateau schedule, without a validation split.
+    """
+    if has_validation:
+        return
+    lacking = f"{dataset!r} has no validation split; set task.validation"
+    if recipe.selection == "best_validation":
+        raise UserError(f"selection best_validation: {lacking}")
+    if isinstance(recipe.schedule, PlateauRate):
+        raise UserError(f"schedule plateau: {lacking}")
 
 
 def _module(kind: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reproduce.errors import UserError
+from reproduce.experiment.metrics import METRICS, Metric
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
-from reproduce.tasks import Metrics
+from reproduce.tasks import Metrics, check_validation
 
 
 class Labelled(Protocol):
@@ -38,7 +40,7 @@ class Classification(Generic[Part]):
         UserError: fewer examples than a batch, or a recipe that asks for what such tasks do not have.
     """
 
-    metric = "error"
+    metric: Metric = METRICS["error"]
     model: nn.Module  # a Task builds it
 
     def __init__(
@@ -52,8 +54,7 @@ class Classification(Generic[Part]):
     ) -> None:
         if len(train.labels) < recipe.batch_size:
             raise UserError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
-        if recipe.selection == "best_validation" and "validation" not in splits:
-            raise UserError(f"selection best_validation: {spec.dataset!r} has no validation split; set task.validation")
+        check_validation(recipe, "validation" in splits, spec.dataset)
         if recipe.window:
             raise UserError(f"recipe.window is for words; {spec.kind.replace('_', ' ')} has none")
         self.recipe = recipe
@@ -73,11 +74,15 @@ class Classification(Generic[Part]):
         """What training does to a batch; default: nothing."""
         return inputs
 
+    def _layout(self, inputs: Tensor) -> Tensor:
+        """The same numbers in the memory layout on which the model is fastest; default: as they are."""
+        return inputs
+
     def _logits(self, inputs: Tensor) -> Tensor:
         """The network on inputs that were read, in the recipe's precision; float32 (N, classes)."""
         bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            logits = self.model(inputs)
+            logits = self.model(self._layout(inputs))
         return logits.float()
 
     def start_epoch(self) -> None:
@@ -89,13 +94,17 @@ class Classification(Generic[Part]):
             weights = scipy.special.betaincinv(alpha, alpha, uniform.numpy())
             self.mix = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.device)
 
+    def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch whose inputs were read: 0-dim."""
+        return F.cross_entropy(self._logits(inputs), labels)
+
     def loss(self, index: int) -> Tensor:
         size = self.recipe.batch_size
         chosen = self.order[index * size : (index + 1) * size]
         labels = self.train.labels[chosen]
         inputs = self.augmented(self.read(self.train.inputs[chosen]))
         if not self.recipe.mixup:
-            return F.cross_entropy(self._logits(inputs), labels)
+            return self._batch_loss(inputs, labels)
         partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
         weight = self.mix[index]
         logits = self._logits(weight * inputs + (1 - weight) * inputs[partner])
@@ -119,8 +128,13 @@ class Classification(Generic[Part]):
         n_examples = len(split.labels)
         return {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
 
+    def prepared_loss(self) -> Callable[[], Tensor]:
+        size = self.recipe.batch_size
+        inputs, labels = self._layout(self.read(self.train.inputs[:size])), self.train.labels[:size]
+        return lambda: self._batch_loss(inputs, labels)
+
     @torch.no_grad()
-    def probe(self) -> None:
+    def forward_site_batch(self) -> None:
         self._logits(self.read(self.train.inputs[: self.recipe.probe_examples]))
 
     def state_dict(self) -> dict[str, Any]:

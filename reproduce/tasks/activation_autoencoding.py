@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
+from reproduce.experiment.metrics import METRICS
+from reproduce.experiment.schema import Count, HostSpec, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
 from reproduce.models import Sizes
-from reproduce.tasks import Metrics
+from reproduce.tasks import Metrics, TaskOptions, language_modeling
 from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.language_modeling import LanguageModeling
 
-USES = ("train_examples", "host")  # fields of a TaskSpec
+
+class Options(TaskOptions):
+    host: HostSpec
+    train_examples: Count | None = None  # tokens, of the text that the host is trained on and reads
 
 
 class Splice(nn.Module):
@@ -92,7 +96,7 @@ class ActivationAutoencoding:
     against zero and ``ce_loss_score_mean`` against mean ablation, ``perplexity`` with the autoencoder spliced in.
     """
 
-    metric = "fvu"
+    metric = METRICS["fvu"]
 
     def __init__(
         self,
@@ -131,6 +135,9 @@ class ActivationAutoencoding:
     def loss(self, index: int) -> Tensor:
         size = self.recipe.batch_size
         inputs = self.inputs[self.order[index * size : (index + 1) * size]]
+        return self._batch_loss(inputs)
+
+    def _batch_loss(self, inputs: Tensor) -> Tensor:
         return (self._output(inputs) - inputs).square().sum(1).mean()
 
     def _output(self, inputs: Tensor) -> Tensor:
@@ -166,8 +173,12 @@ class ActivationAutoencoding:
             "perplexity": spliced["perplexity"],
         }
 
+    def prepared_loss(self) -> Callable[[], Tensor]:
+        inputs = self.inputs[: self.recipe.batch_size]
+        return lambda: self._batch_loss(inputs)
+
     @torch.no_grad()
-    def probe(self) -> None:
+    def forward_site_batch(self) -> None:
         self._output(self.inputs[: self.recipe.probe_examples])
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,19 +189,22 @@ class ActivationAutoencoding:
         self.epochs_begun = state["epochs_begun"]
 
 
-def build_host(spec: TaskSpec, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
+def build_host(
+    spec: TaskSpec, options: Options, data: Any, generators: Generators, device: torch.device
+) -> LanguageModeling:
     """The language modeling on which the host is trained, by its own recipe."""
-    chosen = _host_of(spec)
+    host = options.host
     _check_words(spec, data)
-    own = spec.model_copy(update={"model": chosen.model, "model_options": chosen.model_options, "host": None})
-    task = LanguageModeling(own, chosen.recipe, data, generators, device)
-    _site(task, chosen)
+    own = spec.model_copy(update={"model": host.model, "model_options": host.model_options, "host": None})
+    own_options = language_modeling.Options(train_examples=options.train_examples)
+    task = LanguageModeling(own, own_options, host.recipe, data, generators, device)
+    _site(task, host)
     return task
 
 
-def read_host(spec: TaskSpec, task: LanguageModeling) -> Host:
+def read_host(options: Options, task: LanguageModeling) -> Host:
     """The trained host with its activations, and the losses of its zero and mean ablation."""
-    site = _site(task, _host_of(spec))
+    site = _site(task, options.host)
     task.model.eval().requires_grad_(False)
     activations = _activations(task, site)
     host = Host(task, site, activations, {})
@@ -216,12 +230,6 @@ def _activations(task: LanguageModeling, site: Site) -> Tensor:
     return torch.cat(seen)
 
 
-def _host_of(spec: TaskSpec) -> HostSpec:
-    if spec.host is None:
-        raise UserError("this task needs task.host: the language model, its recipe and the Site to read")
-    return spec.host
-
-
 def _site(task: LanguageModeling, chosen: HostSpec) -> Site:
     site = dict(task.model.named_modules()).get(chosen.site)
     if not isinstance(site, Site):
@@ -236,13 +244,13 @@ def _check_words(spec: TaskSpec, data: Any) -> None:
 
 def build(
     spec: TaskSpec,
+    options: Options,
     recipe: Recipe,
     data: Any,
     generators: Generators,
     device: torch.device,
     host: Host | None = None,
 ) -> ActivationAutoencoding:
-    _host_of(spec)
     _check_words(spec, data)
     if host is None:
         raise ValueError("the host was not trained: build this Task by `training.host.build_task`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -12,14 +12,18 @@ from torch import Tensor
 
 from reproduce.data import ImageData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.metrics import METRICS
+from reproduce.experiment.schema import Count, Recipe, TaskSpec
 from reproduce.method.rng import Generators
-from reproduce.tasks import Metrics
+from reproduce.tasks import Metrics, image_classification
 from reproduce.tasks._classification import Labelled
 from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.image_classification import ImageClassification
 
-USES = ("validation", "train_examples", "normalise", "reconstruction", "classifier_iterations")  # fields of a TaskSpec
+
+class Options(image_classification.Options):
+    reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
+    classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
 
 
 class Autoencoding(ImageClassification):
@@ -33,6 +37,7 @@ class Autoencoding(ImageClassification):
     def __init__(
         self,
         spec: TaskSpec,
+        options: Options,
         recipe: Recipe,
         data: ImageData,
         generators: Generators,
@@ -40,14 +45,14 @@ class Autoencoding(ImageClassification):
     ) -> None:
         if recipe.mixup or recipe.augment:
             raise UserError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
-        super().__init__(spec, recipe, data, generators, device)
+        super().__init__(spec, options, recipe, data, generators, device)
         lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
         if lacking:
             raise UserError(f"task autoencoding needs an autoencoder; model {spec.model!r} has no {lacking[0]!r}")
         self.autoencoder: Any = self.model
-        self.classifier_iterations = spec.classifier_iterations
-        self.metric = "classifier_error" if spec.classifier_iterations else "fvu"
-        self.pixel_mean = spec.reconstruction == "pixel_mean"
+        self.classifier_iterations = options.classifier_iterations
+        self.metric = METRICS["classifier_error" if options.classifier_iterations else "fvu"]
+        self.pixel_mean = options.reconstruction == "pixel_mean"
         self.epochs_begun = 0
         self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
 
@@ -56,12 +61,10 @@ class Autoencoding(ImageClassification):
         self.autoencoder.anneal(self.epochs_begun / self.total_epochs)
         self.epochs_begun += 1
 
-    def loss(self, index: int) -> Tensor:
-        size = self.recipe.batch_size
-        images = self.read(self.train.inputs[self.order[index * size : (index + 1) * size]])
-        return self._loss(images, self._logits(images)).mean()
+    def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self._losses(inputs, self._logits(inputs)).mean()
 
-    def _loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+    def _losses(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """The loss of each image: (N,)."""
         squares = (reconstruction - images).square().flatten(1)
         return squares.mean(1) if self.pixel_mean else squares.sum(1)
@@ -83,7 +86,7 @@ class Autoencoding(ImageClassification):
             images = self.read(images)
             code = self.autoencoder.encode(images)
             reconstruction = self.autoencoder.decode(code)
-            loss += self._loss(images, reconstruction.reshape(images.shape)).sum()
+            loss += self._losses(images, reconstruction.reshape(images.shape)).sum()
             codes.add(code)
             reconstructions.add(images.flatten(1), reconstruction)
         found = {"loss": loss.item() / len(split.labels)} | reconstructions.metrics() | codes.metrics()
@@ -114,7 +117,9 @@ class Autoencoding(ImageClassification):
         self.epochs_begun = state["epochs_begun"]
 
 
-def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> Autoencoding:
+def build(
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> Autoencoding:
     if not isinstance(data, ImageData):
-        raise UserError(f"task autoencoding needs images; dataset {spec.dataset!r} holds words")
-    return Autoencoding(spec, recipe, data, generators, device)
+        raise UserError(f"task autoencoding needs images; dataset {spec.dataset!r} holds {data.holds}")
+    return Autoencoding(spec, options, recipe, data, generators, device)

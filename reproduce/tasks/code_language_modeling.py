@@ -13,9 +13,7 @@ from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of
 from reproduce.tasks._sparsity import CodeStatistics
-from reproduce.tasks.language_modeling import LanguageModeling
-
-USES = ("train_examples",)  # fields of a TaskSpec
+from reproduce.tasks.language_modeling import LanguageModeling, Options
 
 
 class CodeLanguageModeling(LanguageModeling):
@@ -24,12 +22,13 @@ class CodeLanguageModeling(LanguageModeling):
     def __init__(
         self,
         spec: TaskSpec,
+        options: Options,
         recipe: Recipe,
         data: WordData,
         generators: Generators,
         device: torch.device,
     ) -> None:
-        super().__init__(spec, recipe, data, generators, device)
+        super().__init__(spec, options, recipe, data, generators, device)
         codes = [site for site in sites_of(self.model) if site.role == "code"]
         if len(codes) != 1:
             raise UserError(f"this task needs a model with one code Site; {spec.model!r} has {len(codes)}")
@@ -45,8 +44,8 @@ class CodeLanguageModeling(LanguageModeling):
 
 
 def build(
-    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> CodeLanguageModeling:
     if not isinstance(data, WordData):
         raise UserError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
-    return CodeLanguageModeling(spec, recipe, data, generators, device)
+    return CodeLanguageModeling(spec, options, recipe, data, generators, device)

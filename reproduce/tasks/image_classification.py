@@ -11,14 +11,23 @@ from torch.nn import functional as F
 from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.schema import Count, Normalisation, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
+from reproduce.tasks import TaskOptions
 from reproduce.tasks._classification import Classification
 
-USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
-
 PADDING = 4
+
+
+class Options(TaskOptions):
+    validation: Count | None = None
+    train_examples: Count | None = None
+    normalise: Normalisation = "channel"
+
+    def holds_out(self, card: Card) -> bool:
+        return self.validation is not None or "validation" in card.splits
 
 
 class ImageClassification(Classification[Images]):
@@ -27,15 +36,16 @@ class ImageClassification(Classification[Images]):
     def __init__(
         self,
         spec: TaskSpec,
+        options: Options,
         recipe: Recipe,
         data: ImageData,
         generators: Generators,
         device: torch.device,
     ) -> None:
-        train, validation = _split(spec, data)
+        train, validation = _split(options, data)
         splits = ({"validation": validation} if validation else {}) | {"test": data.test}
         super().__init__(spec, recipe, train, splits, generators, device)
-        self.normalise = _Normalisation(spec, data, train).to(device)
+        self.normalise = _Normalisation(options.normalise, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         # Convolutions are up to 1.5 times faster on channels_last, on CPU as on GPU.
@@ -47,8 +57,8 @@ class ImageClassification(Classification[Images]):
     def augmented(self, inputs: Tensor) -> Tensor:
         return crop_flip(inputs, self.generators.augmentation) if self.recipe.augment == "crop_flip" else inputs
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        return super()._logits(inputs.contiguous(memory_format=torch.channels_last))
+    def _layout(self, inputs: Tensor) -> Tensor:
+        return inputs.contiguous(memory_format=torch.channels_last)
 
 
 class _Normalisation(nn.Module):
@@ -57,9 +67,8 @@ class _Normalisation(nn.Module):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, spec: TaskSpec, data: ImageData, train: Images) -> None:
+    def __init__(self, kind: Normalisation, data: ImageData, train: Images) -> None:
         super().__init__()
-        kind = spec.normalise or "channel"
         self.binary = kind == "binary"
         offset, scale = torch.zeros(1), torch.ones(1)
         if kind == "channel":
@@ -90,18 +99,18 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
     return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
 
-def _split(spec: TaskSpec, data: ImageData) -> tuple[Images, Images | None]:
+def _split(options: Options, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
     images, labels, validation = data.train.images, data.train.labels, data.validation
-    if spec.validation:
-        if spec.validation >= len(labels):
-            raise UserError(f"validation = {spec.validation} leaves none of the {len(labels)} examples to train on")
-        validation = Images(images[-spec.validation :], labels[-spec.validation :])
-        images, labels = images[: -spec.validation], labels[: -spec.validation]
-    if spec.train_examples:
-        if spec.train_examples > len(labels):
-            raise UserError(f"train_examples = {spec.train_examples}: there are only {len(labels)}")
-        images, labels = images[: spec.train_examples], labels[: spec.train_examples]
+    if options.validation:
+        if options.validation >= len(labels):
+            raise UserError(f"validation = {options.validation} leaves none of the {len(labels)} examples to train on")
+        validation = Images(images[-options.validation :], labels[-options.validation :])
+        images, labels = images[: -options.validation], labels[: -options.validation]
+    if options.train_examples:
+        if options.train_examples > len(labels):
+            raise UserError(f"train_examples = {options.train_examples}: there are only {len(labels)}")
+        images, labels = images[: options.train_examples], labels[: options.train_examples]
     return Images(images, labels), validation
 
 
@@ -121,8 +130,8 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def build(
-    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> ImageClassification:
     if not isinstance(data, ImageData):
         raise UserError(f"task image_classification needs images; dataset {spec.dataset!r} holds {data.holds}")
-    return ImageClassification(spec, recipe, data, generators, device)
+    return ImageClassification(spec, options, recipe, data, generators, device)

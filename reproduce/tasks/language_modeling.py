@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch.nn import functional as F
 from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.metrics import METRICS
+from reproduce.experiment.schema import Count, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.tasks import Metrics
+from reproduce.tasks import Metrics, TaskOptions
 
-USES = ("train_examples",)  # fields of a TaskSpec
+
+class Options(TaskOptions):
+    train_examples: Count | None = None  # tokens
 
 
 class LanguageModeling:
@@ -27,11 +31,12 @@ class LanguageModeling:
     reads every token. Perplexity is exp(sum of token losses / tokens), the ``rows - 1`` normalisation.
     """
 
-    metric = "perplexity"
+    metric = METRICS["perplexity"]
 
     def __init__(
         self,
         spec: TaskSpec,
+        options: Options,
         recipe: Recipe,
         data: WordData,
         generators: Generators,
@@ -41,12 +46,12 @@ class LanguageModeling:
             raise UserError("language modeling needs recipe.window, the length of truncated back-propagation")
         if recipe.mixup or recipe.augment:
             raise UserError("recipe.mixup and recipe.augment are for images; language modeling has neither")
-        if spec.train_examples and spec.train_examples > len(data.train):
-            raise UserError(f"train_examples = {spec.train_examples}: there are only {len(data.train)} tokens")
+        if options.train_examples and options.train_examples > len(data.train):
+            raise UserError(f"train_examples = {options.train_examples}: there are only {len(data.train)} tokens")
         self.window = recipe.window
         self.recipe = recipe
         self.device = device
-        train = data.train[: spec.train_examples] if spec.train_examples else data.train
+        train = data.train[: options.train_examples] if options.train_examples else data.train
         self.train = streams(train, recipe.batch_size).to(device)
         self.splits = {
             "validation": streams(data.validation, recipe.eval_batch_size).to(device),
@@ -67,9 +72,16 @@ class LanguageModeling:
         start = index * self.window
         inputs = self.train[start : start + self.window]
         targets = self.train[start + 1 : start + 1 + self.window]
-        logits, state = self._logits(inputs, self.state)
+        loss, state = self._window_loss(inputs, targets, self.state)
         self.state = tuple(part.detach() for part in state)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return loss
+
+    def _window_loss(
+        self, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The mean loss of a window that begins in ``state``, and the state at its end."""
+        logits, state = self._logits(inputs, state)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
 
     def _logits(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         bfloat16 = self.recipe.precision == "bfloat16"
@@ -95,8 +107,13 @@ class LanguageModeling:
         loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
+    def prepared_loss(self) -> Callable[[], Tensor]:
+        inputs, targets = self.train[: self.window], self.train[1 : self.window + 1]
+        state = self.model.initial_state(self.recipe.batch_size)
+        return lambda: self._window_loss(inputs, targets, state)[0]
+
     @torch.no_grad()
-    def probe(self) -> None:
+    def forward_site_batch(self) -> None:
         self._logits(self.train[: self.window], self.model.initial_state(self.recipe.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,7 +131,9 @@ def streams(tokens: Tensor, batch_size: int) -> Tensor:
     return tokens[: rows * batch_size].view(batch_size, rows).t().contiguous()
 
 
-def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> LanguageModeling:
+def build(
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> LanguageModeling:
     if not isinstance(data, WordData):
         raise UserError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
-    return LanguageModeling(spec, recipe, data, generators, device)
+    return LanguageModeling(spec, options, recipe, data, generators, device)

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
+from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
-from reproduce.tasks.image_classification import ImageClassification
-
-USES = ("validation", "train_examples", "normalise")  # fields of a TaskSpec
+from reproduce.tasks.image_classification import ImageClassification, Options
 
 # The law of each quantity over the training images: exponential with mean 1, and a histogram with two humps.
 HUMP_EDGES, HUMP_COUNTS = (0.0, 0.5, 1.0, 1.5, 2.0), (1.0, 4.0, 1.0, 4.0)
@@ -64,10 +63,16 @@ class Regression(ImageClassification):
     W1 between the outputs and the law; and ``output_<quantity>_bin_<i>``, the share of outputs in a bin of BINS.
     """
 
-    metric = "mse"
+    metric = METRICS["mse"]
 
     def __init__(
-        self, spec: TaskSpec, recipe: Recipe, data: ImageData, generators: Generators, device: torch.device
+        self,
+        spec: TaskSpec,
+        options: Options,
+        recipe: Recipe,
+        data: ImageData,
+        generators: Generators,
+        device: torch.device,
     ) -> None:
         if recipe.mixup or recipe.augment:
             raise UserError("recipe.mixup and recipe.augment are for classification; regression has neither")
@@ -85,12 +90,10 @@ class Regression(ImageClassification):
         changed = dataclasses.replace(
             data, classes=2, train=cut(data.train), validation=validation, test=cut(data.test)
         )
-        super().__init__(spec, recipe, changed, generators, device)
+        super().__init__(spec, options, recipe, changed, generators, device)
 
-    def loss(self, index: int) -> Tensor:
-        size = self.recipe.batch_size
-        chosen = self.order[index * size : (index + 1) * size]
-        return F.mse_loss(self._logits(self.read(self.train.inputs[chosen])), self.train.labels[chosen])
+    def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.mse_loss(self._logits(inputs), labels)
 
     def _evaluate_split(self, split: Any) -> dict[str, float]:
         batches = split.inputs.split(self.recipe.eval_batch_size)
@@ -108,7 +111,9 @@ class Regression(ImageClassification):
         return {**found, "histogram_distance": float(np.mean(distances))}
 
 
-def build(spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device) -> Regression:
+def build(
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+) -> Regression:
     if not isinstance(data, ImageData):
         raise UserError(f"task regression needs images; dataset {spec.dataset!r} holds {data.holds}")
-    return Regression(spec, recipe, data, generators, device)
+    return Regression(spec, options, recipe, data, generators, device)

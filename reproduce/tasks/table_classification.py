@@ -9,12 +9,16 @@ import torch
 from reproduce import models
 from reproduce.data import Rows, TableData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.schema import Fold, FoldConvention, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
+from reproduce.tasks import TaskOptions
 from reproduce.tasks._classification import Classification
 
-USES = ("fold", "fold_convention")  # fields of a TaskSpec
+
+class Options(TaskOptions):
+    fold: Fold
+    fold_convention: FoldConvention
 
 
 class TableClassification(Classification[Rows]):
@@ -25,16 +29,22 @@ class TableClassification(Classification[Rows]):
     """
 
     def __init__(
-        self, spec: TaskSpec, recipe: Recipe, data: TableData, generators: Generators, device: torch.device
+        self,
+        spec: TaskSpec,
+        options: Options,
+        recipe: Recipe,
+        data: TableData,
+        generators: Generators,
+        device: torch.device,
     ) -> None:
         if recipe.augment:
             raise UserError("recipe.augment is for images; table classification has none")
-        if spec.fold is None or spec.fold_convention is None:
-            raise UserError("table classification needs task.fold and task.fold_convention")
-        if spec.fold >= len(data.folds):
-            raise UserError(f"task.fold {spec.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
-        fold = data.folds[spec.fold]
-        train, test = (fold.others, fold.inside) if spec.fold_convention == "standard" else (fold.inside, fold.others)
+        if options.fold >= len(data.folds):
+            raise UserError(f"task.fold {options.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
+        fold = data.folds[options.fold]
+        train, test = fold.others, fold.inside
+        if options.fold_convention == "swapped":
+            train, test = test, train
         splits = {"validation": data.rows.at(fold.validation), "test": data.rows.at(test)}
         super().__init__(spec, recipe, data.rows.at(train), splits, generators, device)
         sizes = Sizes(tuple(data.rows.features.shape[1:]), data.classes)
@@ -43,8 +53,8 @@ class TableClassification(Classification[Rows]):
 
 
 def build(
-    spec: TaskSpec, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> TableClassification:
     if not isinstance(data, TableData):
         raise UserError(f"task table_classification needs a table; dataset {spec.dataset!r} holds {data.holds}")
-    return TableClassification(spec, recipe, data, generators, device)
+    return TableClassification(spec, options, recipe, data, generators, device)

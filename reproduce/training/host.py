@@ -11,12 +11,12 @@ import torch
 from reproduce import tasks
 from reproduce.data import Data
 from reproduce.errors import UserError
-from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
+from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators, derived_seed
 from reproduce.training.loop import train
 
-_KEPT: list[tuple[tuple[str, int, str], Data, Any]] = []
+_last: tuple[tuple[TaskSpec, int, torch.device], Data, Any] | None = None  # one host and its activations at a time
 
 
 def build_task(spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device) -> tasks.Task:
@@ -25,29 +25,30 @@ def build_task(spec: TaskSpec, recipe: Recipe, data: Data, generators: Generator
     Raises:
         UserError: what the Task refuses, a host that diverges, or a Site that it has not.
     """
-    tasks.check_fields(spec)
+    tasks.check_options(spec)
     host = None
     if spec.host is not None:
-        host = trained_host(spec, spec.host, data, generators.initialisation.initial_seed(), device)
+        host = trained_host(spec, spec.host.recipe, data, generators.initialisation.initial_seed(), device)
     return tasks.build(spec, recipe, data, generators, device, host)
 
 
-def trained_host(spec: TaskSpec, chosen: HostSpec, data: Data, seed: int, device: torch.device) -> Any:
-    """The host of a seed. Runs that differ in the Task's own model alone follow each other and share it.
+def trained_host(spec: TaskSpec, recipe: Recipe, data: Data, seed: int, device: torch.device) -> Any:
+    """The host of ``spec``, trained by its own recipe from a seed.
 
-    An interrupted host begins anew; what it costs is no part of the Run's steps.
+    Runs that differ in the Task's own model alone follow each other, so the last host is kept and shared. An
+    interrupted host begins anew; what it costs is no part of the Run's steps.
     """
-    key = (chosen.model_dump_json() + str(spec.train_examples), seed, str(device))
-    for kept_key, kept_data, host in _KEPT:
-        if kept_key == key and kept_data is data:
-            return host
-    _KEPT.clear()  # one host and its activations at a time
+    global _last
+    key = (spec.model_copy(update={"model": "", "model_options": {}}), seed, device)
+    if _last is not None and _last[0] == key and _last[1] is data:
+        return _last[2]
+    _last = None  # before the next one takes its memory
     generators = Generators.seeded(derived_seed(seed, "host"), device)
     task = tasks.build_host(spec, data, generators, device)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = train(f"host-{seed}", chosen.recipe, task, Unregularized(), generators, device, Path(folder))
+        outcome = train(f"host-{seed}", recipe, task, Unregularized(), generators, device, Path(folder))
     if outcome.diverged_step is not None:
         raise UserError(f"task.host diverged at step {outcome.diverged_step}: lower its learning rate")
     host = tasks.read_host(spec, task)
-    _KEPT.append((key, data, host))
+    _last = (key, data, host)
     return host

@@ -79,14 +79,23 @@ class RateSchedule:
     """The learning rate over a Run: a function of the step, or of validation results."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int, total_steps: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        total_steps: int,
+        higher_is_better: bool = False,  # of the metric that a plateau schedule watches
     ) -> None:
         self.optimizer = optimizer
         self._by_step: LRScheduler | None = None
         self._by_result: ReduceLROnPlateau | None = None
         if isinstance(recipe.schedule, PlateauRate):
             self._by_result = ReduceLROnPlateau(
-                optimizer, factor=recipe.schedule.factor, patience=recipe.schedule.patience, threshold=0.0
+                optimizer,
+                mode="max" if higher_is_better else "min",
+                factor=recipe.schedule.factor,
+                patience=recipe.schedule.patience,
+                threshold=0.0,
             )
         else:
             self._by_step = LambdaLR(optimizer, rate_factor(recipe, steps_per_epoch, total_steps))
@@ -96,7 +105,7 @@ class RateSchedule:
             self._by_step.step()
 
     def after_evaluation(self, value: float) -> None:
-        """Tell the schedule the validation result, lower being better."""
+        """Tell the schedule the validation result."""
         if self._by_result is not None:
             self._by_result.step(value)
 

@@ -11,21 +11,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reproduce.errors import UserError
+from reproduce import models, tasks
+from reproduce.errors import UserError, explained
 from reproduce.experiment.dataset_card import checksum, read_card
 from reproduce.experiment.folder import MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig
 from reproduce.experiment.schema import Cell, Experiment, cells
-from reproduce.models import check_options
 from reproduce.results.record import Result
-from reproduce.tasks import check_fields
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A complete config, and where it was asked for."""
+    """A complete config, the method that it names, and where it was asked for."""
 
     config: RunConfig
+    folder: MethodFolder
     defaults: dict[str, Any]
     label: str  # "figure1 / batchnorm / seed 0"
     experiment: str
@@ -35,28 +35,27 @@ class PlannedRun:
         return self.config.id
 
 
-def resolve(cell: Cell, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
-    """Fill in the method's defaults and the dataset's checksum.
+def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
+    """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
 
     Raises:
-        UserError: unknown method, model, task or dataset, or a parameter or field that it does not take.
+        UserError: unknown model, task or dataset, a parameter or option that it does not take, or a recipe that
+            needs a validation split where there is none.
     """
-    folder = find_method(cell.method)
     method_class = folder.load()
     try:
         method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
         defaults = _defaults(folder)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "params"
-        raise UserError(
-            f"arm {cell.arm_name!r}: method {folder.name}: {where}: {first['msg']}, found {first['input']!r}"
-        ) from error
-    check_fields(cell.task)
-    check_options(cell.task.model, dict(cell.task.model_options))
+        owner = f"arm {cell.arm_name!r}: method {folder.name}"
+        raise UserError(explained(error, cell.params, owner, method_class.model_fields)) from error
+    card = read_card(cell.task.dataset)
+    options = tasks.check_options(cell.task)
+    tasks.check_validation(cell.recipe, options.holds_out(card), cell.task.dataset)
+    models.check_options(cell.task.model, dict(cell.task.model_options))
     config = RunConfig(
         task=cell.task,
-        dataset_checksum=checksum(read_card(cell.task.dataset), root),
+        dataset_checksum=checksum(card, root),
         recipe=cell.recipe,
         method=folder.name,
         method_version=method_class.version,
@@ -84,13 +83,14 @@ def plan(
     for name, experiment in experiments.items():
         for cell in cells(experiment, seeds):
             try:
-                config, defaults = resolve(cell, root)
+                folder = find_method(cell.method)
+                config, defaults = resolve(cell, folder, root)
             except UserError as error:
                 raise UserError(f"experiment {name}: {error}") from error
             point = ", ".join(f"{key}={cell.params[key]}" for key in experiment.arms[cell.arm_name].grid)
             task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
             label = f"{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
-            planned.setdefault(config.id, PlannedRun(config, defaults, label, name))
+            planned.setdefault(config.id, PlannedRun(config, folder, defaults, label, name))
     return list(planned.values())
 
 

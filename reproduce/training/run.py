@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from reproduce import data, tasks
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT, find_method
+from reproduce.experiment.folder import ROOT
 from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Result
@@ -30,8 +30,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "datasets"
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Where Runs are made: nothing here may move a number (device and threads only its last bits)."""
+class RunSettings:
+    """Where and how Runs are made: nothing here may move a number (device and threads only its last bits)."""
 
     runs: Path
     root: Path | None  # the user's data folder
@@ -46,8 +46,8 @@ def result_path(runs: Path, config: RunConfig) -> Path:
 
 def execute(
     run: PlannedRun,
-    place: Workplace,
-    listen: Callable[[Event], None] = lambda event: None,
+    settings: RunSettings,
+    on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Train one Run and seal its Result; go on from its checkpoint when there is one. What is sealed stays.
@@ -57,14 +57,14 @@ def execute(
         Interrupted: asked to stop; a checkpoint is there.
     """
     config = run.config
-    path = result_path(place.runs, config)
+    path = result_path(settings.runs, config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: {error.strerror}: choose another folder with --runs") from error
     try:
         with FileLock(path.parent / ".lock", timeout=15):
-            return _execute(run, place, path, listen, should_stop)
+            return _execute(run, settings, path, on_event, should_stop)
     except PermissionError as error:
         raise UserError(f"no permission to write {error.filename}: choose another folder with --runs") from error
     except Timeout as error:
@@ -73,24 +73,24 @@ def execute(
 
 def _execute(
     run: PlannedRun,
-    place: Workplace,
+    settings: RunSettings,
     path: Path,
-    listen: Callable[[Event], None],
+    on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> Result:
     config = run.config
     sealed, _ = read_results([path] if path.exists() else [])
     if sealed:  # by another process, while this one waited for the lock
         return sealed[0]
-    torch.set_num_threads(place.threads)
-    device = torch_device(place.device)
+    torch.set_num_threads(settings.threads)
+    device = torch_device(settings.device)
     _reset_peak_memory(device)
     generators = Generators.seeded(config.seed, device)
-    loaded = _load_data(config.task.dataset, place.root, place.cache)
+    loaded = _load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
-    method = find_method(config.method).load().model_validate_json(json.dumps(config.params))
-    outcome = train(config.id, config.recipe, task, method, generators, device, path.parent, listen, should_stop)
-    result = write_result(_result(run, place, task, device, outcome), path)
+    method = run.folder.load().model_validate_json(json.dumps(config.params))
+    outcome = train(config.id, config.recipe, task, method, generators, device, path.parent, on_event, should_stop)
+    result = write_result(_result(run, settings, task, device, outcome), path)
     (path.parent / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
@@ -100,7 +100,7 @@ def _load_data(name: str, root: Path | None, cache: Path) -> data.Data:
     return data.load(name, root, cache)
 
 
-def _result(run: PlannedRun, place: Workplace, task: tasks.Task, device: torch.device, outcome: Outcome) -> Result:
+def _result(run: PlannedRun, settings: RunSettings, task: tasks.Task, device: torch.device, outcome: Outcome) -> Result:
     config = run.config
     diverged = outcome.diverged_step is not None
     commit, dirty = git_state()
@@ -112,7 +112,7 @@ def _result(run: PlannedRun, place: Workplace, task: tasks.Task, device: torch.d
         platform=platform.platform(),
         device=_device_name(device),
         precision=config.recipe.precision,
-        threads=place.threads,
+        threads=settings.threads,
         wall_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(device),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -124,9 +124,10 @@ def _result(run: PlannedRun, place: Workplace, task: tasks.Task, device: torch.d
         defaults=run.defaults,
         status="diverged" if diverged else "completed",
         diverged_step=outcome.diverged_step,
-        metric=task.metric,
+        metric=task.metric.name,
         parameters=sum(parameter.numel() for parameter in task.model.parameters()),
         epochs=tuple(outcome.epochs),
+        site_order=tuple(outcome.epochs[0].sites) if outcome.epochs else None,
         final=None if diverged else select(outcome.epochs, config.recipe.selection, task.metric),
         environment=environment,
     )

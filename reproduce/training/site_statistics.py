@@ -14,13 +14,13 @@ RANK_SAMPLES = 256  # the rank needs an eigenvalue problem of this size at most
 
 
 def site_statistics(task: Task, generators: Generators, trace: Trace) -> dict[str, SiteStatistics]:
-    """Statistics of every Site on the Task's probe batch, in training mode as in the papers' figures.
+    """Statistics of every Site on the Task's site batch, in training mode as in the papers' figures; in forward order.
 
-    Running averages and generators are put back afterwards, so a run with probes equals one without.
+    Running averages and generators are put back afterwards, so a Run with these statistics equals one without.
     """
     buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     states = generators.state_dict()
-    task.probe()
+    task.forward_site_batch()
     found = {record.site.name: describe(record) for record in trace.records}
     trace.clear()
     for name, buffer in task.model.named_buffers():

@@ -20,13 +20,13 @@ from reproduce.results.record import Result
 from reproduce.training.loop import Event, Interrupted
 from reproduce.training.malloc import keep_freed_memory
 from reproduce.training.plan import PlannedRun
-from reproduce.training.run import Workplace, execute
+from reproduce.training.run import RunSettings, execute
 
 EVENT_SECONDS = 0.25
 
 
 class Reporter(Protocol):
-    """Hears from the engine."""
+    """Is told what becomes of each Run."""
 
     def started(self, run: PlannedRun) -> None: ...
     def advanced(self, run: PlannedRun, event: Event) -> None: ...
@@ -54,13 +54,13 @@ def _start_worker(events: Any, stop: StopEvent, parent: int) -> None:
     _worker = _Worker(events, stop, parent)
 
 
-def _work(run: PlannedRun, place: Workplace) -> Result:
+def _work(run: PlannedRun, settings: RunSettings) -> Result:
     worker = _worker
     if worker is None:
         raise RuntimeError("a worker process was not initialised")
     last = 0.0
 
-    def listen(event: Event) -> None:
+    def on_event(event: Event) -> None:
         nonlocal last
         if time.monotonic() - last > EVENT_SECONDS:
             last = time.monotonic()
@@ -71,14 +71,16 @@ def _work(run: PlannedRun, place: Workplace) -> Result:
 
     worker.events.put((run.id, None))
     try:
-        return execute(run, place, listen, should_stop)
+        return execute(run, settings, on_event, should_stop)
     except Interrupted:
         if os.getppid() != worker.parent:  # orphaned: nobody is left to report to
             os._exit(1)
         raise
 
 
-def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Reporter) -> tuple[list[Result], list[str]]:
+def run_all(
+    runs: list[PlannedRun], settings: RunSettings, jobs: int, reporter: Reporter
+) -> tuple[list[Result], list[str]]:
     """Train all runs; returns the Results and one line for each run that failed.
 
     Raises:
@@ -98,8 +100,8 @@ def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Repor
     ) as pool:
         pending: dict[Future[Result], PlannedRun] = {}
         try:
-            with _deaf_to_interrupts():
-                pending = {pool.submit(_work, run, place): run for run in runs}
+            with sigint_blocked():
+                pending = {pool.submit(_work, run, settings): run for run in runs}
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(events, by_id, reporter)
@@ -116,17 +118,21 @@ def run_all(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Repor
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes born in here never hear Ctrl-C: the parent decides, and they finish their step. It hears it after."""
-    heard: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+def sigint_blocked() -> Iterator[None]:
+    """Block SIGINT (Ctrl-C) in the processes that are started in here: the parent stops them, after a whole step.
+
+    Raises:
+        KeyboardInterrupt: at the end, when SIGINT reached this process meanwhile.
+    """
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, previous)
-    if heard:
+    if received:
         raise KeyboardInterrupt
 
 

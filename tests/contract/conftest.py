@@ -25,11 +25,10 @@ from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
 from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
-from reproduce.method.sites import watch
 from reproduce.results.record import EpochRecord
 from reproduce.training.host import build_task
 from reproduce.training.loop import Interrupted, train
-from reproduce.training.optim import build_optimizer
+from reproduce.training.step import Step
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -84,17 +83,14 @@ def _words() -> WordData:
 
 
 class Session:
-    """A Task whose model a method prepared, its Trace and generators: all that a training step needs."""
+    """A training step that can be taken whole, or hook by hook to look at what each one does."""
 
     def __init__(self, method: Method, problem: Problem, **recipe: Any) -> None:
         self.method = method
         self.generators = Generators.seeded(0, CPU)
         self.task = problem.build(self.generators, **recipe)
-        self.model = self.task.model
-        method.prepare(self.model, self.generators.method)
-        self.model.train()
-        self.trace = watch(self.model)
-        self.optimizer = build_optimizer(self.model, problem.recipe)
+        self.step = Step(self.task, method, problem.recipe, self.generators, CPU)
+        self.model, self.trace = self.step.model, self.step.trace
         self.task.start_epoch()
 
     def forward(self) -> Tensor:
@@ -105,7 +101,7 @@ class Session:
         return self.method.penalty(self.trace, torch.tensor(progress), self.generators.method)
 
     def after_step(self, progress: float = 0.5) -> None:
-        self.method.after_step(self.model, self.optimizer, torch.tensor(progress), self.generators.method)
+        self.method.after_step(self.model, self.step.optimizer, torch.tensor(progress), self.generators.method)
 
 
 @dataclass(frozen=True)

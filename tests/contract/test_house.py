@@ -146,17 +146,18 @@ def test_the_harness_names_no_method_task_or_dataset() -> None:
 
 
 def test_the_loop_knows_no_name_of_a_task_or_method() -> None:
-    tree = TREES["reproduce/training/loop.py"]
-    known = set(all_methods()) | TASKS
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not used & known
-    project = {name for name in imports(tree, everywhere=True) if name.startswith("reproduce.tasks")}
-    assert project == {"reproduce.tasks", "reproduce.tasks.Task"}
+    for file in ("loop", "step"):
+        tree = TREES[f"reproduce/training/{file}.py"]
+        known = set(all_methods()) | TASKS
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not used & known
+        project = {name for name in imports(tree, everywhere=True) if name.startswith("reproduce.tasks")}
+        assert project == {"reproduce.tasks", "reproduce.tasks.Task"}
 
 
 def test_one_loop() -> None:
-    """`backward` and `step` are called in `train`, and by the bench, which times bare steps; by no method."""
+    """`backward` is called by the one step, and by the bench, which times bare steps; by no method."""
     trees = TREES | {str(path): ast.parse(path.read_text("utf-8")) for path in METHOD_FILES}
     calling = set()
     for file, tree in trees.items():
@@ -165,7 +166,7 @@ def test_one_loop() -> None:
         }
         if "backward" in called:
             calling.add(file)
-    assert calling == {"reproduce/training/loop.py", "reproduce/bench/measure.py"}
+    assert calling == {"reproduce/training/step.py", "reproduce/bench/measure.py"}
 
 
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}

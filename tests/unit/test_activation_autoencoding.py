@@ -162,7 +162,7 @@ def test_an_unusable_host_is_refused(host: dict[str, Any], message: str) -> None
 
 def test_what_the_task_needs_is_said() -> None:
     task = {"kind": "activation_autoencoding", "model": "autoencoder", "model_options": {"d_sae": 3}}
-    with pytest.raises(UserError, match=r"needs task\.host"):
+    with pytest.raises(UserError, match=r"host: missing key$"):
         built(task)
     with pytest.raises(UserError, match=r"window belongs to task\.host"):
         built({**task, "host": HOST}, window=5)

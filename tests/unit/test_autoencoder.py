@@ -120,7 +120,7 @@ def test_the_code_site_records_the_code() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_sae": 0}, "option 'd_sae': Input should be greater than or equal to 1, found 0"),
+        ({"d_sae": 0}, "d_sae: Input should be greater than or equal to 1, found 0"),
         ({"d_sae": 4, "activation": "topk"}, "takes option 'k'"),
         ({"d_sae": 4, "k": 2}, "takes option 'k'"),
         ({"d_sae": 4, "activation": "topk", "k": 5}, "needs k <= initial_k <= d_sae, got 5, None, 4"),
@@ -214,7 +214,7 @@ def test_evaluation_is_that_of_the_whole_split() -> None:
         "dead_fraction": pytest.approx(pure.dead_fraction(code).item()),
         "decoder_norm": pytest.approx(1.0),
     }
-    assert task.metric == "fvu"
+    assert task.metric.name == "fvu"
 
 
 def test_the_classifier_reads_features_of_a_frozen_code() -> None:
@@ -228,7 +228,7 @@ def test_the_classifier_reads_features_of_a_frozen_code() -> None:
     wrong = classifier.predict(test_features) != data.test.labels.numpy()
     assert found == pytest.approx(100 * wrong.mean())
     assert 0 < found < 100
-    assert task.metric == "classifier_error"
+    assert task.metric.name == "classifier_error"
 
 
 def test_pixels_are_their_own_features() -> None:

@@ -12,20 +12,22 @@ from typer.testing import CliRunner
 from reproduce.cli import commands as command
 from reproduce.training import workers as local
 from reproduce.training.plan import PlannedRun
-from reproduce.training.run import Workplace
+from reproduce.training.run import RunSettings
 
 CORES = 4
 
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Call `run` with so many of its runs still to train; returns the workplace and the number of workers."""
+    """Call `run` with so many of its runs still to train; returns the settings and the number of workers."""
 
-    def call(n_missing: int, *arguments: str) -> tuple[Workplace, int, int]:
-        heard: list[tuple[Workplace, int, int]] = []
+    def call(n_missing: int, *arguments: str) -> tuple[RunSettings, int, int]:
+        received: list[tuple[RunSettings, int, int]] = []
 
-        def engine(runs: list[PlannedRun], place: Workplace, jobs: int, reporter: Any) -> tuple[list[Any], list[str]]:
-            heard.append((place, jobs, len(runs)))
+        def engine(
+            runs: list[PlannedRun], settings: RunSettings, jobs: int, reporter: Any
+        ) -> tuple[list[Any], list[str]]:
+            received.append((settings, jobs, len(runs)))
             return [], []
 
         planned = command.planned_runs("per", "quick", "", "", "quick_digits")
@@ -40,7 +42,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(tmp_path / "runs"), *arguments],
         )
         assert answer.exit_code == 0, answer
-        (found,) = heard
+        (found,) = received
         return found
 
     return call

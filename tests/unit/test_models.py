@@ -123,13 +123,13 @@ def test_bad_requests_name_model_and_option():
     cases = [
         ("transformer", {}, rf"^unknown model 'transformer': the models are {', '.join(known_models())}$"),
         ("dropout", {}, r"^unknown model 'dropout'"),
-        ("mlp", {"depth": 1}, r"^model 'mlp': missing option 'width'$"),
+        ("mlp", {"depth": 1}, r"^model 'mlp': width: missing key$"),
         (
             "mlp",
             {"width": 5, "depth": 1, "heads": 2},
-            r"^model 'mlp': unknown option 'heads' \(it has width, ",
+            r"^model 'mlp' takes width, .* and no 'heads', found 2$",
         ),
-        ("mlp", {"width": 5.5, "depth": 1}, r"^model 'mlp': option 'width': .*integer.*found 5.5$"),
+        ("mlp", {"width": 5.5, "depth": 1}, r"^model 'mlp': width: .*integer.*found 5.5$"),
         (
             "mlp",
             {"width": 5, "depth": 1, "initialisation_std": 0.1},
@@ -137,9 +137,9 @@ def test_bad_requests_name_model_and_option():
         ),
         ("mlp", {"width": 5, "depth": 1, "initialisation": "gaussian"}, r"'initialisation_std'$"),
         ("lstm", {"hidden": 5, "embedding": 4, "tied": True}, r"^model 'lstm': option 'tied' .*4 .*5$"),
-        ("lstm", {"hidden": 5, "dropout": 1.0}, r"^model 'lstm': option 'dropout': .*found 1.0$"),
-        ("resnet", {"depth": 18}, r"^model 'resnet': option 'depth': .*6n \+ 2.*found 18$"),
-        ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': option .* \(and 1 more\)$"),
+        ("lstm", {"hidden": 5, "dropout": 1.0}, r"^model 'lstm': dropout: .*found 1.0$"),
+        ("resnet", {"depth": 18}, r"^model 'resnet': depth: .*6n \+ 2.*found 18$"),
+        ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': width_factor: .* \(and 1 more\)$"),
     ]
     for name, options, message in cases:
         with pytest.raises(UserError, match=message):

@@ -99,6 +99,17 @@ def test_what_is_written_reads(sealed: Path) -> None:
     assert [path.name for path in sealed.parent.iterdir()] == ["result.json"]
 
 
+def test_a_result_without_an_order_of_sites_is_sealed_as_before(tmp_path: Path) -> None:
+    """Older Results kept none: sealed again, they have the same seal."""
+    config = config_of()
+    orders: dict[str, tuple[str, ...] | None] = {"older": None, "newer": ("layers.10.pre", "layers.9.pre")}
+    for name, order in orders.items():
+        path = tmp_path / name / "result.json"
+        write_result(result_of(config, site_order=order), path)
+        assert ("site_order" in json.loads(path.read_text("utf-8"))) is (order is not None)
+        assert read_result(path).site_order == order
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

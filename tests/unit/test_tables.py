@@ -261,8 +261,8 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
     ("changes", "recipe", "message"),
     [
         ({"fold": 2}, {}, "task.fold 2: dataset 'made' has folds 0 to 1"),
-        ({"fold": None}, {}, "needs task.fold and task.fold_convention"),
-        ({"fold_convention": None}, {}, "needs task.fold and task.fold_convention"),
+        ({"fold": None}, {}, "^a task of kind 'table_classification': fold: missing key$"),
+        ({"fold_convention": None}, {}, "fold_convention: missing key$"),
         ({}, {"augment": "crop_flip"}, "augment is for images"),
         ({}, {"window": 3}, "table classification has none"),
         ({}, {"batch_size": 26}, "larger than the 25 examples"),

@@ -336,7 +336,7 @@ def test_evaluation_leaves_the_carried_state() -> None:
     task.loss(0)
     before = [part.clone() for part in task.state]
     task.evaluate()
-    task.probe()
+    task.forward_site_batch()
     assert all(map(torch.equal, before, task.state))
 
 

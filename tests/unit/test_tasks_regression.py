@@ -108,7 +108,7 @@ def test_loss_and_metrics_against_numpy():
     shares = [found[f"output_1_bin_{place}"] for place in range(len(BINS) - 1)]
     assert sum(shares) == pytest.approx(1)
     assert shares[3] == pytest.approx(np.mean((every[:, 1] >= BINS[3]) & (every[:, 1] < BINS[4])))
-    assert built.metric == "mse"
+    assert built.metric.name == "mse"
 
 
 def test_outputs_that_are_not_finite_have_no_distance():

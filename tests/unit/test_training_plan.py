@@ -16,11 +16,13 @@ from rich.console import Console
 from reproduce.cli import progress
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import checksum, read_card
-from reproduce.experiment.schema import Arm, Cell, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.folder import find_method
+from reproduce.experiment.identity import RunConfig
+from reproduce.experiment.schema import Arm, Cell, Experiment, PlateauRate, Recipe, TaskSpec, cells
 from reproduce.results.record import Result
 from reproduce.results.store import read_result
 from reproduce.training.plan import PlannedRun, estimated_seconds, plan, resolve
-from reproduce.training.run import Workplace, execute, result_path, torch_device
+from reproduce.training.run import RunSettings, execute, result_path, torch_device
 
 DIGITS = TaskSpec(
     kind="image_classification",
@@ -29,6 +31,8 @@ DIGITS = TaskSpec(
     model_options={"width": 4, "depth": 1},
     train_examples=40,
 )
+MNIST = {"mnist": DIGITS.model_copy(update={"dataset": "mnist"})}  # its card has no validation split
+PLATEAU = Recipe(steps=2, batch_size=20, learning_rate=0.1, schedule=PlateauRate(kind="plateau"))
 RECIPE = Recipe(steps=2, batch_size=20, learning_rate=0.1, probe_examples=10)
 
 
@@ -41,8 +45,12 @@ def cell_of(arm: Arm, **changes: Any) -> Cell:
     return cells(experiment_of({"arm": arm}, **changes))[0]
 
 
+def resolved(arm: Arm) -> tuple[RunConfig, dict[str, Any]]:
+    return resolve(cell_of(arm), find_method(arm.method), None)
+
+
 def test_defaults_are_filled_in() -> None:
-    config, defaults = resolve(cell_of(Arm(method="per", params={"mode": "sliced"})), None)
+    config, defaults = resolved(Arm(method="per", params={"mode": "sliced"}))
     assert config.method == "per"
     assert config.params == {**defaults, "mode": "sliced"}
     assert {"strength", "mode", "n_slices", "sites", "features", "reduction"} == set(defaults)
@@ -51,19 +59,19 @@ def test_defaults_are_filled_in() -> None:
 
 
 def test_a_default_spelled_out_is_the_same_run() -> None:
-    _, defaults = resolve(cell_of(Arm(method="per")), None)
+    _, defaults = resolved(Arm(method="per"))
     spelled = plan({"a": experiment_of({"x": Arm(method="per", params=defaults)})}, None)
     silent = plan({"b": experiment_of({"y": Arm(method="per")})}, None)
     assert [run.id for run in spelled] == [run.id for run in silent]
 
 
 def test_numbers_are_spelled_one_way() -> None:
-    ids = {resolve(cell_of(Arm(method="per", params={"strength": value})), None)[0].id for value in (1, 1.0)}
+    ids = {resolved(Arm(method="per", params={"strength": value}))[0].id for value in (1, 1.0)}
     assert len(ids) == 1
 
 
 def test_hyphens_do_not_make_another_run() -> None:
-    (first, _), (second, _) = (resolve(cell_of(Arm(method=name)), None) for name in ("activity-norm", "activity_norm"))
+    (first, _), (second, _) = (resolved(Arm(method=name)) for name in ("activity-norm", "activity_norm"))
     assert first.id == second.id
 
 
@@ -71,13 +79,27 @@ def test_hyphens_do_not_make_another_run() -> None:
     ("arm", "changes", "expected"),
     [
         (Arm(method="par"), {}, "unknown method 'par': did you mean per?"),
-        (Arm(method="per", params={"strenght": 1.0}), {}, "arm 'arm': method per: strenght: Extra inputs"),
+        (
+            Arm(method="per", params={"strenght": 1.0}),
+            {},
+            "arm 'arm': method per takes strength, .* and no 'strenght', found 1.0",
+        ),
         (Arm(method="per", params={"strength": "1"}), {}, "method per: strength: .*found '1'"),
         (Arm(method="per", params={"strength": -1.0}), {}, "method per: strength: .*greater than or equal to 0"),
         (Arm(method="per", params={"strength": math.inf}), {}, "method per: strength: .*finite"),
         (Arm(method="per", params={"strength": date(2020, 1, 1)}), {}, "method per: strength: .*2020-01-01"),
         (Arm(model="mpl"), {}, "unknown model 'mpl'"),
-        (Arm(model_options={"widht": 3}), {}, "model 'mlp': unknown option 'widht'"),
+        (Arm(model_options={"widht": 3}), {}, "model 'mlp' takes width, .* and no 'widht', found 3"),
+        (
+            Arm(),
+            {"tasks": MNIST, "recipe": PLATEAU},
+            "schedule plateau: 'mnist' has no .*; set task.validation$",
+        ),
+        (
+            Arm(recipe={"selection": "best_validation"}),
+            {"tasks": MNIST},
+            "selection best_validation: 'mnist' has no validation split",
+        ),
         (Arm(), {"tasks": {"a": DIGITS.model_copy(update={"dataset": "digit"})}}, "unknown dataset 'digit': known are"),
     ],
 )
@@ -112,15 +134,15 @@ def test_labels_name_the_task_where_there_are_several() -> None:
     assert labels == ["t / a / x / seed 0", "t / b / x / seed 0"]
 
 
-def test_workplace_is_not_identity_but_data_are() -> None:
+def test_settings_are_not_identity_but_data_are() -> None:
     run = plan({"a": experiment_of({"x": Arm()})}, None)[0]
     other = run.config.model_copy(update={"dataset_checksum": "other"})
     assert other.id != run.id
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return Workplace(runs=tmp_path / "runs", root=None, cache=tmp_path / "cache", device="cpu", threads=1)
+def settings(tmp_path: Path) -> RunSettings:
+    return RunSettings(runs=tmp_path / "runs", root=None, cache=tmp_path / "cache", device="cpu", threads=1)
 
 
 def planned(arm: Arm | None = None, **changes: Any) -> PlannedRun:
@@ -132,14 +154,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_execute_seals_what_it_trained(place: Workplace) -> None:
+def test_execute_seals_what_it_trained(settings: RunSettings) -> None:
     run = planned(Arm(method="batchnorm"))
-    result = execute(run, place)
-    path = result_path(place.runs, run.config)
+    result = execute(run, settings)
+    path = result_path(settings.runs, run.config)
     assert read_result(path) == result
     assert {file.name for file in path.parent.iterdir()} >= {"result.json"}
     assert not (path.parent / "checkpoint.pt").exists()
     assert (result.id, result.status, result.metric, result.defaults) == (run.id, "completed", "error", run.defaults)
+    assert result.site_order == ("layers.0.pre", "layers.0.post")
     assert result.parameters == 64 * 4 + 4 + 4 + 4 + 4 * 10 + 10
     assert result.final is not None
     assert (result.final.selection, result.final.epoch) == ("last", 1)
@@ -151,54 +174,54 @@ def test_execute_seals_what_it_trained(place: Workplace) -> None:
     assert environment.peak_memory_bytes > 10**6
 
 
-def test_a_sealed_result_is_never_made_again(place: Workplace) -> None:
+def test_a_sealed_result_is_never_made_again(settings: RunSettings) -> None:
     """Another process may have finished this run while this one waited for its lock."""
-    first = execute(planned(), place)
-    before = result_path(place.runs, planned().config).read_bytes()
-    assert execute(planned(), place) == first
-    assert result_path(place.runs, planned().config).read_bytes() == before
+    first = execute(planned(), settings)
+    before = result_path(settings.runs, planned().config).read_bytes()
+    assert execute(planned(), settings) == first
+    assert result_path(settings.runs, planned().config).read_bytes() == before
 
 
-def test_a_damaged_result_is_made_again(place: Workplace) -> None:
-    first = execute(planned(), place)
-    result_path(place.runs, planned().config).write_text("{", "utf-8")
-    again = execute(planned(), place)
+def test_a_damaged_result_is_made_again(settings: RunSettings) -> None:
+    first = execute(planned(), settings)
+    result_path(settings.runs, planned().config).write_text("{", "utf-8")
+    again = execute(planned(), settings)
     assert again.final == first.final
-    assert read_result(result_path(place.runs, planned().config)) == again
+    assert read_result(result_path(settings.runs, planned().config)) == again
 
 
-def test_divergence_is_a_sealed_result(place: Workplace) -> None:
+def test_divergence_is_a_sealed_result(settings: RunSettings) -> None:
     run = planned(recipe=RECIPE.model_copy(update={"learning_rate": 1e38}))
-    result = execute(run, place)
+    result = execute(run, settings)
     assert (result.status, result.diverged_step, result.final) == ("diverged", 1, None)
-    assert read_result(result_path(place.runs, run.config)) == result
+    assert read_result(result_path(settings.runs, run.config)) == result
     assert progress.outcome(result) == "diverged at step 1"
 
 
-def test_a_folder_that_cannot_be_made(place: Workplace, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(settings: RunSettings, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file", "utf-8")
     with pytest.raises(UserError, match="choose another folder with --runs") as caught:
-        execute(planned(), place)
+        execute(planned(), settings)
     assert str(tmp_path / "runs") in str(caught.value)
 
 
-def test_no_permission_to_write(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_permission_to_write(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(FileLock, "acquire", lambda lock, *a, **o: refuse(Path(lock.lock_file)))
     with pytest.raises(UserError, match=r"no permission to write .*\.lock: choose another folder with --runs"):
-        execute(planned(), place)
+        execute(planned(), settings)
 
 
-def test_another_process_at_work(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_at_work(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     from reproduce.training import run as module
 
-    folder = result_path(place.runs, planned().config).parent
+    folder = result_path(settings.runs, planned().config).parent
     folder.mkdir(parents=True)
     monkeypatch.setattr(module, "FileLock", lambda path, timeout: FileLock(path, timeout=0.01))
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is training this run"):
-        execute(planned(), place)
+        execute(planned(), settings)
 
 
 @pytest.mark.parametrize(
@@ -216,8 +239,8 @@ def test_devices_that_are_not_there(name: str, expected: str) -> None:
     assert torch_device("cpu") == torch.device("cpu")
 
 
-def test_estimate_is_the_median_of_similar_runs(place: Workplace) -> None:
-    result = execute(planned(), place)
+def test_estimate_is_the_median_of_similar_runs(settings: RunSettings) -> None:
+    result = execute(planned(), settings)
 
     def took(seconds: float, method: str = "vanilla", recipe: Recipe = RECIPE) -> Result:
         config = result.config.model_copy(update={"method": method, "recipe": recipe})
@@ -232,11 +255,11 @@ def test_estimate_is_the_median_of_similar_runs(place: Workplace) -> None:
     assert estimated_seconds(planned(), [known[-1]]) is None
 
 
-def test_reporters_print_any_text(place: Workplace) -> None:
+def test_reporters_print_any_text(settings: RunSettings) -> None:
     """Labels and reasons may hold brackets, which rich would take for markup."""
     run = planned()
     reason = "table1 / arm: OSError: [/tmp/x] is full"
-    result = execute(run, place)
+    result = execute(run, settings)
     for make in (progress.Bars, progress.Lines):
         console = Console(record=True, width=200, force_terminal=True, file=io.StringIO())
         with make(2, console) as reporter:

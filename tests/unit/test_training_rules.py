@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from reproduce import tasks
+from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import PlateauRate, Recipe
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
 from reproduce.training.loop import Event, Outcome, select, train
+from reproduce.training.optim import RateSchedule
 
 CPU = torch.device("cpu")
 
@@ -22,7 +24,7 @@ CPU = torch.device("cpu")
 class Rehearsed:
     """A Task whose evaluations are given."""
 
-    metric = "error"
+    metric = METRICS["error"]
     steps_per_epoch = 2
 
     def __init__(self, validation: list[float]) -> None:
@@ -44,7 +46,7 @@ class Rehearsed:
     def evaluate(self) -> tasks.Metrics:
         return {"validation": {"error": next(self.evaluations)}, "test": {"error": 50.0}}
 
-    def probe(self) -> None:
+    def forward_site_batch(self) -> None:
         return
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,10 +59,10 @@ class Rehearsed:
 def rehearse(folder: Path, validation: list[float], **recipe: Any) -> tuple[Outcome, Rehearsed, list[Event]]:
     folder.mkdir(exist_ok=True)
     content = {"epochs": len(validation), "batch_size": 1, "learning_rate": 0.8, **recipe}
-    task, heard = Rehearsed(validation), list[Event]()
+    task, events = Rehearsed(validation), list[Event]()
     generators = Generators.seeded(0, CPU)
     made = Recipe.model_validate(content)
-    return train("id", made, task, Unregularized(), generators, CPU, folder, heard.append), task, heard
+    return train("id", made, task, Unregularized(), generators, CPU, folder, events.append), task, events
 
 
 def test_plateau_hears_of_a_perfect_score(tmp_path: Path) -> None:
@@ -97,8 +99,8 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 
 
 def test_what_it_says_while_training(tmp_path: Path) -> None:
-    _, _, heard = rehearse(tmp_path, [7.0, 6.0, 5.0])
-    assert [(event.step, event.total_steps, event.metric) for event in heard] == [
+    _, _, events = rehearse(tmp_path, [7.0, 6.0, 5.0])
+    assert [(event.step, event.total_steps, event.metric) for event in events] == [
         (2, 6, None),
         (4, 6, 7.0),
         (6, 6, 6.0),
@@ -113,7 +115,7 @@ def record_of(epoch: int, validation: float | None, test: float) -> EpochRecord:
 
 def test_selection_rules() -> None:
     epochs = [record_of(1, 5.0, 9.0), record_of(2, 3.0, 8.0), record_of(3, 3.0, 6.0), record_of(4, 4.0, 7.0)]
-    chosen = {rule: select(epochs, rule, "error") for rule in ("last", "best_validation", "best_test")}  # type: ignore[arg-type]
+    chosen = {rule: select(epochs, rule, METRICS["error"]) for rule in ("last", "best_validation", "best_test")}  # type: ignore[arg-type]
     assert {rule: final.epoch for rule, final in chosen.items() if final} == {
         "last": 4,
         "best_validation": 2,  # the first of equals
@@ -124,7 +126,27 @@ def test_selection_rules() -> None:
     assert (final.selection, final.validation, final.test) == ("best_validation", {"error": 3.0}, {"error": 8.0})
 
 
+def test_the_best_accuracy_is_the_highest() -> None:
+    """The direction is the metric's, for selection and for a plateau schedule."""
+    epochs = [
+        record_of(epoch, None, 0.0).model_copy(update={"validation": {"accuracy": value}})
+        for epoch, value in enumerate([70.0, 80.0, 75.0])
+    ]
+    final = select(epochs, "best_validation", METRICS["accuracy"])
+    assert final is not None
+    assert final.epoch == 1
+    recipe = Recipe(steps=9, batch_size=1, learning_rate=0.8, schedule=PlateauRate(kind="plateau", factor=0.5))
+    for higher_is_better, rates in ((True, [0.8, 0.8, 0.4]), (False, [0.8, 0.4, 0.2])):
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=recipe.learning_rate)
+        schedule = RateSchedule(optimizer, recipe, 3, 9, higher_is_better)
+        found = []
+        for value in (70.0, 80.0, 75.0):
+            schedule.after_evaluation(value)
+            found.append(schedule.rate)
+        assert found == rates
+
+
 def test_selection_without_what_it_needs() -> None:
-    assert select([], "last", "error") is None
+    assert select([], "last", METRICS["error"]) is None
     with pytest.raises(ValueError, match="needs a validation split"):
-        select([record_of(1, None, 5.0)], "best_validation", "error")
+        select([record_of(1, None, 5.0)], "best_validation", METRICS["error"])

@@ -1,4 +1,4 @@
-"""Which optional fields of a TaskSpec a Task uses; the others are refused before anything is loaded or trained."""
+"""Which options of a TaskSpec a kind of Task takes; the others are refused before anything is loaded or trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from reproduce import tasks
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
+from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Cell, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.training.plan import resolve
@@ -36,6 +36,7 @@ USED = {
     "activation_autoencoding": {"train_examples", "host"},
     "table_classification": {"fold", "fold_convention"},
 }
+NEEDED = {"activation_autoencoding": {"host"}, "table_classification": {"fold", "fold_convention"}}
 KINDS = sorted(path.stem for path in Path(tasks.__file__).parent.glob("[a-z]*.py"))
 
 
@@ -43,31 +44,35 @@ def spec(kind: str, **fields: Any) -> TaskSpec:
     return TaskSpec.model_validate({"kind": kind, "dataset": "digits", "model": "mlp", **fields})
 
 
-def test_every_optional_field_has_a_value_here() -> None:
+def test_every_option_has_a_value_here() -> None:
     assert set(VALUES) == {name for name, field in TaskSpec.model_fields.items() if field.default is None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fields_are_used_or_refused(kind: str) -> None:
+def test_options_are_taken_or_refused(kind: str) -> None:
     used = USED[kind]
-    tasks.check_fields(spec(kind))
-    tasks.check_fields(spec(kind, **{name: VALUES[name] for name in used}))
+    taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used}))
+    assert set(type(taken).model_fields) == used
+    for name in NEEDED.get(kind, set()):
+        with pytest.raises(UserError, match=f"^a task of kind '{kind}': {name}: missing key$"):
+            tasks.check_options(spec(kind, **{other: VALUES[other] for other in used - {name}}))
     recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1)
     device = torch.device("cpu")
+    given = {needed: VALUES[needed] for needed in NEEDED.get(kind, set())}
     for name in set(VALUES) - used:
         data: Any = None  # it is not looked at
         with pytest.raises(UserError, match=f"^a task of kind '{kind}' takes .* and no '{name}', found .*$"):
-            tasks.build(spec(kind, **{name: VALUES[name]}), recipe, data, Generators.seeded(0, device), device)
+            tasks.build(spec(kind, **given, **{name: VALUES[name]}), recipe, data, Generators.seeded(0, device), device)
 
 
 def test_the_value_zero_is_given_too() -> None:
     with pytest.raises(UserError, match="no 'fold', found 0"):
-        tasks.check_fields(spec("regression", fold=0))
+        tasks.check_options(spec("regression", fold=0))
 
 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(UserError, match=r"unknown task kind 'image_clasification': there are .*image_classification"):
-        tasks.check_fields(spec("image_clasification"))
+        tasks.check_options(spec("image_clasification"))
 
 
 def test_an_experiment_is_refused_before_anything_is_trained() -> None:
@@ -81,12 +86,12 @@ def test_an_experiment_is_refused_before_anything_is_trained() -> None:
         seed=0,
     )
     with pytest.raises(UserError, match="no 'host', found"):
-        resolve(cell, None)
+        resolve(cell, find_method("vanilla"), None)
 
 
-def test_no_experiment_gives_a_field_in_vain() -> None:
+def test_no_experiment_gives_an_option_in_vain() -> None:
     folders = [*all_methods().values(), MethodFolder("_template", METHODS / "_template")]
     given = [task for folder in folders for one in folder.experiments().values() for task in one.tasks.values()]
     assert len(given) > 50
     for task in given:
-        tasks.check_fields(task)
+        tasks.check_options(task)

@@ -1,0 +1,54 @@
+"""What Tasks measure: the unit of each metric, and which values are better. Declared once, and read without torch."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from reproduce.errors import UserError
+
+
+class Metric(NamedTuple):
+    """A number that a Task computes on a split."""
+
+    name: str
+    better: Literal["lower", "higher"] | None  # None: it describes, and neither end is the better one
+    unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("loss", "lower"),
+        Metric("error", "lower", "%"),
+        Metric("accuracy", "higher", "%"),  # of no Task yet: papers state it
+        Metric("classifier_error", "lower", "%"),
+        Metric("perplexity", "lower"),
+        Metric("mse", "lower"),
+        Metric("histogram_distance", "lower"),
+        # Of reconstructions and codes.
+        Metric("fvu", "lower"),
+        Metric("relative_reconstruction_bias", None),  # 1 is best
+        Metric("l0", None),
+        Metric("dead_fraction", "lower"),
+        Metric("decoder_norm", None),
+        # Of a language model whose activations are reconstructed or ablated.
+        Metric("ce_loss_with_sae", "lower", "nats"),
+        Metric("ce_loss_without_sae", None, "nats"),  # this and the next two are the language model's own
+        Metric("ce_loss_with_zero_ablation", None, "nats"),
+        Metric("ce_loss_with_mean_ablation", None, "nats"),
+        Metric("ce_loss_increase", "lower", "nats"),
+        Metric("ce_loss_score", "higher"),
+        Metric("ce_loss_score_mean", "higher"),
+    )
+}
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        UserError: no such metric; names of splits ("test.error") are no part of it.
+    """
+    if name not in METRICS:
+        raise UserError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,131 @@
+"""One optimiser step of a Task with a method. The loop, the bench and the battery take this step and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reproduce.experiment.schema import Recipe
+from reproduce.method import Method
+from reproduce.method.rng import Generators
+from reproduce.method.sites import watch
+from reproduce.tasks import Task
+from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients
+
+
+class RunningSums:
+    """Sums since the last evaluation, kept on the device and written in place, so that no step waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)
+        self.penalty = torch.zeros((), device=device, dtype=torch.float64)
+        self.steps = torch.zeros((), device=device, dtype=torch.int64)
+        self.diverged_step = torch.full((), -1, device=device, dtype=torch.int64)  # since the Run's start; -1: none
+
+    def add(self, loss: Tensor, penalty: Tensor, number: Tensor) -> None:
+        """Take in what step ``number`` found; the first one that is not finite is remembered."""
+        self.loss += loss
+        self.penalty += penalty
+        first_time = self.diverged_step.lt(0) & ~torch.isfinite(loss + penalty)
+        self.diverged_step.copy_(torch.where(first_time, number, self.diverged_step))
+        self.steps += 1
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and mean penalty of a step."""
+        count = max(1, int(self.steps))
+        return float(self.loss) / count, float(self.penalty) / count
+
+    def reset(self) -> None:
+        for total in (self.loss, self.penalty, self.steps):
+            total.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            getattr(self, name).copy_(torch.as_tensor(value))  # older checkpoints hold ``steps`` as a Python number
+
+
+class Step:
+    """Forward pass, penalty, backward pass, clipping, optimiser, the method's `after_step`, sums, rate, progress.
+
+    Nothing in a step waits for a value on the device. For whoever records it as a CUDA graph:
+
+    - written in place: parameters, the optimiser's state, ``loss``, ``penalty``, ``sums``, ``number``, ``progress``;
+    - bound anew by each call: the gradients, the Trace's records, and what a Task carries to its next batch
+      (the state of a recurrent network);
+    - Python numbers, which a recorded graph would repeat: the ``index`` of the batch, and the learning rate, which
+      the schedule puts into the optimiser's groups.
+
+    Args:
+        task: its model is prepared by ``method``, moved to ``device`` and put into training mode.
+        method: the method.
+        recipe: optimiser, schedule, clipping, and the number of steps that `progress` is a fraction of.
+        generators: those that the Task was built with.
+        device: where everything lies.
+
+    Raises:
+        ValueError: the method refuses the Task's model.
+    """
+
+    def __init__(
+        self, task: Task, method: Method, recipe: Recipe, generators: Generators, device: torch.device
+    ) -> None:
+        self.task, self.method, self.generators = task, method, generators
+        self.model = task.model
+        method.prepare(self.model, generators.method)
+        self.model.to(device).train()
+        self.trace = watch(self.model)
+        self.parameters = list(self.model.parameters())
+        self.clip = recipe.clip
+        self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
+        self.optimizer = build_optimizer(self.model, recipe)
+        higher_is_better = task.metric.better == "higher"
+        self.schedule = RateSchedule(self.optimizer, recipe, task.steps_per_epoch, self.total_steps, higher_is_better)
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)  # of the last step
+        self.penalty = torch.zeros((), device=device, dtype=torch.float64)
+        self.sums = RunningSums(device)
+        self.number = torch.zeros((), device=device, dtype=torch.int64)  # of steps taken
+        self.progress = torch.zeros((), device=device)  # number / total steps, as methods see it
+        # A tensor, since CUDA divides by a Python number in a way that may differ in the last bit.
+        self._total = torch.full((), self.total_steps, device=device, dtype=torch.float64)
+
+    def __call__(self, index: int) -> None:
+        """Take one step on batch ``index`` of the Task's epoch."""
+        loss = self.task.loss(index)
+        penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + penalty).backward()
+        clip_gradients(self.parameters, self.clip)
+        self.optimizer.step()
+        self.method.after_step(self.model, self.optimizer, self.progress, self.generators.method)
+        self.trace.clear()  # no activation outlives its step
+        self.loss.copy_(loss.detach())
+        self.penalty.copy_(penalty.detach())
+        self.sums.add(loss.detach(), penalty.detach(), self.number)
+        self.schedule.after_step()
+        self.number += 1
+        self.progress.copy_(self.number / self._total)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "generators": self.generators,
+            "task": self.task,
+            "running": self.sums,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: tensors and plain values."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"step": int(self.number)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.number.fill_(state["step"])
+        self.progress.copy_(self.number / self._total)
