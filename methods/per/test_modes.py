@@ -26,7 +26,7 @@ from methods.per.method import (
     per_loss,
     sliced_per_loss,
 )
-from reproduce.experiment.schema import read_experiment
+from reproduce.experiment.files import read_experiment
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
 

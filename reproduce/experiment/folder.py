@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Experiment, read_experiment
+from reproduce.experiment.files import COLUMN, WORKLOADS, read_experiment, read_matrix, read_workloads
+from reproduce.experiment.schema import Experiment
 
 if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
     from reproduce.method import Method
@@ -38,8 +39,27 @@ class MethodFolder:
         return found
 
     def experiments(self) -> dict[str, Experiment]:
-        """Its experiments by file name, read strictly."""
-        return {path.stem: read_experiment(path) for path in sorted(self.path.glob("experiments/*.toml"))}
+        """Its experiments by name, read strictly: its files, and the workloads that its matrix.toml adds arms to.
+
+        The method of a workload's baseline has every column of the matrix, as the workload's file has it.
+
+        Raises:
+            UserError: a file that does not read, or is called like a column of the matrix.
+        """
+        workloads = read_workloads(WORKLOADS)
+        matrix = self.path / "matrix.toml"
+        columns = {
+            name: workload
+            for name, workload in workloads.items()
+            if name.startswith(COLUMN) and workload.arms[workload.baseline or ""].method == self.name
+        }
+        columns |= read_matrix(matrix, workloads) if matrix.exists() else {}
+        found = {}
+        for path in self.path.glob("experiments/*.toml"):
+            if path.stem in workloads:
+                raise UserError(f"{path}: {path.stem} is a workload; what a method adds to it stands in {matrix}")
+            found[path.stem] = read_experiment(path, WORKLOADS)
+        return dict(sorted({**found, **columns}.items()))
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             heard.append((place, jobs, len(runs)))
             return [], []
 
-        planned = command.planned_runs("per", "quick", "", "", "quick_digits")
+        planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
         assert len(planned) > n_missing
         sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))

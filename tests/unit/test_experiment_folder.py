@@ -8,6 +8,7 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.experiment import folder as discover
+from reproduce.experiment.files import WORKLOADS
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
 from reproduce.method import Method
 
@@ -79,4 +80,8 @@ def test_a_file_without_the_class_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_experiments_by_file_name() -> None:
     found = find_method("per")
-    assert set(found.experiments()) == {path.stem for path in (METHODS / "per" / "experiments").glob("*.toml")}
+    files = {path.stem for path in (METHODS / "per" / "experiments").glob("*.toml")}
+    columns = {path.stem for path in WORKLOADS.glob("matrix_*.toml")}
+    assert files
+    assert columns
+    assert list(found.experiments()) == sorted(files | columns)
