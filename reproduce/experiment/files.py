@@ -60,12 +60,17 @@ def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
     return found
 
 
-def read_matrix(path: Path, workloads: Mapping[str, Experiment]) -> dict[str, Experiment]:
-    """A method's arms in columns of the matrix: ``[images.arms.x]`` adds an arm to the workload ``matrix_images``."""
+def read_columns(folder: Path = WORKLOADS) -> dict[str, Experiment]:
+    """The workloads that are columns of the matrix."""
+    return {name: workload for name, workload in read_workloads(folder).items() if name.startswith(COLUMN)}
+
+
+def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Experiment]:
+    """What a method adds to columns: ``[images.arms.x]`` adds an arm to the one called ``matrix_images``."""
     file = open_toml(path)
-    columns = {name.removeprefix(COLUMN): workload for name, workload in workloads.items() if name.startswith(COLUMN)}
+    known = {name.removeprefix(COLUMN): column for name, column in columns.items()}
     return {
-        COLUMN + name: _join(file, (name,), own, _workload(file, (name,), name, columns))
+        COLUMN + name: _join(file, (name,), own, _workload(file, (name,), name, known))
         for name, own in file.content.items()
     }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reproduce.errors import UserError
-from reproduce.experiment.files import COLUMN, WORKLOADS, read_experiment, read_matrix, read_workloads
-from reproduce.experiment.schema import Experiment
+from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
+from reproduce.experiment.schema import Arm, Experiment
 
 if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
     from reproduce.method import Method
@@ -46,20 +46,16 @@ class MethodFolder:
         Raises:
             UserError: a file that does not read, or is called like a column of the matrix.
         """
-        workloads = read_workloads(WORKLOADS)
+        columns = read_columns(WORKLOADS)
         matrix = self.path / "matrix.toml"
-        columns = {
-            name: workload
-            for name, workload in workloads.items()
-            if name.startswith(COLUMN) and workload.arms[workload.baseline or ""].method == self.name
-        }
-        columns |= read_matrix(matrix, workloads) if matrix.exists() else {}
         found = {}
         for path in self.path.glob("experiments/*.toml"):
-            if path.stem in workloads:
-                raise UserError(f"{path}: {path.stem} is a workload; what a method adds to it stands in {matrix}")
+            if path.stem in columns:
+                raise UserError(f"{path}: {path.stem} is a column of the matrix: a method's arms for it go to {matrix}")
             found[path.stem] = read_experiment(path, WORKLOADS)
-        return dict(sorted({**found, **columns}.items()))
+        found |= {name: column for name, column in columns.items() if _baseline(column).method == self.name}
+        found |= read_matrix(matrix, columns) if matrix.exists() else {}
+        return dict(sorted(found.items()))
 
     @property
     def title(self) -> str:
@@ -67,6 +63,11 @@ class MethodFolder:
         card = self.path / "card.md"
         first = card.read_text("utf-8").partition("\n")[0] if card.exists() else ""
         return first.lstrip("# ").strip() or self.name
+
+
+def _baseline(workload: Experiment) -> Arm:
+    (arm,) = workload.arms.values()
+    return arm
 
 
 def all_methods() -> dict[str, MethodFolder]:

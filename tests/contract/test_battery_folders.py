@@ -23,7 +23,7 @@ import pytest
 from pydantic import ConfigDict, ValidationError, field_serializer
 
 from reproduce.errors import UserError
-from reproduce.experiment.files import COLUMN, read_matrix, read_workloads
+from reproduce.experiment.files import read_columns, read_matrix
 from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, find_method
 from reproduce.experiment.schema import Arm
 from reproduce.method import Method
@@ -136,14 +136,14 @@ def has_its_rows_in_the_matrix(subject: Any, problems: Any) -> None:
 
     A method whose matrix.toml leaves a column out is shown as absent from it: a new column asks nothing of the methods.
     """
-    path, workloads = subject.path / "matrix.toml", read_workloads()
-    assert any(name.startswith(COLUMN) for name in workloads), "the matrix has no column"
+    path, columns = subject.path / "matrix.toml", read_columns()
+    assert columns, "the matrix has no column"
     if not subject.changes_something and not path.exists():
         return  # the baseline, which stands in the workloads themselves
     assert path.exists(), f"{path} is missing: what {subject.name} does there, or an arm with pending = 'why'"
-    columns = read_matrix(path, workloads)
-    assert columns, f"{path} names no column"
-    for name, experiment in columns.items():
+    joined = read_matrix(path, columns)
+    assert joined, f"{path} names no column"
+    for name, experiment in joined.items():
         own = {key: arm for key, arm in experiment.arms.items() if key != experiment.baseline}
         assert subject.name in {arm.method for arm in own.values()}, f"{path}: no arm of {subject.name} in {name}"
         for key, arm in own.items():
