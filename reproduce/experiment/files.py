@@ -55,8 +55,9 @@ def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
     for path in sorted(folder.glob("*.toml")):
         file = open_toml(path)
         experiment = found[path.stem] = _experiment(file)
-        if [*experiment.arms] != [experiment.baseline]:
-            raise file.error(("arms",), "a workload has one arm, its baseline; the others are the methods'")
+        for name in experiment.arms:
+            if name != experiment.baseline:
+                raise file.error(("arms", name), "a workload has one arm, its baseline; the others are the methods'")
     return found
 
 
