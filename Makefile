@@ -10,9 +10,6 @@ common := $(if $(SEEDS),--seeds "$(SEEDS)")
 where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
 train  := --scale $(SCALE) $(common) $(where)
 
-methods := $(filter-out _%,$(patsubst methods/%/method.py,%,$(wildcard methods/*/method.py)))
-columns := $(basename $(notdir $(wildcard methods/_template/experiments/matrix_*.toml)))
-
 .DEFAULT_GOAL := help
 .PHONY: help setup matrix report test bench new-method clean
 
@@ -42,8 +39,7 @@ reproduce-%: $(ready)
 	@$(python) -m reproduce run $* $(train)
 
 matrix: $(ready) ## train every method on the same tasks under one budget, and write runs/report/matrix.html
-	@set -e; only=$$(echo $(columns) | tr ' ' ,); for method in $(methods); do \
-		$(python) -m reproduce run $$method --only $$only $(common) $(where); done
+	@$(python) -m reproduce run all --only 'matrix_*' $(common) $(where)
 	@$(python) -m reproduce report --results runs --output runs/report
 
 report: $(ready) ## rebuild the committed pages in reports/ from reports/evidence/ alone

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from methods.activity_norm.method import l2_activity
 from methods.per.figures import drawn, measured_layers, noise_to_signal, slice_noise
 from methods.per.method import PER, limit_per_loss, matched_noise, noisy_per_loss, per_loss, sliced_per_loss
-from reproduce.experiment.schema import read_experiment
+from reproduce.experiment.files import read_experiment
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import functools
 import json
 import os
@@ -44,7 +46,9 @@ DataOption = Annotated[
     str, typer.Option("--data", envvar="REPRODUCE_DATA", help="A folder with datasets; looked into first.")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where Results and checkpoints go.")]
-OnlyOption = Annotated[str, typer.Option("--only", help="Only experiments of these names, comma-separated.")]
+OnlyOption = Annotated[
+    str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
@@ -77,22 +81,34 @@ def chosen_methods(name: str) -> dict[str, MethodFolder]:
     return {folder.name: folder}
 
 
-def chosen_experiments(folder: MethodFolder, scale: str | None, only: str = "") -> dict[str, Experiment]:
-    """The experiments of one method at one scale (all when None). UserError: unknown scale or experiment."""
+def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[str, dict[str, Experiment]]:
+    """By method, its experiments at one scale, or all when None; with `only`, those of these names at any scale.
+
+    Raises:
+        UserError: unknown method or scale, or a name or pattern in `only` that no experiment has.
+    """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
-    experiments = folder.experiments()
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    for name in names:
-        if name not in experiments:
-            raise UserError(
-                f"method {folder.name} has no experiment {name!r}: it has {', '.join(experiments) or 'none'}"
-            )
-    return {
-        name: experiment
-        for name, experiment in experiments.items()
-        if (name in names if names else scale is None or experiment.scale == scale)
+    experiments = {name: folder.experiments() for name, folder in chosen_methods(method).items()}
+    patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
+    if not patterns:
+        return {
+            method_name: {name: one for name, one in found.items() if scale is None or one.scale == scale}
+            for method_name, found in experiments.items()
+        }
+    known = list(dict.fromkeys(name for found in experiments.values() for name in found))
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            near = difflib.get_close_matches(pattern, known)
+            all_of_one = "`reproduce list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
+            hint = f"did you mean {' or '.join(near)}?" if near else all_of_one
+            whose = "no method has an" if method == "all" else f"method {method} has no"
+            raise UserError(f"{whose} experiment {pattern!r}: {hint}")
+    chosen = {
+        method_name: {name: one for name, one in found.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
+        for method_name, found in experiments.items()
     }
+    return {method_name: found for method_name, found in chosen.items() if found}
 
 
 def data_root(text: str) -> Path | None:
@@ -146,7 +162,7 @@ def plan(
     """The runs that would be trained, what is sealed already, and the estimated time."""
     from reproduce.training.plan import estimated_seconds
 
-    planned = planned_runs(method, scale, seeds, data, only)
+    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
     sealed, _ = local_results(runs)
     evidence, _ = read_results(EVIDENCE.glob("*.json"))
     ids = {result.id for result in sealed}
@@ -176,17 +192,14 @@ def plan(
     print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
 
 
-def planned_runs(method: str, scale: str, seeds: str, data: str, only: str) -> list[Any]:
+def planned_runs(experiments: dict[str, dict[str, Experiment]], seeds: str, data: str) -> list[Any]:
     """All Runs of the chosen methods' experiments, each once."""
     from reproduce.training.plan import plan as plan_experiments
 
-    if only and method == "all":
-        raise UserError("--only names experiments of one method: give that method instead of all")
     root = data_root(data)
     found: dict[str, Any] = {}
-    for folder in chosen_methods(method).values():
-        experiments = chosen_experiments(folder, scale, only)
-        for run in plan_experiments(experiments, root, parse_seeds(seeds)):
+    for of_method in experiments.values():
+        for run in plan_experiments(of_method, root, parse_seeds(seeds)):
             found.setdefault(run.id, run)
     return list(found.values())
 
@@ -212,7 +225,8 @@ def run(
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: expected 0 or more")
     chosen = torch_device(device or default_device())
-    planned = planned_runs(method, scale, seeds, data, only)
+    experiments = chosen_experiments(method, scale, only)
+    planned = planned_runs(experiments, seeds, data)
     if not planned:
         print(f"{method} has no experiments at scale {scale}: nothing to train", file=sys.stderr)
     sealed, damaged = local_results(runs)
@@ -237,12 +251,7 @@ def run(
     if missing:
         with reporter(len(missing), console, quiet=as_json) as heard:
             _, failures = local.run_all(missing, settings, jobs, heard)
-    pages = write_pages(
-        {name: chosen_experiments(folder, scale, only) for name, folder in chosen_methods(method).items()},
-        *local_results(runs),
-        output=runs / "report",
-        quiet=as_json,
-    )
+    pages = write_pages(experiments, *local_results(runs), output=runs / "report", quiet=as_json)
     if as_json:
         results = [result for result in local_results(runs)[0] if result.id in {run.id for run in planned}]
         finals = {r.id: r.final.model_dump() if r.final else None for r in results}
@@ -305,12 +314,12 @@ def report(
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
     found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
-    experiments = {}
-    for name, folder in chosen_methods(method).items():
-        of_method = chosen_experiments(folder, None)
-        if results == EVIDENCE:  # quick experiments are for the reader's own machine
-            of_method = {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
-        experiments[name] = of_method
+    experiments = chosen_experiments(method, None)
+    if results == EVIDENCE:  # quick experiments are for the reader's own machine
+        experiments = {
+            name: {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
+            for name, of_method in experiments.items()
+        }
     pages = write_pages(experiments, found, problems, output, quiet=True)
     print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
     for problem in problems:
@@ -329,7 +338,7 @@ def publish(
     output: Annotated[Path, typer.Option("--output", help="Where evidence is kept.")] = EVIDENCE,
 ) -> None:
     """Copy the sealed local Results of an experiment into reports/evidence; what is there stays."""
-    planned = planned_runs(method, scale, seeds, data, only)
+    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
     output.mkdir(parents=True, exist_ok=True)
     n_new = n_missing = 0
     problems: list[str] = []

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Experiment, read_experiment
+from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
+from reproduce.experiment.schema import Arm, Experiment
 
 if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
     from reproduce.method import Method
@@ -41,8 +42,23 @@ class MethodFolder:
         return found[0]
 
     def experiments(self) -> dict[str, Experiment]:
-        """Its experiments by file name, read strictly."""
-        return {path.stem: read_experiment(path) for path in sorted(self.path.glob("experiments/*.toml"))}
+        """Its experiments by name, read strictly: its files, and the workloads that its matrix.toml adds arms to.
+
+        The method of a workload's baseline has every column of the matrix, as the workload's file has it.
+
+        Raises:
+            UserError: a file that does not read, or is called like a column of the matrix.
+        """
+        columns = read_columns(WORKLOADS)
+        matrix = self.path / "matrix.toml"
+        found = {}
+        for path in self.path.glob("experiments/*.toml"):
+            if path.stem in columns:
+                raise UserError(f"{path}: {path.stem} is a column of the matrix: a method's arms for it go to {matrix}")
+            found[path.stem] = read_experiment(path, WORKLOADS)
+        found |= {name: column for name, column in columns.items() if _baseline(column).method == self.name}
+        found |= read_matrix(matrix, columns) if matrix.exists() else {}
+        return dict(sorted(found.items()))
 
     @property
     def title(self) -> str:
@@ -50,6 +66,11 @@ class MethodFolder:
         card = self.path / "card.md"
         first = card.read_text("utf-8").partition("\n")[0] if card.exists() else ""
         return first.lstrip("# ").strip() or self.name
+
+
+def _baseline(workload: Experiment) -> Arm:
+    (arm,) = workload.arms.values()
+    return arm
 
 
 def all_methods() -> dict[str, MethodFolder]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from reproduce.errors import Misplaced, UserError, first_problem
-from reproduce.experiment.toml import Strict, read_toml
+from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
 Selection = Literal["last", "best_validation", "best_test"]
@@ -224,6 +223,7 @@ class Experiment(Strict):
     deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
     caveat: str = ""  # what a reader must know before the numbers: said wherever what was found is said
     metrics: tuple[str, ...] = ()  # "test.l0": to be shown in columns beside the Task's own metric
+    axes: dict[str, dict[str, Scalar]] = {}  # of tasks that a file spans by axes: by task, the value on each axis
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
@@ -311,8 +311,3 @@ def parse_seeds(text: str) -> tuple[int, ...] | None:
     if not found or min(found) < 0:
         raise UserError(f"--seeds {text!r}: expected at least one seed, none negative")
     return found
-
-
-def read_experiment(path: Path) -> Experiment:
-    """Read one experiment file strictly; see `read_toml` for errors."""
-    return read_toml(path, Experiment)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +20,45 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def read_toml(path: Path, model: type[Model]) -> Model:
-    """Read a TOML file into a strict model.
+@dataclass(frozen=True)
+class TomlFile:
+    """A file as read, so that what is wrong in its content can be said with file and line."""
+
+    path: Path
+    text: str
+    content: dict[str, Any]
+
+    def parse(self, model: type[Model], content: Any = None, below: Sequence[int | str] = ()) -> Model:
+        """Its content as a strict model.
+
+        Args:
+            content: what to read instead of the whole content, and
+            below: the keys under which that stands in the file.
+
+        Raises:
+            UserError: one line that names file, line, key, what was found and what was expected.
+        """
+        given = self.content if content is None else content
+        try:
+            return model.model_validate(given)
+        except ValidationError as error:
+            location, message, n_problems = first_problem(error, given)
+            more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
+            raise self.error([*below, *location], message + more) from error
+
+    def error(self, location: Sequence[int | str], message: str) -> UserError:
+        """What is wrong at a key, in one line."""
+        line = _line_of(self.text, list(location))
+        where = f"{self.path}:{line}" if line else str(self.path)
+        key = ".".join(str(part) for part in location)
+        return UserError(f"{where}: {key + ': ' if key else ''}{message}")
+
+
+def open_toml(path: Path) -> TomlFile:
+    """Read a TOML file.
 
     Raises:
-        UserError: one line that names file, line, key, what was found and what was expected.
+        UserError: it cannot be read, or is no TOML.
     """
     try:
         text = path.read_text("utf-8")
@@ -31,11 +67,12 @@ def read_toml(path: Path, model: type[Model]) -> Model:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    content = _tuples(content)
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(_explain(path, text, content, error)) from error
+    return TomlFile(path, text, _tuples(content))
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into a strict model; see `open_toml` and `TomlFile.parse` for errors."""
+    return open_toml(path).parse(model)
 
 
 def _tuples(value: Any) -> Any:
@@ -45,15 +82,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     return value
-
-
-def _explain(path: Path, text: str, content: Any, error: ValidationError) -> str:
-    location, message, n_problems = first_problem(error, content)
-    line = _line_of(text, location)
-    where = f"{path}:{line}" if line else str(path)
-    key = ".".join(str(part) for part in location)
-    more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
-    return f"{where}: {key + ': ' if key else ''}{message}{more}"
 
 
 def _line_of(text: str, location: list[int | str]) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from reproduce.experiment.identity import canonical_json
 from reproduce.report.sentences import SMALL
 from reproduce.report.style import DASHES, STYLE, WIDTH, Look, colour, legend
 from reproduce.report.tables import decimals_of, metric_name, number, p_text
@@ -85,16 +83,12 @@ def across(tasks: Mapping[str, TaskRuns]) -> Across | None:
 
 
 def _problems(tasks: Mapping[str, TaskRuns]) -> dict[str, list[TaskRuns]]:
-    """Folds of one dataset are one problem, called by what their names begin with."""
-    alike: dict[str, list[str]] = {}
-    for name, task in tasks.items():
-        spec = task.experiment.tasks[name].model_dump(exclude={"fold"})
-        alike.setdefault(canonical_json(spec), []).append(name)
+    """Tasks that differ in their fold alone are one problem, called by its values on the other axes."""
     named: dict[str, list[TaskRuns]] = {}
-    for names in alike.values():
-        stems = {re.sub(r"[_-]?\d+$", "", name) for name in names} if len(names) > 1 else set(names)
-        known = len(stems) == 1 and stems.isdisjoint({"", *named})
-        named[stems.pop() if known else " ".join(names)] = [tasks[name] for name in names]
+    for name, task in tasks.items():
+        axes = task.experiment.axes.get(name, {})
+        others = [str(value) for axis, value in axes.items() if axis != "fold"]
+        named.setdefault("_".join(others) if "fold" in axes and others else name, []).append(task)
     return named
 
 

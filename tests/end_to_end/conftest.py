@@ -191,7 +191,7 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     path = tmp_path_factory.mktemp("checkout")
-    ignored = shutil.ignore_patterns("__pycache__", "experiments", "test_*.py")
+    ignored = shutil.ignore_patterns("__pycache__", "experiments", "matrix.toml", "matrix_*.toml", "test_*.py")
     for folder in ("reproduce", "datasets", *(f"methods/{name}" for name in METHODS)):
         shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
     loop = path / "reproduce" / "training" / "loop.py"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from reproduce.experiment.schema import read_experiment
+from reproduce.experiment.files import read_experiment
 from reproduce.training.plan import plan
 
 RUN = ["run", "per", "--jobs", "1", "--device", "cpu"]
@@ -78,7 +78,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
         # bad input
         "unknown method": (["run", "par"], {}),
         "unknown experiment": (["run", "per", "--only", "tinny"], {}),
-        "unknown experiment of all": (["run", "all", "--only", "tiny"], {}),
+        "unknown experiment of all": (["run", "all", "--only", "tiny,tinny"], {}),
         "unknown scale": (["run", "per", "--scale", "fast"], {}),
         "unknown key": (["run", "activity_norm"], {broken: tiny.replace("epochs", "epoch")}),
         "wrong type": (["plan", "activity_norm"], {broken: tiny.replace("batch_size = 20", "batch_size = 'x'")}),
@@ -181,7 +181,7 @@ def test_damaged_results_are_named_skipped_and_counted(answers: dict[str, Any], 
 REFUSED = {
     "unknown method": ["unknown method 'par': did you mean per?"],
     "unknown experiment": ["has no experiment 'tinny'", "tiny"],
-    "unknown experiment of all": ["--only names experiments of one method"],
+    "unknown experiment of all": ["no method has an experiment 'tinny': did you mean tiny?"],
     "unknown scale": ["unknown scale 'fast'", "quick, reduced or paper"],
     "unknown key": ["broken.toml:13: recipe.epoch: unknown key"],
     "wrong type": ["broken.toml:14: recipe.batch_size: ", "integer", "found 'x'"],

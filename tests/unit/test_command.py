@@ -1,4 +1,4 @@
-"""What `run` hands to the engine, which is not started here."""
+"""Which experiments a command takes, and what `run` hands to the engine, which is not started here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reproduce.cli import commands as command
+from reproduce.errors import UserError
 from reproduce.training import workers as local
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings
@@ -30,7 +31,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             received.append((settings, jobs, len(runs)))
             return [], []
 
-        planned = command.planned_runs("per", "quick", "", "", "quick_digits")
+        planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
         assert len(planned) > n_missing
         sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
@@ -60,3 +61,25 @@ def test_jobs_share_the_cores(handed_over: Any) -> None:
     assert handed_over(5, "--jobs", "1")[0].threads == CORES
     assert handed_over(5, "--jobs", "2")[0].threads == CORES // 2
     assert handed_over(5, "--jobs", "99")[0].threads == 1
+
+
+def test_only_names_experiments_of_any_method() -> None:
+    chosen = command.chosen_experiments("all", "quick", "table3_ptb, matrix_wor*")
+    assert list(chosen["per"]) == ["matrix_words", "table3_ptb"]
+    assert list(chosen["vcl"]) == ["matrix_words"]
+    alone = command.chosen_experiments("all", "quick", "table3_ptb")
+    assert {name: list(found) for name, found in alone.items()} == {"per": ["table3_ptb"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "only", "expected"),
+    [
+        ("all", "table3_ptb,table3_pbt", "no method has an experiment 'table3_pbt': did you mean table3_ptb"),
+        ("all", "nothing*", "no method has an experiment 'nothing*': `reproduce list` names them"),
+        ("vcl", "table3_ptb", "method vcl has no experiment 'table3_ptb': it has matrix_images, "),
+    ],
+)
+def test_unknown_experiments_are_one_line(method: str, only: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        command.chosen_experiments(method, "quick", only)
+    assert str(caught.value).startswith(expected)

@@ -8,6 +8,7 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.experiment import folder as discover
+from reproduce.experiment.files import WORKLOADS
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
 from reproduce.method import Method
 
@@ -95,4 +96,8 @@ def test_the_base_is_no_method() -> None:
 
 def test_experiments_by_file_name() -> None:
     found = find_method("per")
-    assert set(found.experiments()) == {path.stem for path in (METHODS / "per" / "experiments").glob("*.toml")}
+    files = {path.stem for path in (METHODS / "per" / "experiments").glob("*.toml")}
+    columns = {path.stem for path in WORKLOADS.glob("matrix_*.toml")}
+    assert files
+    assert columns
+    assert list(found.experiments()) == sorted(files | columns)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from reproduce.errors import UserError
+from reproduce.experiment.files import read_experiment
 from reproduce.experiment.folder import METHODS, ROOT
 from reproduce.experiment.identity import RunConfig
 from reproduce.experiment.schema import (
@@ -20,7 +21,6 @@ from reproduce.experiment.schema import (
     TaskSpec,
     cells,
     parse_seeds,
-    read_experiment,
 )
 from reproduce.results.store import read_results
 

@@ -28,8 +28,8 @@ def found(means, metric="test.error"):
 def matched(make_experiment):
     """Match Results of an experiment with these tasks."""
 
-    def matched(tasks, results_of):
-        experiment = make_experiment(tasks=tasks, arms=ARMS, claims=())
+    def matched(tasks, results_of, axes=()):
+        experiment = make_experiment(tasks=tasks, arms=ARMS, claims=(), axes=dict(axes))
         results = results_of(experiment)
         return {name: match(experiment, name, results) for name in tasks}
 
@@ -39,13 +39,15 @@ def matched(make_experiment):
 def test_folds_of_a_dataset_are_one_row_and_seeds_are_averaged_first(matched, make_result):
     tasks = {f"digits_{n}": PLAIN.model_copy(update={"fold": n}) for n in range(4)}
     tasks |= {f"other_{n}": PLAIN.model_copy(update={"train_examples": n + 1}) for n in range(2)}
+    axes = {f"digits_{n}": {"dataset": "digits", "fold": n} for n in range(4)}
+    axes |= {f"other_{n}": {"dataset": "other", "train_examples": n + 1} for n in range(2)}
     value = {name: 10.0 * place for place, name in enumerate(tasks)}
 
     def results_of(experiment):
         kept = [c for c in cells(experiment) if (c.task_name, c.seed) != ("digits_0", 2)]
         return [make_result(c, value[c.task_name] + c.seed + (c.arm_name == "batchnorm")) for c in kept]
 
-    whole = across.across(matched(tasks, results_of))
+    whole = across.across(matched(tasks, results_of, axes))
     assert list(whole.means) == ["digits", "other_0", "other_1"]
     assert whole.means["digits"]["vanilla"] == pytest.approx(np.mean([0.5, 11, 21, 31]))
     assert whole.means["other_1"] == {"vanilla": pytest.approx(51), "batchnorm": pytest.approx(52)}

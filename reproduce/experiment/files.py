@@ -1,0 +1,138 @@
+"""Files of experiments, read. What a file says shorter than an `Experiment` is spelled out here; no torch.
+
+- A task with an array in place of a value is an axis: it stands for one task for each element.
+- ``[published]`` holds the numbers of a paper's table, from which claims follow.
+- ``workload = "name"`` joins the experiment to what several methods share, a file of `workloads/`; and a method's
+  ``matrix.toml`` holds what it adds to each of several workloads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from reproduce.errors import Misplaced
+from reproduce.experiment.published import Published
+from reproduce.experiment.schema import Arm, Claim, Experiment, Scalar, TaskSpec
+from reproduce.experiment.toml import Strict, TomlFile, open_toml
+
+WORKLOADS = Path(__file__).parent / "workloads"
+COLUMN = "matrix_"  # how the names of those workloads begin that are columns of the cross-method matrix
+
+
+class Share(Strict):
+    """What one method adds to a workload. All else, its task, recipe, seeds and baseline, is one for all methods."""
+
+    arms: dict[str, Arm] = Field(min_length=1)
+    title: str = ""  # this and the two below: the workload's own where it is left out
+    question: str = ""
+    source: str = Field(default="", min_length=1)
+    deviations: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+
+def read_experiment(path: Path, workloads: Path = WORKLOADS) -> Experiment:
+    """Read one experiment file strictly.
+
+    Raises:
+        UserError: one line with file, line and key.
+    """
+    file = open_toml(path)
+    if "workload" in file.content:
+        own = {key: value for key, value in file.content.items() if key != "workload"}
+        name = file.content["workload"]
+        return _join(file, (), own, _workload(file, ("workload",), name, read_workloads(workloads)))
+    return _experiment(file)
+
+
+def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
+    """Every workload by its file's name: an experiment with the baseline as its only arm."""
+    found = {}
+    for path in sorted(folder.glob("*.toml")):
+        file = open_toml(path)
+        experiment = found[path.stem] = _experiment(file)
+        for name in experiment.arms:
+            if name != experiment.baseline:
+                raise file.error(("arms", name), "a workload has one arm, its baseline; the others are the methods'")
+    return found
+
+
+def read_columns(folder: Path = WORKLOADS) -> dict[str, Experiment]:
+    """The workloads that are columns of the matrix."""
+    return {name: workload for name, workload in read_workloads(folder).items() if name.startswith(COLUMN)}
+
+
+def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Experiment]:
+    """What a method adds to columns: ``[images.arms.x]`` adds an arm to the one called ``matrix_images``."""
+    file = open_toml(path)
+    known = {name.removeprefix(COLUMN): column for name, column in columns.items()}
+    return {
+        COLUMN + name: _join(file, (name,), own, _workload(file, (name,), name, known))
+        for name, own in file.content.items()
+    }
+
+
+def _workload(file: TomlFile, where: tuple[str, ...], name: Any, known: Mapping[str, Experiment]) -> Experiment:
+    if not isinstance(name, str) or name not in known:
+        raise file.error(where, f"unknown workload {name!r}: there are {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _join(file: TomlFile, where: tuple[str, ...], own: Any, workload: Experiment) -> Experiment:
+    """The workload with a method's arms beside the baseline, and the method's words in place of the workload's."""
+    share = file.parse(Share, own, where)
+    for name in share.arms:
+        if name in workload.arms:
+            raise file.error((*where, "arms", name), "the workload has an arm of this name")
+    said = {key: getattr(share, key) for key in share.model_fields_set}
+    content = {**dict(workload), "deviations": (), **said, "arms": {**workload.arms, **share.arms}}
+    return file.parse(Experiment, content, where)
+
+
+def _experiment(file: TomlFile) -> Experiment:
+    content = dict(file.content)
+    if "axes" in content:
+        raise file.error(("axes",), "unknown key")  # it is found here, never given
+    published = file.parse(Published, content.pop("published"), ("published",)) if "published" in content else None
+    if isinstance(content.get("tasks"), dict):
+        content["tasks"], content["axes"] = _spanned(file, content["tasks"])
+    experiment = file.parse(Experiment, content)
+    if published is None:
+        return experiment
+    try:
+        claims = published.claims(experiment)
+    except Misplaced as error:
+        raise file.error(("published", *error.location), str(error)) from error
+    return experiment.model_copy(update={"claims": (*claims, *experiment.claims)})
+
+
+def _spanned(file: TomlFile, tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Scalar]]]:
+    """The tasks that tables stand for, and the values of those with axes.
+
+    The first axis varies slowest. A task is called by its values, without the table's own name where one begins so:
+    under ``[tasks.uci]``, ``dataset = ["uci_car"]`` and ``fold = [0, 1]`` are the tasks ``car_0`` and ``car_1``.
+    """
+    tasks: dict[str, Any] = {}
+    axes: dict[str, dict[str, Scalar]] = {}
+    for table_name, table in tables.items():
+        given = table if isinstance(table, dict) else {}
+        arrays = {key: values for key, values in given.items() if isinstance(values, tuple)}
+        for key, values in arrays.items():
+            if not values:
+                raise file.error(("tasks", table_name, key), "an axis without a value")
+        for values in itertools.product(*arrays.values()):
+            name, task = table_name, table
+            if arrays:
+                point = dict(zip(arrays, values, strict=True))
+                task = file.parse(TaskSpec, {**given, **point}, ("tasks", table_name))
+                named = {k: v.removeprefix(f"{table_name}_") if isinstance(v, str) else v for k, v in point.items()}
+                name = "_".join(str(value) for value in named.values())
+                axes[name] = named
+            if name in tasks:
+                raise file.error(("tasks", table_name), f"two tasks are called {name!r}")
+            tasks[name] = task
+    return tasks, axes
