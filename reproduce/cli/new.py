@@ -23,7 +23,7 @@ TEMPLATE = "_template"
 TAKEN = {
     "the command line's word for every method": {"all"},
     "a page over all methods": {"index", "matrix"},
-    "a room of the harness": {"reproduce", "methods"}
+    "a room of the harness": {reproduce.__name__, METHODS.name}
     | {room.name for room in pkgutil.iter_modules(reproduce.__path__)},
     "a keyword of Python": set(keyword.kwlist),
     "a built-in name of Python": set(dir(builtins)),
