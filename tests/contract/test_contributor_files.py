@@ -126,3 +126,15 @@ def test_every_room_is_in_the_picture(architecture: ModuleType) -> None:
     drawn = {room for layer in architecture.layers(architecture.contracts(ROOT)) for room in layer}
     folders = {f"reproduce.{path.parent.name}" for path in (ROOT / "reproduce").glob("*/__init__.py")}
     assert drawn == folders | {"reproduce.errors"}
+
+
+def test_contributing_knows_the_rooms_and_names_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.partition("| room |")[2].partition("\n\n")[0]
+    described = set(re.findall("`([a-z]+)/`", table))
+    assert described == {path.parent.name for path in (ROOT / "reproduce").glob("*/__init__.py")}
+    tops = ("reproduce", "tests", "docs", "datasets", "reports", "methods")
+    named = set(re.findall(rf"`((?:{'|'.join(tops)})/[a-z_/.]*)`", text))
+    assert {"reproduce/training/loop.py", "reproduce/experiment/identity.py"} <= named
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert {name for name in missing if not name.startswith(("methods/x/", "methods/my_method/"))} == set()
