@@ -52,6 +52,12 @@ def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path
     assert planned.returncode == 0, planned.stderr
     assert {row["run"].split(" / ")[1] for row in json.loads(planned.stdout)} == {"vanilla", "penalised"}
 
+    calibrated = run(project, "reproduce", "calibrate", "squeezed-means", "quick_digits", "--json", "--strengths", "1")
+    assert calibrated.returncode == 0, calibrated.stderr
+    (row,) = json.loads(calibrated.stdout)
+    assert (row["arm"], row["weight"]) == ("penalised", "strength")
+    assert row["ratio"] > 0
+
 
 @pytest.mark.parametrize(
     ("name", "message"),
