@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.per.method import Method as Per
 from reproduce import data, tasks
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
@@ -100,7 +99,8 @@ def test_a_method_that_adds_nothing_has_the_ratio_zero() -> None:
 def test_all_strengths_draw_the_same_directions(digits: Experiment) -> None:
     generators = Generators.seeded(0, CPU)
     task = tasks.build(digits.tasks["digits"], digits.recipe, data.load("digits"), generators, CPU)
-    methods = [Per(mode="sliced", n_slices=2, strength=strength) for strength in (1e-3, 1e-2)]
+    per = find_method("per").load()
+    methods = [per(mode="sliced", n_slices=2, strength=strength) for strength in (1e-3, 1e-2)]
     weak, strong = gradient_ratios(task, digits.recipe, methods, generators, CPU, 3)
     assert weak > 0
     assert strong == pytest.approx(10 * weak, rel=1e-4)  # two slices drawn anew differ by far more
