@@ -11,7 +11,7 @@ where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
 train  := --scale $(SCALE) $(common) $(where)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test bench new-method clean
+.PHONY: help setup matrix report test bench architecture new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
@@ -57,6 +57,9 @@ bench: $(ready) ## time every method against vanilla; ratios and JSON
 
 new-method: $(ready) ## a new method's folder: make new-method NAME=x
 	@$(python) -m reproduce new "$(NAME)"
+
+architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
+	@$(python) docs/architecture.py
 
 clean: ## remove local results, caches and the environment; downloaded data stays
 	rm -rf runs $(venv) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reproduce.cli.calibrate import calibrate
 from reproduce.cli.new import new
+from reproduce.cli.options import (
+    DataOption,
+    JsonOption,
+    MethodName,
+    OnlyOption,
+    RunsOption,
+    ScaleOption,
+    SeedsOption,
+    data_root,
+)
 from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
@@ -36,20 +47,6 @@ console = Console()
 EVIDENCE = ROOT / "reports" / "evidence"
 SCALES = get_args(Scale)
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
-ScaleOption = Annotated[str, typer.Option("--scale", help="quick, reduced or paper.")]
-SeedsOption = Annotated[
-    str, typer.Option("--seeds", help="'0,1,2', or '5' for the first five; default: as the experiment says.")
-]
-DataOption = Annotated[
-    str, typer.Option("--data", envvar="REPRODUCE_DATA", help="A folder with datasets; looked into first.")
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where Results and checkpoints go.")]
-OnlyOption = Annotated[
-    str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
 def one_line_errors(function: Function) -> Function:
@@ -109,15 +106,6 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[s
         for method_name, found in experiments.items()
     }
     return {method_name: found for method_name, found in chosen.items() if found}
-
-
-def data_root(text: str) -> Path | None:
-    if not text:
-        return None
-    root = Path(text)
-    if not root.is_dir():
-        raise UserError(f"--data {text}: no such folder")
-    return root.resolve()
 
 
 def local_results(runs: Path) -> tuple[list[Result], list[str]]:
@@ -388,6 +376,7 @@ def bench(
     print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
 
 
+app.command()(one_line_errors(calibrate))
 app.command()(one_line_errors(new))
 
 

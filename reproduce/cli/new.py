@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
+import pkgutil
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import reproduce
 from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS
 
 TEMPLATE = "_template"
-RESERVED = {"all"}  # the command line's word for every method
+# A method's name is that of a folder, a package, a page and a word of the command line: it may hide none of these.
+TAKEN = {
+    "the command line's word for every method": {"all"},
+    "a page over all methods": {"index", "matrix"},
+    "a room of the harness": {reproduce.__name__, METHODS.name}
+    | {room.name for room in pkgutil.iter_modules(reproduce.__path__)},
+    "a keyword of Python": set(keyword.kwlist),
+    "a built-in name of Python": set(dir(builtins)),
+    "a module of Python's standard library": sys.stdlib_module_names,
+}
 
 
 def create_method(name: str, methods: Path = METHODS) -> Path:
@@ -24,16 +37,18 @@ def create_method(name: str, methods: Path = METHODS) -> Path:
     Hyphens become underscores. The folder appears complete or not at all.
 
     Raises:
-        UserError: a name that cannot be a module's, that is taken or reserved, or no template to copy.
+        UserError: a name that cannot be a module's, that is another thing's already, or no template to copy.
     """
     chosen = name.strip().replace("-", "_")
     if not chosen:
         raise UserError("a new method needs a name: make new-method NAME=my_method")
-    if not re.fullmatch("[a-z][a-z0-9_]*", chosen) or keyword.iskeyword(chosen) or chosen in RESERVED:
+    if not re.fullmatch("[a-z][a-z0-9_]*", chosen):
         raise UserError(
-            f"method name {name!r}: expected lower-case letters, digits and hyphens or underscores, a letter first, "
-            "and no word of Python or of the command line"
+            f"method name {name!r}: expected lower-case letters, digits and hyphens or underscores, a letter first"
         )
+    for owner, names in TAKEN.items():
+        if chosen in names:
+            raise UserError(f"method name {name!r}: {chosen} is {owner}: choose another name")
     template, folder = methods / TEMPLATE, methods / chosen
     if folder.exists():
         raise UserError(f"method name {name!r}: {folder} exists already")

@@ -51,7 +51,7 @@ class Subject:
             if method not in self.configurations.values():
                 self.configurations[name] = method
         # The fields that weight the penalty.
-        self.strengths = [name for name in fields if name.endswith(("strength", "coefficient"))]
+        self.strengths = self.method_class.strengths()
         self.adds_a_penalty = self.method_class.penalty is not Method.penalty
         hooks = ("prepare", "penalty", "after_step")
         self.changes_something = any(getattr(self.method_class, hook) is not getattr(Method, hook) for hook in hooks)

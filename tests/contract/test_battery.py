@@ -101,7 +101,7 @@ def every_choice_works_or_is_refused(method: Method, problem: Any) -> None:
 
 def at_strength_zero_is_vanilla(method: Method, problem: Any) -> None:
     """Bit for bit after 5 steps. A method that adds nothing to the loss has no strength, and is exempt."""
-    strengths = [name for name in type(method).model_fields if name.endswith(("strength", "coefficient"))]
+    strengths = type(method).strengths()
     if not strengths:
         RAN["exempt"] += 1
         return

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.cli.new import create_method
+from reproduce.cli.new import TAKEN, create_method
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT
+from reproduce.experiment.folder import ROOT, all_methods
 
 
 @pytest.fixture
@@ -52,6 +52,12 @@ def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path
     assert planned.returncode == 0, planned.stderr
     assert {row["run"].split(" / ")[1] for row in json.loads(planned.stdout)} == {"vanilla", "penalised"}
 
+    calibrated = run(project, "reproduce", "calibrate", "squeezed-means", "quick_digits", "--json", "--strengths", "1")
+    assert calibrated.returncode == 0, calibrated.stderr
+    (row,) = json.loads(calibrated.stdout)
+    assert (row["arm"], row["weight"]) == ("penalised", "strength")
+    assert row["ratio"] > 0
+
 
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -62,8 +68,16 @@ def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path
         ("../x", "method name '../x': expected"),
         ("Upper", "method name 'Upper': expected"),
         ("_hidden", "method name '_hidden': expected"),
-        ("lambda", "method name 'lambda': expected"),
-        ("all", "method name 'all': expected"),
+        ("lambda", "method name 'lambda': lambda is a keyword of Python: choose another name"),
+        ("statistics", "method name 'statistics': statistics is a module of Python's standard library"),
+        ("sum", "method name 'sum': sum is a built-in name of Python"),
+        ("reproduce", "method name 'reproduce': reproduce is a room of the harness"),
+        ("methods", "method name 'methods': methods is a room of the harness"),
+        ("training", "method name 'training': training is a room of the harness"),
+        ("errors", "method name 'errors': errors is a room of the harness"),
+        ("index", "method name 'index': index is a page over all methods"),
+        ("matrix", "method name 'matrix': matrix is a page over all methods"),
+        ("all", "method name 'all': all is the command line's word for every method"),
         ("taken", "method name 'taken': .*taken exists already"),
         ("ta-ken", "method name 'ta-ken': .*ta_ken exists already"),
     ],
@@ -75,6 +89,13 @@ def test_a_name_that_cannot_be_is_refused_and_leaves_nothing(name: str, message:
         create_method(name, tmp_path)
     assert "\n" not in str(refused.value)
     assert {path.name for path in tmp_path.iterdir()} == {"_template", "taken", "ta_ken"}
+
+
+def test_a_page_over_all_methods_keeps_its_name() -> None:
+    """A page that is not a method's may not be overwritten by a method of that name."""
+    pages = {path.stem for path in (ROOT / "reports").glob("*.html")} - set(all_methods())
+    assert {"index", "matrix"} <= pages
+    assert pages <= TAKEN["a page over all methods"]
 
 
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Which experiments a command takes, and what `run` hands to the engine, which is not started here."""
+"""Which experiments a command takes, what `run` hands to the engine, which is not started here, and `calibrate`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,3 +84,46 @@ def test_unknown_experiments_are_one_line(method: str, only: str, expected: str)
     with pytest.raises(UserError) as caught:
         command.chosen_experiments(method, "quick", only)
     assert str(caught.value).startswith(expected)
+
+
+def calibrated(*arguments: str) -> Any:
+    return CliRunner().invoke(command.app, ["calibrate", "vcreg", "quick_digits", "--steps", "2", *arguments])
+
+
+def test_calibrate_prints_a_ratio_for_each_strength_and_the_grid_around_some_hundredths() -> None:
+    as_json = calibrated("--json", "--strengths", "1e-3,1e-2")
+    assert as_json.exit_code == 0, as_json
+    rows = json.loads(as_json.stdout)
+    assert {(row["weight"], row["strength"]) for row in rows} >= {
+        ("variance_strength", 1e-3),
+        ("variance_strength", 1e-2),
+    }
+    assert rows[1]["ratio"] == pytest.approx(10 * rows[0]["ratio"], rel=1e-3)
+    felt = 0.03 / rows[0]["ratio"] * rows[0]["strength"]  # from the ratio measured, the strength that gives 0.03
+
+    table = calibrated("--strengths", f"{felt},{20 * felt}")
+    assert table.exit_code == 0, table
+    assert f"{felt:.3g}" in table.stdout
+    grid = ", ".join(f"{strength:.3g}" for strength in (felt / 10, felt, 10 * felt))
+    assert f"{rows[0]['task']} / {rows[0]['arm']}: grid = {{ {rows[0]['weight']} = [{grid}] }}" in table.stdout
+
+    unfelt = calibrated("--strengths", "1e-12")
+    assert "no strength here has a ratio from 0.01 to 0.1: give others with --strengths" in unfelt.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vcreg", "matrix_pictures"], "method vcreg has no experiment 'matrix_pictures': it has "),
+        (["vcregg", "quick_digits"], "unknown method 'vcregg': did you mean vcreg?"),
+        (["vcreg", "quick_digits", "--strengths", "1,two"], "--strengths '1,two': expected numbers, comma-separated"),
+        (["vcreg", "quick_digits", "--strengths", "1,0"], "--strengths '1,0': expected positive numbers"),
+        (["vcreg", "quick_digits", "--strengths", "nan"], "--strengths 'nan': expected positive numbers"),
+        (["vcreg", "quick_digits", "--device", "abacus"], "unknown device 'abacus'"),
+    ],
+)
+def test_calibrate_refuses_in_one_line(arguments: list[str], message: str) -> None:
+    answer = CliRunner().invoke(command.app, ["calibrate", *arguments])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(f"error: {message}")
+    assert answer.stderr.count("\n") == 1
