@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from reproduce.errors import UserError
+from pydantic import ValidationError
+
+from reproduce.errors import UserError, first_problem
 from reproduce.experiment.schema import Experiment, read_experiment
 
 if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
@@ -67,7 +70,40 @@ def find_method(name: str) -> MethodFolder:
     methods = all_methods()
     wanted = name.replace("-", "_")
     if wanted not in methods:
-        near = difflib.get_close_matches(wanted, methods, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(methods)}"
-        raise UserError(f"unknown method {name!r}: {hint}")
+        raise UserError(f"unknown method {name!r}: {_nearest(wanted, methods)}")
     return methods[wanted]
+
+
+def load_method(name: str, /, **parameters: Any) -> Method:
+    """A method by its name, with these hyperparameters; what is not given has the method's default.
+
+    >>> load_method("per", strength=3e-4).strength
+    0.0003
+    >>> load_method("per", strenght=3e-4)
+    Traceback (most recent call last):
+        ...
+    reproduce.errors.UserError: method per has no parameter 'strenght': did you mean strength?
+
+    Raises:
+        UserError: an unknown name or parameter, with the nearest ones, or a value that the method refuses.
+    """
+    folder = find_method(name)
+    method_class = folder.load()
+    for key in parameters:
+        if key not in method_class.model_fields:
+            raise UserError(
+                f"method {folder.name} has no parameter {key!r}: {_nearest(key, method_class.model_fields)}"
+            )
+    try:
+        return method_class(**parameters)
+    except ValidationError as error:
+        location, problem, _ = first_problem(error, parameters)
+        where = ".".join(str(part) for part in location)
+        raise UserError(f"method {folder.name}: {where + ': ' if where else ''}{problem}") from None
+
+
+def _nearest(wanted: str, known: Iterable[str]) -> str:
+    """The name that was probably meant, or all that there are."""
+    names = list(known)
+    near = difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
