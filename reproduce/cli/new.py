@@ -7,19 +7,16 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS
+from reproduce.experiment.folder import METHODS, WORKING_FOLDER, methods_outside
 
 TEMPLATE = "_template"
 RESERVED = {"all"}  # the command line's word for every method
 
 
-def create_method(name: str, methods: Path = METHODS) -> Path:
-    """Copy the template to a folder of this name, put the name in, and return the folder.
+def create_method(name: str, methods: Path = METHODS, template: Path | None = None) -> Path:
+    """Copy the template to a folder of this name in ``methods``, put the name in, and return the folder.
 
     Hyphens become underscores. The folder appears complete or not at all.
 
@@ -34,7 +31,7 @@ def create_method(name: str, methods: Path = METHODS) -> Path:
             f"method name {name!r}: expected lower-case letters, digits and hyphens or underscores, a letter first, "
             "and no word of Python or of the command line"
         )
-    template, folder = methods / TEMPLATE, methods / chosen
+    template, folder = template or methods / TEMPLATE, methods / chosen
     if folder.exists():
         raise UserError(f"method name {name!r}: {folder} exists already")
     if not template.is_dir():
@@ -47,9 +44,14 @@ def create_method(name: str, methods: Path = METHODS) -> Path:
     return folder
 
 
-def new(name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")]) -> None:
-    """Make the folder of a new method from the template."""
-    folder = create_method(name)
+def new(name: str) -> None:
+    """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
+    methods = methods_outside() or WORKING_FOLDER / METHODS.name
+    methods.mkdir(exist_ok=True)
+    folder = create_method(name, methods, METHODS / TEMPLATE)
     print(f"made {folder}: an example that runs, to be replaced file by file")
-    print(f"check it: pytest methods/{folder.name} tests/contract -k {folder.name}")
-    print(f"train it: make reproduce-{folder.name}")
+    if methods == METHODS:
+        print(f"check it: pytest methods/{folder.name} tests/contract -k {folder.name}")
+        print(f"train it: make reproduce-{folder.name}")
+    else:
+        print(f"train it: reproduce run {folder.name} --methods {methods}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -19,14 +22,24 @@ if TYPE_CHECKING:  # importing a method imports torch; looking at its folder doe
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ROOT / "methods"
+# What commands write: in a checkout there; installed, ROOT is site-packages, and the current folder is taken instead.
+WORKING_FOLDER = ROOT if (ROOT / "pyproject.toml").is_file() else Path()
+MORE_METHODS = "REPRODUCE_METHODS"  # names a folder of methods outside the repository; worker processes inherit it
 
 
 @dataclass(frozen=True)
 class MethodFolder:
-    """One folder of `methods/`."""
+    """One folder of `methods/`, or of a folder like it outside the repository."""
 
     name: str
     path: Path
+
+    def module(self) -> ModuleType:
+        """Its method.py, imported as ``methods.<name>.method`` wherever the folder lies."""
+        package = importlib.import_module("methods")
+        if self.path.parent != METHODS and str(self.path.parent) not in package.__path__:
+            package.__path__ = [*package.__path__, str(self.path.parent)]
+        return importlib.import_module(f"methods.{self.name}.method")
 
     def load(self) -> type[Method]:
         """The class `Method` of its method.py.
@@ -34,8 +47,7 @@ class MethodFolder:
         Raises:
             UserError: when the file defines none.
         """
-        module = importlib.import_module(f"methods.{self.name}.method")
-        found = getattr(module, "Method", None)
+        found = getattr(self.module(), "Method", None)
         if found is None:
             raise UserError(f"{self.path / 'method.py'}: defines no class Method")
         return found
@@ -53,12 +65,47 @@ class MethodFolder:
 
 
 def all_methods() -> dict[str, MethodFolder]:
-    """Every method, by name. Folders that begin with an underscore are templates."""
-    return {
-        path.parent.name: MethodFolder(path.parent.name, path.parent)
-        for path in sorted(METHODS.glob("*/method.py"))
-        if not path.parent.name.startswith("_")
-    }
+    """Every method, by name: those of the repository, then those of the folder in ``REPRODUCE_METHODS``.
+
+    Folders that begin with an underscore are templates.
+
+    Raises:
+        UserError: the folder outside is not there, holds no method, or one whose name is taken or unusable.
+    """
+    found = _methods_in(METHODS)
+    outside = methods_outside()
+    if outside is None:
+        return found
+    added = _methods_in(outside)
+    if not added:
+        raise UserError(f"--methods {outside}: no folder in it holds a method.py")
+    for name in added:
+        if name in found:
+            raise UserError(f"{added[name].path}: there is a method {name} already, in {found[name].path}")
+    return found | added
+
+
+def methods_outside() -> Path | None:
+    """The folder of methods that ``--methods`` or ``REPRODUCE_METHODS`` adds, if any.
+
+    Raises:
+        UserError: it is not there.
+    """
+    named = os.environ.get(MORE_METHODS, "")
+    folder = Path(named).expanduser().resolve()
+    if not named or folder == METHODS:
+        return None
+    if not folder.is_dir():
+        raise UserError(f"--methods {named}: no such folder")
+    return folder
+
+
+def _methods_in(root: Path) -> dict[str, MethodFolder]:
+    folders = [path.parent for path in sorted(root.glob("*/method.py")) if not path.parent.name.startswith("_")]
+    for folder in folders:
+        if not re.fullmatch("[a-z][a-z0-9_]*", folder.name):
+            raise UserError(f"{folder}: a method's folder is named in lower-case letters, digits and underscores")
+    return {folder.name: MethodFolder(folder.name, folder) for folder in folders}
 
 
 def find_method(name: str) -> MethodFolder:
