@@ -25,7 +25,7 @@ from reproduce.cli.options import (
     one_line_errors,
 )
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS, WORKING_FOLDER, MethodFolder, all_methods, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
 from reproduce.results.store import read_results, write_result
@@ -245,7 +245,7 @@ def write_pages(
             console.print(page.terminal_summary(of_method, results))
         paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
     if len(experiments) > 1:
-        everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
+        everything = {name: (find_method(name).path, of_method) for name, of_method in experiments.items()}
         paths.append(page.write_index(everything, results, output))
     if not quiet:
         for problem in problems:

@@ -32,8 +32,9 @@ def create_method(name: str, methods: Path = METHODS, template: Path | None = No
             "and no word of Python or of the command line"
         )
     template, folder = template or methods / TEMPLATE, methods / chosen
-    if folder.exists():
-        raise UserError(f"method name {name!r}: {folder} exists already")
+    for taken in (folder, template.parent / chosen):  # two methods of one name would clash, wherever they lie
+        if taken.exists():
+            raise UserError(f"method name {name!r}: {taken} exists already")
     if not template.is_dir():
         raise UserError(f"{template}: the template to copy is missing")
     with tempfile.TemporaryDirectory(dir=methods, prefix="_new_") as temporary:

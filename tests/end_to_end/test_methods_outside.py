@@ -88,6 +88,8 @@ def test_a_method_outside_is_listed_planned_trained_and_reported(
     assert reported.stdout == f"2 Results, 0 unreadable; 1 pages in {output}\n", reported.stderr
     page = (output / "outsider.html").read_text("utf-8")
     assert all(f"{result['final']['test']['error']:.2f}" in page for result in results)
+    checkout.run("report", *added, "--results", str(tmp_path / "runs"), "--output", str(output))
+    assert "outsider" in (output / "index.md").read_text("utf-8")
 
     refused = checkout.run("list", "--methods", "nowhere")
     assert (refused.code, refused.stdout) == (2, "")

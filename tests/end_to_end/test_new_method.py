@@ -13,7 +13,7 @@ import pytest
 
 from reproduce.cli.new import create_method
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT
+from reproduce.experiment.folder import METHODS, ROOT
 
 
 @pytest.fixture
@@ -75,6 +75,13 @@ def test_a_name_that_cannot_be_is_refused_and_leaves_nothing(name: str, message:
         create_method(name, tmp_path)
     assert "\n" not in str(refused.value)
     assert {path.name for path in tmp_path.iterdir()} == {"_template", "taken", "ta_ken"}
+
+
+def test_outside_the_repository_a_name_of_its_methods_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method name 'vanilla': .*/methods/vanilla exists already"):
+        create_method("vanilla", tmp_path, METHODS / "_template")
+    assert list(tmp_path.iterdir()) == []
+    assert create_method("my-idea", tmp_path, METHODS / "_template") == tmp_path / "my_idea"
 
 
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:
