@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from methods.activity_norm.method import ActivityNorm
-from reproduce.method import Method
-from reproduce.method.attach import Handle, attach
+from reproduce import Method, attach, load_method
+from reproduce.method.attach import Handle
 
 
 class ActivationPenalty(lightning.Callback):
@@ -83,7 +82,7 @@ def main() -> None:
     training, held_out = (TensorDataset(images[part], labels[part]) for part in (slice(0, 1200), slice(1200, None)))
     for strength in (0.0, 0.03):
         lightning.seed_everything(0, verbose=False)
-        penalty = ActivationPenalty(ActivityNorm(kind="l2", strength=strength, reduction="mean"))
+        penalty = ActivationPenalty(load_method("activity_norm", kind="l2", strength=strength, reduction="mean"))
         trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", callbacks=[penalty], **QUIET)
         batches = DataLoader(training, batch_size=100, shuffle=True)
         trainer.fit(Classifier(), batches, DataLoader(held_out, batch_size=600))

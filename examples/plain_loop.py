@@ -7,9 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.activity_norm.method import ActivityNorm
-from reproduce.method import Method
-from reproduce.method.attach import attach
+from reproduce import Method, attach, load_method
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -47,7 +45,8 @@ def main() -> None:
     for strength in (0.0, 0.03):
         torch.manual_seed(0)
         model = network()
-        train(model, images[:1200], labels[:1200], ActivityNorm(kind="l2", strength=strength, reduction="mean"))
+        method = load_method("activity_norm", kind="l2", strength=strength, reduction="mean")
+        train(model, images[:1200], labels[:1200], method)
         with torch.no_grad():
             error = (model.eval()(images[1200:]).argmax(1) != labels[1200:]).float().mean()
             square = model[:2](images[1200:]).square().mean()

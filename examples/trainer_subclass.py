@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from methods.activity_norm.method import ActivityNorm
-from reproduce.method import Method
-from reproduce.method.attach import attach
+from reproduce import Method, attach, load_method
 
 
 class PenalisedTrainer(Trainer):
@@ -91,7 +89,7 @@ def main() -> None:
                 arguments,
                 train_dataset=sentences(400, seed=0),
                 eval_dataset=held_out,
-                method=ActivityNorm(kind="l2", strength=strength, reduction="mean"),
+                method=load_method("activity_norm", kind="l2", strength=strength, reduction="mean"),
                 sites=SITES,
             )
             trainer.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import platform
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
+from reproduce.bench.startup import startup_seconds
 from reproduce.bench.variants import read_spec
 from reproduce.bench.workloads import Workload, workloads
 from reproduce.errors import UserError
@@ -144,7 +144,7 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
 def bench_functions(folder: MethodFolder, device: torch.device, rounds: int) -> list[Row]:
     """The pure functions of a method against their plainer relatives, on random activations."""
     rows = []
-    module = importlib.import_module(f"methods.{folder.name}.method")
+    module = folder.module()
     for pair in read_spec(folder).functions:
         fast, plain = getattr(module, pair.name), getattr(module, pair.against)
         for shape in pair.shapes:
@@ -214,7 +214,7 @@ def _bare_step(step: Step) -> Callable[[], None]:
 def bench(
     folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False
 ) -> Iterator[list[Row]]:
-    """The rows of one method after another, each timed beside vanilla steps of its own; those of the loop at last.
+    """The rows of one method after another, each timed beside vanilla steps of its own; then the loop, and the start.
 
     Raises:
         UserError: a variants.toml that names what its method does not have, or an unknown or refused workload.
@@ -241,6 +241,7 @@ def bench(
                 rows += bench_steps(folder, workload, device, rounds)
         yield rows
     yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
+    yield [ratio_row("start / typer, pydantic", "import", *startup_seconds(rounds), limit=2.0)]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -22,53 +20,33 @@ from reproduce.cli.options import (
     DataOption,
     JsonOption,
     MethodName,
+    MethodsOption,
     OnlyOption,
     RunsOption,
     ScaleOption,
     SeedsOption,
     data_root,
+    one_line_errors,
 )
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, all_methods, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
-from reproduce.report import page
 from reproduce.results.record import Result
 from reproduce.results.store import read_results, write_result
 
-# `list`, `status` and `report` answer at once: torch is imported only by the commands that train.
+# `list`, `status` and `new` answer at once: what trains and what draws is imported by the commands that do so.
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Reproduce published ways of regularizing activations, and judge their claims.",
+    help="Reproduce published ways of regularizing activations, and judge their claims. In a checkout, reports/ and "
+    "data/ are its own; where the package is installed, they are made in the current folder, as runs/ always is.",
 )
 console = Console()
-EVIDENCE = ROOT / "reports" / "evidence"
+REPORTS = WORKING_FOLDER / "reports"
+EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def one_line_errors(function: Function) -> Function:
-    """Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130."""
-
-    @functools.wraps(function)
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        try:
-            return function(*arguments, **options)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None:  # a broken pipe, say: nothing that the user named
-                raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return wrapped  # type: ignore[return-value]
 
 
 def chosen_methods(name: str) -> dict[str, MethodFolder]:
@@ -114,7 +92,7 @@ def local_results(runs: Path) -> tuple[list[Result], list[str]]:
 
 @app.command("list")
 @one_line_errors
-def list_methods(as_json: JsonOption = False) -> None:
+def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> None:
     """The methods and their experiments."""
     rows = [
         {
@@ -146,6 +124,7 @@ def plan(
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
     as_json: JsonOption = False,
+    methods: MethodsOption = None,
 ) -> None:
     """The runs that would be trained, what is sealed already, and the estimated time."""
     from reproduce.training.plan import estimated_seconds
@@ -204,6 +183,7 @@ def run(
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
     as_json: JsonOption = False,
+    methods: MethodsOption = None,
 ) -> None:
     """Train what is not sealed yet, judge the claims, write the page."""
     from reproduce.cli.progress import reporter
@@ -229,7 +209,7 @@ def run(
     settings = RunSettings(
         runs=runs,
         root=data_root(data),
-        cache=ROOT / "data",
+        cache=WORKING_FOLDER / "data",
         device=str(chosen),
         threads=max(1, cores // jobs),
     )
@@ -256,6 +236,8 @@ def write_pages(
     quiet: bool = False,
 ) -> list[Path]:
     """A page for each method, and the index over them when there are several."""
+    from reproduce.report import page
+
     paths = []
     for name, of_method in experiments.items():
         folder = find_method(name)
@@ -263,7 +245,7 @@ def write_pages(
             console.print(page.terminal_summary(of_method, results))
         paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
     if len(experiments) > 1:
-        everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
+        everything = {name: (find_method(name).path, of_method) for name, of_method in experiments.items()}
         paths.append(page.write_index(everything, results, output))
     if not quiet:
         for problem in problems:
@@ -296,7 +278,8 @@ def status(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None
 def report(
     method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
     results: Annotated[Path, typer.Option("--results", help="Where the Results lie.")] = EVIDENCE,
-    output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = ROOT / "reports",
+    output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = REPORTS,
+    methods: MethodsOption = None,
 ) -> None:
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
     if results != EVIDENCE and not results.is_dir():
@@ -324,6 +307,7 @@ def publish(
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
     output: Annotated[Path, typer.Option("--output", help="Where evidence is kept.")] = EVIDENCE,
+    methods: MethodsOption = None,
 ) -> None:
     """Copy the sealed local Results of an experiment into reports/evidence; what is there stays."""
     planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
@@ -356,6 +340,7 @@ def bench(
     runs: RunsOption = Path("runs"),
     small: Annotated[bool, typer.Option("--small", help="Toy sizes: checks the bench, measures nothing.")] = False,
     as_json: JsonOption = False,
+    methods: MethodsOption = None,
 ) -> None:
     """Time every method's step against vanilla's, and the loop against bare steps."""
     from dataclasses import asdict
@@ -377,7 +362,16 @@ def bench(
 
 
 app.command()(one_line_errors(calibrate))
-app.command()(one_line_errors(new))
+
+
+@app.command("new")
+@one_line_errors
+def new_method(
+    name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")],
+    methods: MethodsOption = None,
+) -> None:
+    """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
+    new(name)
 
 
 def main() -> None:

@@ -10,13 +10,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 import reproduce
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS
+from reproduce.experiment.folder import METHODS, WORKING_FOLDER, methods_outside
 
 TEMPLATE = "_template"
 # A method's name is that of a folder, a package, a page and a word of the command line: it may hide none of these.
@@ -31,8 +28,8 @@ TAKEN = {
 }
 
 
-def create_method(name: str, methods: Path = METHODS) -> Path:
-    """Copy the template to a folder of this name, put the name in, and return the folder.
+def create_method(name: str, methods: Path = METHODS, template: Path | None = None) -> Path:
+    """Copy the template to a folder of this name in ``methods``, put the name in, and return the folder.
 
     Hyphens become underscores. The folder appears complete or not at all.
 
@@ -49,9 +46,10 @@ def create_method(name: str, methods: Path = METHODS) -> Path:
     for owner, names in TAKEN.items():
         if chosen in names:
             raise UserError(f"method name {name!r}: {chosen} is {owner}: choose another name")
-    template, folder = methods / TEMPLATE, methods / chosen
-    if folder.exists():
-        raise UserError(f"method name {name!r}: {folder} exists already")
+    template, folder = template or methods / TEMPLATE, methods / chosen
+    for taken in (folder, template.parent / chosen):  # two methods of one name would clash, wherever they lie
+        if taken.exists():
+            raise UserError(f"method name {name!r}: {taken} exists already")
     if not template.is_dir():
         raise UserError(f"{template}: the template to copy is missing")
     with tempfile.TemporaryDirectory(dir=methods, prefix="_new_") as temporary:
@@ -62,9 +60,14 @@ def create_method(name: str, methods: Path = METHODS) -> Path:
     return folder
 
 
-def new(name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")]) -> None:
-    """Make the folder of a new method from the template."""
-    folder = create_method(name)
+def new(name: str) -> None:
+    """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
+    methods = methods_outside() or WORKING_FOLDER / METHODS.name
+    methods.mkdir(exist_ok=True)
+    folder = create_method(name, methods, METHODS / TEMPLATE)
     print(f"made {folder}: an example that runs, to be replaced file by file")
-    print(f"check it: pytest methods/{folder.name} tests/contract -k {folder.name}")
-    print(f"train it: make reproduce-{folder.name}")
+    if methods == METHODS:
+        print(f"check it: pytest methods/{folder.name} tests/contract -k {folder.name}")
+        print(f"train it: make reproduce-{folder.name}")
+    else:
+        print(f"train it: reproduce run {folder.name} --methods {methods}")

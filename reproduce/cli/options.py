@@ -1,13 +1,20 @@
-"""Arguments and options that several commands share."""
+"""Options that several commands take, and how a command says that its input is bad."""
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from reproduce.errors import UserError
+from reproduce.experiment.folder import MORE_METHODS, methods_outside
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
 ScaleOption = Annotated[str, typer.Option("--scale", help="quick, reduced or paper.")]
@@ -31,3 +38,46 @@ def data_root(text: str) -> Path | None:
     if not root.is_dir():
         raise UserError(f"--data {text}: no such folder")
     return root.resolve()
+
+
+def one_line_errors(function: Function) -> Function:
+    """Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None:  # a broken pipe, say: nothing that the user named
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+@one_line_errors
+def add_methods(folder: Path | None) -> Path | None:
+    """Make the folder known to this process, and to the worker processes that it starts."""
+    if folder is not None:
+        os.environ[MORE_METHODS] = str(folder)
+        os.environ[MORE_METHODS] = str(methods_outside() or "")
+    return folder
+
+
+# Its callback does all: commands take the option, and see to the methods as ever.
+MethodsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--methods",
+        envvar=MORE_METHODS,
+        callback=add_methods,
+        help="A folder with more methods, outside the repository.",
+    ),
+]

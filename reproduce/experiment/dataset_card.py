@@ -15,7 +15,9 @@ from reproduce.experiment.identity import canonical_json
 from reproduce.experiment.toml import read_toml
 
 Split = Literal["train", "validation", "test"]
-CARDS = Path(__file__).resolve().parents[2] / "datasets"
+PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel keeps the cards in the package, since `datasets` beside it is Hugging Face's; a checkout, at its top.
+CARDS = PACKAGE / "datasets" if (PACKAGE / "datasets").is_dir() else PACKAGE.parent / "datasets"
 
 
 class DataError(UserError):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from reproduce.errors import UserError
+from pydantic import ValidationError
+
+from reproduce.errors import UserError, explained
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
 from reproduce.experiment.schema import Arm, Experiment
 
@@ -17,14 +23,24 @@ if TYPE_CHECKING:  # importing a method imports torch; looking at its folder doe
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ROOT / "methods"
+# What commands write: in a checkout there; installed, ROOT is site-packages, and the current folder is taken instead.
+WORKING_FOLDER = ROOT if (ROOT / "pyproject.toml").is_file() else Path()
+MORE_METHODS = "REPRODUCE_METHODS"  # names a folder of methods outside the repository; worker processes inherit it
 
 
 @dataclass(frozen=True)
 class MethodFolder:
-    """One folder of `methods/`."""
+    """One folder of `methods/`, or of a folder like it outside the repository."""
 
     name: str
     path: Path
+
+    def module(self) -> ModuleType:
+        """Its method.py, imported as ``methods.<name>.method`` wherever the folder lies."""
+        package = importlib.import_module("methods")
+        if self.path.parent != METHODS and str(self.path.parent) not in package.__path__:
+            package.__path__ = [*package.__path__, str(self.path.parent)]
+        return importlib.import_module(f"methods.{self.name}.method")
 
     def load(self) -> type[Method]:
         """The method's class: the one subclass of `Method` that its method.py defines.
@@ -32,7 +48,7 @@ class MethodFolder:
         Raises:
             UserError: when the file defines none, or several.
         """
-        module = importlib.import_module(f"methods.{self.name}.method")
+        module = self.module()
         base = importlib.import_module("reproduce.method").Method
         classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         found = [value for value in classes if value.__module__ == module.__name__]
@@ -74,12 +90,47 @@ def _baseline(workload: Experiment) -> Arm:
 
 
 def all_methods() -> dict[str, MethodFolder]:
-    """Every method, by name. Folders that begin with an underscore are templates."""
-    return {
-        path.parent.name: MethodFolder(path.parent.name, path.parent)
-        for path in sorted(METHODS.glob("*/method.py"))
-        if not path.parent.name.startswith("_")
-    }
+    """Every method, by name: those of the repository, then those of the folder in ``REPRODUCE_METHODS``.
+
+    Folders that begin with an underscore are templates.
+
+    Raises:
+        UserError: the folder outside is not there, holds no method, or one whose name is taken or unusable.
+    """
+    found = _methods_in(METHODS)
+    outside = methods_outside()
+    if outside is None:
+        return found
+    added = _methods_in(outside)
+    if not added:
+        raise UserError(f"--methods {outside}: no folder in it holds a method.py")
+    for name in added:
+        if name in found:
+            raise UserError(f"{added[name].path}: there is a method {name} already, in {found[name].path}")
+    return found | added
+
+
+def methods_outside() -> Path | None:
+    """The folder of methods that ``--methods`` or ``REPRODUCE_METHODS`` adds, if any.
+
+    Raises:
+        UserError: it is not there.
+    """
+    named = os.environ.get(MORE_METHODS, "")
+    folder = Path(named).expanduser().resolve()
+    if not named or folder == METHODS:
+        return None
+    if not folder.is_dir():
+        raise UserError(f"--methods {named}: no such folder")
+    return folder
+
+
+def _methods_in(root: Path) -> dict[str, MethodFolder]:
+    folders = [path.parent for path in sorted(root.glob("*/method.py")) if not path.parent.name.startswith("_")]
+    for folder in folders:
+        if not re.fullmatch("[a-z][a-z0-9_]*", folder.name):
+            raise UserError(f"{folder}: a method's folder is named in lower-case letters, digits and underscores")
+    return {folder.name: MethodFolder(folder.name, folder) for folder in folders}
 
 
 def find_method(name: str) -> MethodFolder:
@@ -91,7 +142,38 @@ def find_method(name: str) -> MethodFolder:
     methods = all_methods()
     wanted = name.replace("-", "_")
     if wanted not in methods:
-        near = difflib.get_close_matches(wanted, methods, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(methods)}"
-        raise UserError(f"unknown method {name!r}: {hint}")
+        raise UserError(f"unknown method {name!r}: {_nearest(wanted, methods)}")
     return methods[wanted]
+
+
+def load_method(name: str, /, **parameters: Any) -> Method:
+    """A method by its name, with these hyperparameters; what is not given has the method's default.
+
+    >>> load_method("per", strength=3e-4).strength
+    0.0003
+    >>> load_method("per", strenght=3e-4)
+    Traceback (most recent call last):
+        ...
+    reproduce.errors.UserError: method per has no parameter 'strenght': did you mean strength?
+
+    Raises:
+        UserError: an unknown name or parameter, with the nearest ones, or a value that the method refuses.
+    """
+    folder = find_method(name)
+    method_class = folder.load()
+    for key in parameters:
+        if key not in method_class.model_fields:
+            raise UserError(
+                f"method {folder.name} has no parameter {key!r}: {_nearest(key, method_class.model_fields)}"
+            )
+    try:
+        return method_class(**parameters)
+    except ValidationError as error:
+        raise UserError(explained(error, parameters, f"method {folder.name}", method_class.model_fields)) from None
+
+
+def _nearest(wanted: str, known: Iterable[str]) -> str:
+    """The name that was probably meant, or all that there are."""
+    names = list(known)
+    near = difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"

@@ -27,10 +27,10 @@ def attach(
     """Give a model Sites, let the method prepare them, and return what adds its penalty to your loss.
 
     >>> import torch
-    >>> from methods.per.method import PER
+    >>> from reproduce import load_method
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ELU(), torch.nn.Linear(16, 3))
     >>> inputs, labels = torch.randn(32, 8), torch.randint(0, 3, (32,))
-    >>> handle = attach(PER(strength=3e-4), model)
+    >>> handle = attach(load_method("per", strength=3e-4), model)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> for step in range(100):
     ...     optimizer.zero_grad()

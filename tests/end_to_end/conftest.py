@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds, for a busy machine
+UNWANTED = ("REPRODUCE_DATA", "REPRODUCE_METHODS", "PYTHONPATH")  # of the environment of whoever tests
 METHODS = ("vanilla", "batchnorm", "activity_norm", "per")
 
 TINY = """\
@@ -140,7 +141,7 @@ class Checkout:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in ("REPRODUCE_DATA", "PYTHONPATH")}
+        kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         return kept | {"COLUMNS": "200", "NO_COLOR": "1"}
 
 

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments
 
-from methods.activity_norm.method import ActivityNorm
-from methods.vcl.method import VCL
+from reproduce import Method, load_method
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("plain_loop", "lightning_callback", "trainer_subclass")
@@ -37,8 +36,8 @@ def load(name: str) -> ModuleType:
 plain, callback, subclass = map(load, NAMES)
 
 
-def l2(strength: float) -> ActivityNorm:
-    return ActivityNorm(kind="l2", strength=strength, reduction="mean")
+def l2(strength: float) -> Method:
+    return load_method("activity_norm", kind="l2", strength=strength, reduction="mean")
 
 
 def shape_of(model: nn.Module) -> list[Any]:
@@ -134,7 +133,7 @@ def test_what_a_method_adds_is_in_lightnings_optimizer_and_taken_away_again() ->
 
     module = Counting()
     before = shape_of(module)
-    added = callback.ActivationPenalty(VCL(), sites="pre", example=images[:2])
+    added = callback.ActivationPenalty(load_method("vcl"), sites="pre", example=images[:2])
     trainer = lightning.Trainer(max_steps=1, accelerator="cpu", callbacks=[added], **callback.QUIET)
     trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=20))
     assert seen == [6 + 2]  # weights and biases, and VCL's learned beta of each layer

@@ -13,7 +13,7 @@ import pytest
 
 from reproduce.cli.new import TAKEN, create_method
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT, all_methods
+from reproduce.experiment.folder import METHODS, ROOT, all_methods
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ def test_a_page_over_all_methods_keeps_its_name() -> None:
     pages = {path.stem for path in (ROOT / "reports").glob("*.html")} - set(all_methods())
     assert {"index", "matrix"} <= pages
     assert pages <= TAKEN["a page over all methods"]
+
+
+def test_outside_the_repository_a_name_of_its_methods_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method name 'vanilla': .*/methods/vanilla exists already"):
+        create_method("vanilla", tmp_path, METHODS / "_template")
+    assert list(tmp_path.iterdir()) == []
+    assert create_method("my-idea", tmp_path, METHODS / "_template") == tmp_path / "my_idea"
 
 
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reproduce import tasks
 from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
+from reproduce.bench.startup import startup_seconds
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
 from reproduce.method import Method, Trace, Unregularized
@@ -101,14 +102,22 @@ def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monke
     monkeypatch.setattr("reproduce.bench.measure.bench_functions", lambda one, *_: [f"losses of {one.path.name}"])
     monkeypatch.setattr("reproduce.bench.measure.bench_steps", lambda one, workload, *_: [one.path.name, workload.name])
     monkeypatch.setattr("reproduce.bench.measure.bench_loop", lambda workload, *_: f"loop {workload.name}")
+    monkeypatch.setattr("reproduce.bench.measure.startup_seconds", lambda rounds: ([0.3], [0.2]))
     named = "[variants.a]\nworkloads = ['lstm']\n"
     folders = {"x": folder(tmp_path / "x", Method, named), "y": folder(tmp_path / "y", Method, "[variants.a]\n")}
-    groups = list(bench(folders, CPU, 1, small=True))
+    *groups, (start,) = bench(folders, CPU, 1, small=True)
     assert groups == [
         ["losses of x", "x", "lstm"],
         ["losses of y", "y", "cnn11", "y", "lstm"],
         ["loop cnn11", "loop lstm"],
     ]
+    assert (start.what, start.ratio, start.kept) == ("start / typer, pydantic", pytest.approx(1.5), True)
+
+
+def test_the_start_is_measured_beside_its_libraries() -> None:
+    ours, theirs = startup_seconds(2)
+    assert len(ours) == len(theirs) == 2
+    assert min(ours) > min(theirs) > 0  # the command line imports them too
 
 
 def test_timings_are_interleaved_and_compared_round_by_round() -> None:
