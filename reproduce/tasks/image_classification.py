@@ -22,6 +22,8 @@ PADDING = 4
 
 
 class Options(TaskOptions):
+    """Which images are trained on, which are held out, and how pixels become numbers."""
+
     validation: Count | None = None
     train_examples: Count | None = None
     normalise: Normalisation = "channel"

@@ -17,6 +17,8 @@ from reproduce.tasks._classification import Classification
 
 
 class Options(TaskOptions):
+    """Which of the source's folds, and which side of it is tested on."""
+
     fold: Fold
     fold_convention: FoldConvention
 
