@@ -19,12 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card as DataCard
-from reproduce.experiment.dataset_card import read_card
+from reproduce.experiment.dataset_card import DatasetCard, read_card
 from reproduce.experiment.schema import Experiment, cells
 from reproduce.report import figures, matrix, style, tables
 from reproduce.report import over_tasks as across
-from reproduce.report.method_card import Card, inline, to_html
+from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.provenance import protocol, provenance
 from reproduce.report.seed_plots import strips
 from reproduce.report.sentences import conclusion, finding
@@ -50,7 +49,7 @@ class Found:
     experiment: Experiment
     tasks: dict[str, TaskRuns]
     verdicts: tuple[tuple[TaskRuns, Verdict], ...]
-    data: dict[str, DataCard]
+    data: dict[str, DatasetCard]
 
     @property
     def results(self) -> list[Result]:
@@ -111,7 +110,7 @@ def write_page(
     Raises:
         UserError: no usable card, an unknown figure or dataset, or no permission to write.
     """
-    card = Card(method_folder)
+    card = MethodCard(method_folder)
     found = sorted(find(experiments, results), key=lambda one: not one.results)  # what ran comes first
     look = style.looks([one.experiment for one in found])
     counted = [result for one in found for result in one.results]
@@ -150,7 +149,7 @@ def write_index(
     rows: list[dict[str, Any]] = []
     for name, (folder, experiments) in methods.items():
         found = find(experiments, results)
-        card = Card(folder)
+        card = MethodCard(folder)
         rows.append(
             {
                 "name": name,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from reproduce.errors import UserError
 from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
-from reproduce.report.method_card import Card, inline, to_html
+from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.page import directions, find, terminal_summary, write_index, write_page
 from reproduce.results.match import match
 from reproduce.results.store import read_results, write_result
@@ -193,7 +193,7 @@ def test_an_unusable_card_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "card.md").write_text(text, "utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        Card(tmp_path)
+        MethodCard(tmp_path)
     assert "card.md" in str(caught.value)
     assert "\n" not in str(caught.value)
 
