@@ -16,13 +16,13 @@ from rich.table import Table
 
 from reproduce.cli.new import new
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, all_methods, find_method
+from reproduce.experiment.folder import ROOT, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
-from reproduce.report import page
 from reproduce.results.record import Result
 from reproduce.results.store import read_results, write_result
 
-# `list`, `status` and `report` answer at once: torch is imported only by the commands that train.
+# `list` and `status` answer at once: torch is imported only by the commands that train, and what makes pages only by
+# those that write them.
 
 app = typer.Typer(
     add_completion=False,
@@ -231,43 +231,57 @@ def run(
         device=str(chosen),
         threads=max(1, cores // jobs),
     )
+    trained: list[Result] = []
     failures: list[str] = []
     if not as_json:
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
     if missing:
         with reporter(len(missing), console, quiet=as_json) as heard:
-            _, failures = local.run_all(missing, place, jobs, heard)
+            trained, failures = local.run_all(missing, place, jobs, heard)
+    replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
+    results = [*sealed, *trained]
     pages = write_pages(
-        {name: chosen_experiments(folder, scale, only) for name, folder in chosen_methods(method).items()},
-        *local_results(runs),
+        [(folder, chosen_experiments(folder, scale, only)) for folder in chosen_methods(method).values()],
+        results,
+        [problem for problem in damaged if not problem.startswith(replaced)],
         output=runs / "report",
         quiet=as_json,
     )
     if as_json:
-        results = [result for result in local_results(runs)[0] if result.id in {run.id for run in planned}]
-        finals = {r.id: r.final.model_dump() if r.final else None for r in results}
+        wanted = {run.id for run in planned}
+        finals = {r.id: r.final.model_dump() if r.final else None for r in results if r.id in wanted}
         print(json.dumps({"pages": [str(path) for path in pages], "results": finals, "failures": failures}, indent=1))
     if failures:
         raise typer.Exit(1)
 
 
 def write_pages(
-    experiments: dict[str, dict[str, Experiment]],
+    methods: list[tuple[MethodFolder, dict[str, Experiment]]],
     results: list[Result],
     problems: list[str],
     output: Path,
     quiet: bool = False,
 ) -> list[Path]:
-    """A page for each method, and the index over them when there are several."""
+    """A page for each method, and the index over them when there are several; each experiment is evaluated once."""
+    from reproduce.report.index import write_index
+    from reproduce.report.page import write_page
+    from reproduce.report.terminal import terminal_summary
+    from reproduce.results.columns import columns
+    from reproduce.results.evaluate import MethodFindings, evaluate
+    from reproduce.results.match import ResultIndex
+
+    indexed = ResultIndex(results)
+    evaluated = []
     paths = []
-    for name, of_method in experiments.items():
-        folder = find_method(name)
-        if not quiet and of_method:
-            console.print(page.terminal_summary(of_method, results))
-        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
-    if len(experiments) > 1:
-        everything = {name: (METHODS / name, of_method) for name, of_method in experiments.items()}
-        paths.append(page.write_index(everything, results, output))
+    for folder, experiments in methods:
+        findings = tuple(evaluate(name, experiment, indexed) for name, experiment in experiments.items())
+        evaluated.append(MethodFindings(folder, findings))
+        if not quiet and findings:
+            console.print(terminal_summary(findings))
+        paths.append(write_page(evaluated[-1], problems, output))
+    if len(methods) > 1:
+        merged = columns({folder.name: experiments for folder, experiments in methods}, indexed)
+        paths.append(write_index(evaluated, merged, output))
     if not quiet:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
@@ -305,13 +319,13 @@ def report(
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
     found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
-    experiments = {}
-    for name, folder in chosen_methods(method).items():
-        of_method = chosen_experiments(folder, None)
+    methods = []
+    for folder in chosen_methods(method).values():
+        experiments = chosen_experiments(folder, None)
         if results == EVIDENCE:  # quick experiments are for the reader's own machine
-            of_method = {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
-        experiments[name] = of_method
-    pages = write_pages(experiments, found, problems, output, quiet=True)
+            experiments = {key: experiment for key, experiment in experiments.items() if experiment.scale != "quick"}
+        methods.append((folder, experiments))
+    pages = write_pages(methods, found, problems, output, quiet=True)
     print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -26,8 +26,8 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, find_method
 from reproduce.experiment.schema import Arm, Experiment, read_experiment
 from reproduce.method import Method
-from reproduce.report.matrix import PREFIX
 from reproduce.report.method_card import SECTIONS, MethodCard, to_html
+from reproduce.results.columns import PREFIX
 from reproduce.training import plan
 
 RAN: Counter[str] = Counter()
