@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
+from reproduce.experiment import schema
 from reproduce.experiment.identity import RunConfig, cell_key, run_key
 from reproduce.experiment.schema import Cell, Recipe, StepRate, TaskSpec
 
@@ -26,6 +29,8 @@ class Parameters(BaseModel):
     tail: float | None = None
 
 
+DEFAULTS = Parameters().model_dump(mode="json")
+
 # Few values, so that cells are often equal, and some that are equal but for their spelling.
 NUMBERS = st.sampled_from([0, 0.0, -0.0, 1, 1.0, 2, 0.5, 1e-4, 10**15, 1e15])
 PARAMETERS = {
@@ -36,6 +41,7 @@ PARAMETERS = {
     "targets": st.lists(NUMBERS, max_size=2),
     "tail": st.none() | NUMBERS,
 }
+WIDTHS = (1, 2, True, 1.5, 2.0, "2")  # an id tells a width of 2 from one of 2.0
 given_parameters = st.fixed_dictionaries({}, optional=PARAMETERS)
 recipes = st.builds(
     Recipe,
@@ -50,7 +56,7 @@ tasks = st.builds(
     kind=st.just("image_classification"),
     dataset=st.sampled_from(["digits", "mnist"]),
     model=st.just("mlp"),
-    model_options=st.fixed_dictionaries({}, optional={"width": st.sampled_from([1, 2, True, 1.5, 2.0, "2"])}),
+    model_options=st.fixed_dictionaries({}, optional={"width": st.sampled_from(WIDTHS)}),
     validation=st.none() | st.just(100),
 )
 cells = st.builds(
@@ -93,14 +99,21 @@ def test_two_cells_ask_for_one_run_exactly_if_its_id_is_the_same(one: Cell, othe
     assert (cell_key(other, defaults) == run_key(first)) == (first.id == second.id)
 
 
-@given(cells, given_parameters, st.data())
-def test_a_change_of_one_parameter_is_another_run_exactly_if_the_id_changes(
-    cell: Cell, given: dict[str, Any], data: st.DataObject
+@given(cells, given_parameters, st.sampled_from(sorted(PARAMETERS)), st.data())
+def test_one_other_parameter_is_another_run_exactly_if_the_id_changes(
+    cell: Cell, given: dict[str, Any], name: str, data: st.DataObject
 ) -> None:
     """Two cells drawn apart are seldom equal in all but one thing."""
     defaults = Parameters.model_validate_json(json.dumps(given)).model_dump(mode="json")
-    name = data.draw(st.sampled_from(sorted(PARAMETERS)))
-    params = {**cell.params, name: data.draw(PARAMETERS[name])}
-    other = cell.model_copy(update={"params": params})
+    other = cell.model_copy(update={"params": {**cell.params, name: data.draw(PARAMETERS[name])}})
     first, second = planned(cell, defaults), planned(other, defaults)
     assert (cell_key(other, defaults) == run_key(first)) == (first.id == second.id)
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.product(WIDTHS, repeat=2))
+def test_a_model_is_spelled_as_its_id_spells_it(make_experiment: Any, one: Any, other: Any) -> None:
+    (cell, *_) = schema.cells(make_experiment())
+    options = [cell.task.model_copy(update={"model_options": {"width": width}}) for width in (one, other)]
+    first, second = (cell.model_copy(update={"task": task, "params": {}}) for task in options)
+    is_same_id = planned(first, DEFAULTS).id == planned(second, DEFAULTS).id
+    assert (cell_key(second, DEFAULTS) == run_key(planned(first, DEFAULTS))) == is_same_id
