@@ -205,6 +205,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train what is not sealed yet, judge the claims, write the page."""
+    from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.training import workers as local
     from reproduce.training.run import Workplace, default_device, torch_device
@@ -238,56 +239,23 @@ def run(
     if missing:
         with reporter(len(missing), console, quiet=as_json) as heard:
             trained, failures = local.run_all(missing, place, jobs, heard)
-    replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     results = [*sealed, *trained]
-    pages = write_pages(
-        [(folder, chosen_experiments(folder, scale, only)) for folder in chosen_methods(method).values()],
-        results,
-        [problem for problem in damaged if not problem.startswith(replaced)],
-        output=runs / "report",
-        quiet=as_json,
-    )
+    replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
+    problems = [problem for problem in damaged if not problem.startswith(replaced)]
+    methods = [(folder, chosen_experiments(folder, scale, only)) for folder in chosen_methods(method).values()]
+    pages = write_pages(methods, results, problems, runs / "report", None if as_json else console)
     if as_json:
         wanted = {run.id for run in planned}
-        finals = {r.id: r.final.model_dump() if r.final else None for r in results if r.id in wanted}
+        ordered = sorted((r for r in results if r.id in wanted), key=lambda r: r.config.folder)
+        finals = {r.id: r.final.model_dump() if r.final else None for r in ordered}
         print(json.dumps({"pages": [str(path) for path in pages], "results": finals, "failures": failures}, indent=1))
-    if failures:
-        raise typer.Exit(1)
-
-
-def write_pages(
-    methods: list[tuple[MethodFolder, dict[str, Experiment]]],
-    results: list[Result],
-    problems: list[str],
-    output: Path,
-    quiet: bool = False,
-) -> list[Path]:
-    """A page for each method, and the index over them when there are several; each experiment is evaluated once."""
-    from reproduce.report.index import write_index
-    from reproduce.report.page import write_page
-    from reproduce.report.terminal import terminal_summary
-    from reproduce.results.columns import columns
-    from reproduce.results.evaluate import MethodFindings, evaluate
-    from reproduce.results.match import ResultIndex
-
-    indexed = ResultIndex(results)
-    evaluated = []
-    paths = []
-    for folder, experiments in methods:
-        findings = tuple(evaluate(name, experiment, indexed) for name, experiment in experiments.items())
-        evaluated.append(MethodFindings(folder, findings))
-        if not quiet and findings:
-            console.print(terminal_summary(findings))
-        paths.append(write_page(evaluated[-1], problems, output))
-    if len(methods) > 1:
-        merged = columns({folder.name: experiments for folder, experiments in methods}, indexed)
-        paths.append(write_index(evaluated, merged, output))
-    if not quiet:
+    else:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
-        for path in paths if len(paths) <= 3 else paths[-1:]:
+        for path in pages if len(pages) <= 3 else pages[-1:]:
             print(f"page: {path}")
-    return paths
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -316,6 +284,8 @@ def report(
     output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = ROOT / "reports",
 ) -> None:
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
+    from reproduce.cli.pages import write_pages
+
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
     found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
@@ -325,7 +295,7 @@ def report(
         if results == EVIDENCE:  # quick experiments are for the reader's own machine
             experiments = {key: experiment for key, experiment in experiments.items() if experiment.scale != "quick"}
         methods.append((folder, experiments))
-    pages = write_pages(methods, found, problems, output, quiet=True)
+    pages = write_pages(methods, found, problems, output)
     print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reproduce.cli import commands as command
+from reproduce.cli import pages
 from reproduce.training import workers as local
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import Workplace
@@ -32,7 +33,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         assert len(planned) > n_missing
         sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
-        monkeypatch.setattr(command, "write_pages", lambda *given, **options: [])
+        monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(local, "run_all", engine)
         monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(

@@ -110,7 +110,7 @@ def test_one_other_parameter_is_another_run_exactly_if_the_id_changes(
     assert (cell_key(other, defaults) == run_key(first)) == (first.id == second.id)
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.product(WIDTHS, repeat=2))
+@pytest.mark.parametrize(("one", "other"), [*itertools.product(WIDTHS, repeat=2)])
 def test_a_model_is_spelled_as_its_id_spells_it(make_experiment: Any, one: Any, other: Any) -> None:
     (cell, *_) = schema.cells(make_experiment())
     options = [cell.task.model_copy(update={"model_options": {"width": width}}) for width in (one, other)]

@@ -2,16 +2,16 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from reproduce.errors import UserError
-from reproduce.experiment.folder import MethodFolder
+from reproduce.experiment.folder import ROOT, MethodFolder
 from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
 from reproduce.report.index import write_index
 from reproduce.report.method_card import MethodCard, inline, to_html
@@ -269,10 +269,9 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
         "write_page(MethodFindings(MethodFolder('per', card), (finding,)), problems, folder / 'out')\n"
         "print(len(results), len(problems), 'torch' in sys.modules)\n"
     )
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), str(card_folder)],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,  # of importing, on a machine that has other work
@@ -280,6 +279,32 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
     )
     assert done.stdout.split() == ["12", "1", "False"], done.stderr
     assert "broken.json" in (tmp_path / "out" / "per.html").read_text("utf-8")
+
+
+def test_pages_are_the_same_without_docstrings(tmp_path):
+    """`python -OO` removes them: nothing that a page shows may be one."""
+    (tmp_path / "evidence").mkdir()
+    for path in (ROOT / "reports" / "evidence").glob("mnist-mlp-*-seed[01]-*.json"):
+        shutil.copy(path, tmp_path / "evidence")
+    for folder, flags in (("plain", []), ("optimized", ["-OO"])):
+        command = ["-m", "reproduce", "report", "weight_norm_penalty", "--results", tmp_path / "evidence"]
+        done = subprocess.run(
+            [sys.executable, *flags, *command, "--output", tmp_path / folder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,  # of importing, on a machine that has other work
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    for suffix in ("html", "md", "csv"):
+        plain, optimized = (
+            (tmp_path / f / f"weight_norm_penalty.{suffix}").read_bytes() for f in ("plain", "optimized")
+        )
+        assert plain == optimized
+    page = (tmp_path / "optimized" / "weight_norm_penalty.html").read_text("utf-8")
+    assert "<strong>A gap.</strong>" in page
+    assert len(re.findall(r"<figcaption>[A-Z][^<]{30,}</figcaption>", page)) == page.count("<figcaption>") >= 3
 
 
 def test_sealed_results_still_match_after_a_round_trip(make_experiment, make_results, tmp_path):
