@@ -18,7 +18,6 @@ Numbers = NDArray[np.floating[Any]]
 
 
 def histograms(results: list[Any]) -> Figure:
-    """Histograms of both outputs on test images (mean over seeds), and the laws that they were to follow (grey)."""
     groups = _groups(results)
     figure = Figure(figsize=(7.2, 2.4 * max(1, len(groups))), layout="constrained")
     if not groups:
@@ -40,7 +39,6 @@ def histograms(results: list[Any]) -> Figure:
 
 
 def distance(results: list[Any]) -> Figure:
-    """Wasserstein distance between the histograms of the outputs and their laws on test images, over training."""
     groups = _groups(results)
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     if not groups:
@@ -57,7 +55,16 @@ def distance(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {"histograms": histograms, "distance": distance}
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "histograms": (
+        "Histograms of both outputs on test images (mean over seeds), and the laws that they were to follow (grey).",
+        histograms,
+    ),
+    "distance": (
+        "Wasserstein distance between the histograms of the outputs and their laws on test images, over training.",
+        distance,
+    ),
+}
 
 
 def _groups(results: list[Any]) -> dict[str, dict[str, list[Any]]]:

@@ -18,7 +18,6 @@ Matrix = NDArray[np.float64]
 
 
 def flat_side(results: list[Any]) -> Figure:
-    """SRIP of a scaled 32x288 kernel: the inputs' side is flat while all squared singular values are below 2."""
     kernel = np.random.default_rng(0).standard_normal((32, 288)) / np.sqrt(288)
     values = np.linalg.svd(kernel, compute_uv=False)
     scale = np.linspace(0, 1.8, 181) / values[0]
@@ -42,7 +41,6 @@ def flat_side(results: list[Any]) -> Figure:
 
 
 def power_steps(results: list[Any]) -> Figure:
-    """What power steps find of the spectral norm on random kernels (points: means over 60 starts; bars: ranges)."""
     generator = np.random.default_rng(0)
     figure, (left, right) = _two_panels()
     for axes, law in ((left, "normal"), (right, "uniform on [0, 1)")):
@@ -60,7 +58,16 @@ def power_steps(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {"flat_side": flat_side, "power_steps": power_steps}
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "flat_side": (
+        "SRIP of a scaled 32x288 kernel: the inputs' side is flat while all squared singular values are below 2.",
+        flat_side,
+    ),
+    "power_steps": (
+        "What power steps find of the spectral norm on random kernels (points: means over 60 starts; bars: ranges).",
+        power_steps,
+    ),
+}
 
 
 def _found(shape: tuple[int, int], n_steps: int, is_normal: bool, generator: np.random.Generator) -> Matrix:

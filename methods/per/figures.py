@@ -21,7 +21,6 @@ N_SLICES = 256
 
 
 def loss_and_gradient(results: list[Any]) -> Figure:
-    """PER in one dimension beside the Huber and pseudo-Huber losses: each less its minimum, and its gradient."""
     x = np.linspace(-3.5, 3.5, 351)
     curves = (
         (
@@ -45,7 +44,6 @@ def loss_and_gradient(results: list[Any]) -> Figure:
 
 
 def slice_noise(results: list[Any]) -> Figure:
-    """256 slices against the exact gradient: theory and dots at mean square 1, squares at that of our own layers."""
     figure, (left, right) = _two_panels()
     widths = np.unique(np.geomspace(2, 1e5, 60).round().astype(int))
     ratio = np.array([noise_to_signal(int(width), N_SLICES) for width in widths])
@@ -76,9 +74,15 @@ def slice_noise(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
-    "loss_and_gradient": loss_and_gradient,
-    "slice_noise": slice_noise,
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "loss_and_gradient": (
+        "PER in one dimension beside the Huber and pseudo-Huber losses: each less its minimum, and its gradient.",
+        loss_and_gradient,
+    ),
+    "slice_noise": (
+        "256 slices against the exact gradient: theory and dots at mean square 1, squares at that of our own layers.",
+        slice_noise,
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.per.figures import FIGURES, N_SLICES, noise_to_signal
+from methods.per.figures import FIGURES, N_SLICES, loss_and_gradient, noise_to_signal
 from methods.per.method import PER, per_loss, sliced_per_loss, value_and_slope
 from reproduce.method import Site, sample_directions
 from reproduce.method.sites import Trace, watch
@@ -299,10 +299,10 @@ def test_noise_grows_with_the_square_root_of_the_width() -> None:
 
 
 def test_figures_show_the_losses_and_are_repeatable() -> None:
-    for name, draw in FIGURES.items():
+    for name, (_, draw) in FIGURES.items():
         lines = [[line.get_xydata() for axes in draw([]).axes for line in axes.lines] for _ in range(2)]
         assert all(np.array_equal(a, b) for a, b in zip(*lines, strict=True)), name
-    loss, gradient = FIGURES["loss_and_gradient"]([]).axes
+    loss, gradient = loss_and_gradient([]).axes
     x = torch.from_numpy(loss.lines[0].get_xdata().copy()).unsqueeze(1).requires_grad_()
     values = torch.stack([per_loss(row) for row in x])
     (slopes,) = torch.autograd.grad(values.sum(), x)

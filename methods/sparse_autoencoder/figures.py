@@ -69,25 +69,31 @@ def _order(arm: tuple[tuple[str, float, str], Any]) -> tuple[Any, ...]:
 
 
 def frontier(results: list[Any]) -> Figure:
-    """Unexplained variance against active units on test images: a point per arm, a dot per seed; lines join prices."""
     return _against_l0(arms_of(results, "autoencoding", "fvu"), {"fvu": "fraction of variance unexplained"})
 
 
 def splice(results: list[Any]) -> Figure:
-    """What a spliced code loses against its active units: variance, and cross-entropy of the language model."""
     labels = {"fvu": "fraction of variance unexplained", "ce_loss_increase": "increase of cross-entropy, nats"}
     return _against_l0(arms_of(results, "activation_autoencoding", "ce_loss_increase"), labels)
 
 
 def code_layer(results: list[Any]) -> Figure:
-    """Perplexity against active units of a code layer inside a language model: one point per arm, a dot per seed."""
     return _against_l0(arms_of(results, "code_language_modeling", "perplexity"), {"perplexity": "test perplexity"})
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
-    "frontier": frontier,
-    "splice": splice,
-    "code_layer": code_layer,
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "frontier": (
+        "Unexplained variance against active units on test images: a point per arm, a dot per seed; lines join prices.",
+        frontier,
+    ),
+    "splice": (
+        "What a spliced code loses against its active units: variance, and cross-entropy of the language model.",
+        splice,
+    ),
+    "code_layer": (
+        "Perplexity against active units of a code layer inside a language model: one point per arm, a dot per seed.",
+        code_layer,
+    ),
 }
 
 

@@ -71,7 +71,6 @@ def measured_shares(results: list[Any]) -> dict[str, list[Array]]:
 
 
 def decay_and_cure(results: list[Any]) -> Figure:
-    """Share of variance over samples in random ReLU networks by depth: recursion (lines) and draws of width 128."""
     figure, axes = _panels(2)
     generator = np.random.default_rng(0)
     for axis, centred, colour, title in (
@@ -91,7 +90,6 @@ def decay_and_cure(results: list[Any]) -> Figure:
 
 
 def measured(results: list[Any]) -> Figure:
-    """In the suite's own networks on digits, before training: the share that varies over images; dots are seeds."""
     found = measured_shares(results)
     figure, (axis,) = _panels(1)
     for index, (label, seeds) in enumerate(found.items()):
@@ -108,7 +106,6 @@ def measured(results: list[Any]) -> Figure:
 
 
 def price(results: list[Any]) -> Figure:
-    """The price: how much larger the mean square of the gradient is, that many layers below the loss."""
     figure, (axis,) = _panels(1)
     depth = np.arange(DEPTH + 1)
     axis.plot(depth, np.ones(DEPTH + 1), color=HE, label="He")
@@ -118,10 +115,19 @@ def price(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
-    "decay_and_cure": decay_and_cure,
-    "measured": measured,
-    "price": price,
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "decay_and_cure": (
+        "Share of variance over samples in random ReLU networks by depth: recursion (lines) and draws of width 128.",
+        decay_and_cure,
+    ),
+    "measured": (
+        "In the suite's own networks on digits, before training: the share that varies over images; dots are seeds.",
+        measured,
+    ),
+    "price": (
+        "The price: how much larger the mean square of the gradient is, that many layers below the loss.",
+        price,
+    ),
 }
 
 

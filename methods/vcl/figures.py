@@ -66,7 +66,6 @@ def few_modes(
 
 
 def closed_form(results: list[Any]) -> Figure:
-    """The expected loss with the true variance falls with the sample size and with the kurtosis (points: draws)."""
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     axis = figure.subplots()
     generator = np.random.Generator(np.random.PCG64(0))
@@ -88,7 +87,6 @@ def closed_form(results: list[Any]) -> Figure:
 
 
 def mixtures(results: list[Any]) -> Figure:
-    """Two normal classes on a line: separated where the rarer is above 21 percent, joined below; n = 5."""
     figure, (left, right) = _panels(2)
     distance = np.linspace(0, 8, 161)
     angle = np.linspace(0, math.pi, 361)
@@ -108,7 +106,6 @@ def mixtures(results: list[Any]) -> Figure:
 
 
 def modes(results: list[Any]) -> Figure:
-    """Values of one unit under gradient descent on the loss alone: a normal law falls into two modes."""
     snapshots = (0, 300, 1000, 4000)
     figure, axes = _panels(len(snapshots))
     for axis, (step, values) in zip(axes, few_modes(snapshots).items(), strict=True):
@@ -123,7 +120,6 @@ def modes(results: list[Any]) -> Figure:
 
 
 def reference_log(results: list[Any]) -> Figure:
-    """Our test error over the epochs of the reference network, and the errors that its authors' log states (points)."""
     path = Path(__file__).parent / "experiments" / "reference_log.toml"
     experiment = tomllib.loads(path.read_text("utf-8"))
     (task,) = experiment["tasks"].values()
@@ -164,7 +160,6 @@ def laws_by_arm(results: list[Any]) -> dict[str, list[Any]]:
 
 
 def pre_activations(results: list[Any]) -> Figure:
-    """In a network: one unit of the last hidden layer before its activation, standardised; a line for each seed."""
     arms = laws_by_arm(results)
     figure, axes = _panels(max(1, len(arms)))
     if not arms:
@@ -185,7 +180,6 @@ def pre_activations(results: list[Any]) -> Figure:
 
 
 def kurtosis_by_layer(results: list[Any]) -> Figure:
-    """In a network: the excess kurtosis that enters the closed form, mean over units, by layer; points are seeds."""
     arms = laws_by_arm(results)
     figure, (axis,) = _panels(1)
     if not arms:
@@ -204,13 +198,32 @@ def kurtosis_by_layer(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {
-    "closed_form": closed_form,
-    "mixtures": mixtures,
-    "modes": modes,
-    "pre_activations": pre_activations,
-    "kurtosis_by_layer": kurtosis_by_layer,
-    "reference_log": reference_log,
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "closed_form": (
+        "The expected loss with the true variance falls with the sample size and with the kurtosis (points: draws).",
+        closed_form,
+    ),
+    "mixtures": (
+        "Two normal classes on a line: separated where the rarer is above 21 percent, joined below; n = 5.",
+        mixtures,
+    ),
+    "modes": (
+        "Values of one unit under gradient descent on the loss alone: a normal law falls into two modes.",
+        modes,
+    ),
+    "pre_activations": (
+        "In a network: one unit of the last hidden layer before its activation, standardised; a line for each seed.",
+        pre_activations,
+    ),
+    "kurtosis_by_layer": (
+        "In a network: the excess kurtosis that enters the closed form, mean over units, by layer; points are seeds.",
+        kurtosis_by_layer,
+    ),
+    "reference_log": (
+        "Our test error over the epochs of the reference network, "
+        "and the errors that its authors' log states (points).",
+        reference_log,
+    ),
 }
 
 

@@ -23,7 +23,6 @@ def ridge_shrinkage(kind: Literal["kernel", "activity"], strength: float, scale:
 
 
 def input_scale(results: list[Any]) -> Figure:
-    """How far an L2 penalty shrinks a prediction, by the scale of its input: on weights it fades as inputs grow."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     axis = figure.subplots()
     scales = np.geomspace(0.1, 300, 200)
@@ -36,4 +35,9 @@ def input_scale(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[list[Any]], Figure]] = {"input_scale": input_scale}
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+    "input_scale": (
+        "How far an L2 penalty shrinks a prediction, by the scale of its input: on weights it fades as inputs grow.",
+        input_scale,
+    ),
+}

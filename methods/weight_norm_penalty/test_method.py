@@ -143,7 +143,7 @@ def test_shrinkage_is_that_of_least_squares() -> None:
 
 
 def test_figures_draw() -> None:
-    assert all(draw([]).axes for draw in FIGURES.values())
+    assert all(draw([]).axes for _, draw in FIGURES.values())
 
 
 def test_unusable_input_is_refused() -> None:

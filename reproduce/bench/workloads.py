@@ -10,7 +10,7 @@ import torch
 
 from reproduce.bench.variants import Variant
 from reproduce.data import ImageData, Images, WordData
-from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.schema import Clip, Recipe, TaskSpec
 
 STEPS = 10**6  # of the whole training: more than are ever timed, so that what is timed is its beginning
@@ -60,9 +60,9 @@ def workloads(small: bool = False) -> list[Workload]:
     ]
 
 
-def _card() -> Card:
+def _card() -> DatasetCard:
     noise = Statistics(mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29), source="uniform noise")
-    return Card.model_construct(name="random", statistics=noise)
+    return DatasetCard.model_construct(name="random", statistics=noise)
 
 
 def _random_images(n: int, channels: int, side: int) -> ImageData:

@@ -56,7 +56,7 @@ def chosen_methods(name: str) -> dict[str, MethodFolder]:
     return {folder.name: folder}
 
 
-def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[str, dict[str, Experiment]]:
+def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
     """By method, its experiments at one scale, or all when None; with `only`, those of these names at any scale.
 
     Raises:
@@ -64,12 +64,12 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[s
     """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
-    experiments = {name: folder.experiments() for name, folder in chosen_methods(method).items()}
+    experiments = {folder: folder.experiments() for folder in chosen_methods(method).values()}
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
     if not patterns:
         return {
-            method_name: {name: one for name, one in found.items() if scale is None or one.scale == scale}
-            for method_name, found in experiments.items()
+            folder: {name: one for name, one in found.items() if scale is None or one.scale == scale}
+            for folder, found in experiments.items()
         }
     known = list(dict.fromkeys(name for found in experiments.values() for name in found))
     for pattern in patterns:
@@ -80,10 +80,10 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[s
             whose = "no method has an" if method == "all" else f"method {method} has no"
             raise UserError(f"{whose} experiment {pattern!r}: {hint}")
     chosen = {
-        method_name: {name: one for name, one in found.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
-        for method_name, found in experiments.items()
+        folder: {name: one for name, one in found.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
+        for folder, found in experiments.items()
     }
-    return {method_name: found for method_name, found in chosen.items() if found}
+    return {folder: found for folder, found in chosen.items() if found}
 
 
 def local_results(runs: Path) -> tuple[list[Result], list[str]]:
@@ -159,7 +159,7 @@ def plan(
     print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
 
 
-def planned_runs(experiments: dict[str, dict[str, Experiment]], seeds: str, data: str) -> list[Any]:
+def planned_runs(experiments: dict[MethodFolder, dict[str, Experiment]], seeds: str, data: str) -> list[Any]:
     """All Runs of the chosen methods' experiments, each once."""
     from reproduce.training.plan import plan as plan_experiments
 
@@ -186,6 +186,7 @@ def run(
     methods: MethodsOption = None,
 ) -> None:
     """Train what is not sealed yet, judge the claims, write the page."""
+    from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.training import workers as local
     from reproduce.training.run import RunSettings, default_device, torch_device
@@ -213,46 +214,29 @@ def run(
         device=str(chosen),
         threads=max(1, cores // jobs),
     )
+    trained: list[Result] = []
     failures: list[str] = []
     if not as_json:
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
     if missing:
         with reporter(len(missing), console, quiet=as_json) as heard:
-            _, failures = local.run_all(missing, settings, jobs, heard)
-    pages = write_pages(experiments, *local_results(runs), output=runs / "report", quiet=as_json)
+            trained, failures = local.run_all(missing, settings, jobs, heard)
+    results = [*sealed, *trained]
+    replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
+    problems = [problem for problem in damaged if not problem.startswith(replaced)]
+    pages = write_pages(experiments, results, problems, runs / "report", None if as_json else console)
     if as_json:
-        results = [result for result in local_results(runs)[0] if result.id in {run.id for run in planned}]
-        finals = {r.id: r.final.model_dump() if r.final else None for r in results}
+        wanted = {run.id for run in planned}
+        ordered = sorted((r for r in results if r.id in wanted), key=lambda r: r.config.folder)
+        finals = {r.id: r.final.model_dump() if r.final else None for r in ordered}
         print(json.dumps({"pages": [str(path) for path in pages], "results": finals, "failures": failures}, indent=1))
-    if failures:
-        raise typer.Exit(1)
-
-
-def write_pages(
-    experiments: dict[str, dict[str, Experiment]],
-    results: list[Result],
-    problems: list[str],
-    output: Path,
-    quiet: bool = False,
-) -> list[Path]:
-    """A page for each method, and the index over them when there are several."""
-    from reproduce.report import page
-
-    paths = []
-    for name, of_method in experiments.items():
-        folder = find_method(name)
-        if not quiet and of_method:
-            console.print(page.terminal_summary(of_method, results))
-        paths.append(page.write_page(name, folder.path, of_method, results, problems, output))
-    if len(experiments) > 1:
-        everything = {name: (find_method(name).path, of_method) for name, of_method in experiments.items()}
-        paths.append(page.write_index(everything, results, output))
-    if not quiet:
+    else:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
-        for path in paths if len(paths) <= 3 else paths[-1:]:
+        for path in pages if len(pages) <= 3 else pages[-1:]:
             print(f"page: {path}")
-    return paths
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -282,16 +266,18 @@ def report(
     methods: MethodsOption = None,
 ) -> None:
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
+    from reproduce.cli.pages import write_pages
+
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
     found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
     experiments = chosen_experiments(method, None)
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {
-            name: {key: experiment for key, experiment in of_method.items() if experiment.scale != "quick"}
-            for name, of_method in experiments.items()
+            folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
+            for folder, of_method in experiments.items()
         }
-    pages = write_pages(experiments, found, problems, output, quiet=True)
+    pages = write_pages(experiments, found, problems, output)
     print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -7,12 +7,12 @@ from pathlib import Path
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
 from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
-from reproduce.experiment.dataset_card import Card, DataError, card_names, checksum, read_card
+from reproduce.experiment.dataset_card import DataError, DatasetCard, card_names, checksum, read_card
 
 __all__ = [
-    "Card",
     "Data",
     "DataError",
+    "DatasetCard",
     "Fold",
     "ImageData",
     "Images",
@@ -44,7 +44,7 @@ def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Dat
     return load_card(read_card(name), root, cache)
 
 
-def load_card(card: Card, root: Path | None = None, cache: Path = Path("data")) -> Data:
+def load_card(card: DatasetCard, root: Path | None = None, cache: Path = Path("data")) -> Data:
     """Load the dataset that a card describes; see `load`."""
     root = root.expanduser() if root is not None else None
     if root is not None and not root.is_dir():

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from reproduce.data.sources import (
-    Found,
+    LocalFiles,
     digest,
-    find,
+    find_files,
     link,
     locked,
     missing,
@@ -28,7 +28,7 @@ from reproduce.data.sources import (
     verify,
     writable,
 )
-from reproduce.experiment.dataset_card import Card, DataError, Split
+from reproduce.experiment.dataset_card import DataError, DatasetCard, Split
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ImageData:
     """An image dataset; ``validation`` is None where the source has no such split."""
 
     holds: ClassVar[str] = "images"
-    card: Card
+    card: DatasetCard
     train: Images
     validation: Images | None
     test: Images
@@ -59,11 +59,11 @@ class ImageData:
     origin: str
 
 
-def load_idx(card: Card, root: Path | None, cache: Path) -> ImageData:
+def load_idx(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """MNIST's format through torchvision, which unpacks in the cache; see `_torchvision` for errors."""
     resources = [(Path(path).name, file.md5) for path, file in card.files.items()]
     checked = _torchvision_class(card, {"resources": resources})
-    found = find(card, card.files, root, cache)
+    found = find_files(card, card.files, root, cache)
     with locked(cache):
         for pattern in card.files:
             if found:
@@ -74,7 +74,7 @@ def load_idx(card: Card, root: Path | None, cache: Path) -> ImageData:
     return _checked(card, arrays, found)
 
 
-def load_cifar(card: Card, root: Path | None, cache: Path) -> ImageData:
+def load_cifar(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """CIFAR's pickled batches (or their archive) through torchvision; see `_torchvision` for errors."""
     batches: dict[str | None, list[list[str | None]]] = {}
     for path, file in card.files.items():
@@ -88,13 +88,13 @@ def load_cifar(card: Card, root: Path | None, cache: Path) -> ImageData:
         "tgz_md5": archive.md5,
     }
     checked = _torchvision_class(card, constants)
-    found = find(card, card.files, root, cache)
+    found = find_files(card, card.files, root, cache)
     if found:
         folder = found.folder
         parts = _torchvision(card, root, cache, folder, lambda train: checked(str(folder), train=train))
     else:
         with locked(cache):
-            found = find(card, card.archive, root, cache)
+            found = find_files(card, card.archive, root, cache)
             if found:
                 link(found.files[archive_name][0], cache / archive_name)
             parts = _torchvision(
@@ -104,12 +104,12 @@ def load_cifar(card: Card, root: Path | None, cache: Path) -> ImageData:
     return _checked(card, arrays, found)
 
 
-def load_svhn(card: Card, root: Path | None, cache: Path) -> ImageData:
+def load_svhn(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """SVHN's cropped digits (.mat) through torchvision; see `_torchvision` for errors."""
     known = _torchvision_class(card).split_list
     lists = {file.split: [known[file.split][0], path, file.md5] for path, file in card.files.items()}
     checked = _torchvision_class(card, {"split_list": {**known, **lists}})
-    found = find(card, card.files, root, cache)
+    found = find_files(card, card.files, root, cache)
     folder = found.folder if found else writable(cache)
 
     def make(train: bool) -> Any:
@@ -119,7 +119,7 @@ def load_svhn(card: Card, root: Path | None, cache: Path) -> ImageData:
     return _checked(card, {split: (part.data, part.labels) for split, part in parts.items()}, found)
 
 
-def load_parquet(card: Card, root: Path | None, cache: Path) -> ImageData:
+def load_parquet(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """Tables of encoded images and labels, decoded once; the decoded pixels are kept in the cache.
 
     Raises:
@@ -134,7 +134,7 @@ def load_parquet(card: Card, root: Path | None, cache: Path) -> ImageData:
     return _checked(card, arrays, found)
 
 
-def load_digits(card: Card, root: Path | None, cache: Path) -> ImageData:
+def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """scikit-learn's digits: pixel = 15 * value (0..16), split by the permutation on the card."""
     import sklearn
     from sklearn.datasets import load_digits as source
@@ -154,7 +154,7 @@ def load_digits(card: Card, root: Path | None, cache: Path) -> ImageData:
     return _checked(card, arrays, f"embedded: scikit-learn {sklearn.__version__}")
 
 
-def _torchvision_class(card: Card, constants: dict[str, Any] | None = None) -> Any:
+def _torchvision_class(card: DatasetCard, constants: dict[str, Any] | None = None) -> Any:
     """torchvision's class for this card, with the card's file names and checksums as its constants."""
     import torchvision.datasets
 
@@ -165,7 +165,7 @@ def _torchvision_class(card: Card, constants: dict[str, Any] | None = None) -> A
 
 
 def _torchvision(
-    card: Card, root: Path | None, cache: Path, folder: Path, make: Callable[[bool], Any]
+    card: DatasetCard, root: Path | None, cache: Path, folder: Path, make: Callable[[bool], Any]
 ) -> dict[Split, Any]:
     """Both splits by torchvision, which downloads into the cache where nothing local was found.
 
@@ -198,7 +198,7 @@ def _drop_unless_unpacked_from(packed: Path) -> None:
         unpacked.unlink()
 
 
-def _decoded(card: Card, split: Split, paths: list[Path], cache: Path) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(card: DatasetCard, split: Split, paths: list[Path], cache: Path) -> tuple[np.ndarray, np.ndarray]:
     import PIL
     import pyarrow
     import pyarrow.parquet
@@ -231,7 +231,7 @@ def _decoded(card: Card, split: Split, paths: list[Path], cache: Path) -> tuple[
     return images, labels
 
 
-def _decode(card: Card, path: Path, column: Any) -> np.ndarray:
+def _decode(card: DatasetCard, path: Path, column: Any) -> np.ndarray:
     from PIL import Image
 
     channels, height, width = card.shape or (0, 0, 0)
@@ -262,7 +262,7 @@ def _pixels(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
-def _checked(card: Card, arrays: dict[Split, tuple[Any, Any]], origin: Found | str | None) -> ImageData:
+def _checked(card: DatasetCard, arrays: dict[Split, tuple[Any, Any]], origin: LocalFiles | str | None) -> ImageData:
     """Counts, shape and labels against the card.
 
     Raises:
@@ -279,11 +279,11 @@ def _checked(card: Card, arrays: dict[Split, tuple[Any, Any]], origin: Found | s
         if low < 0 or high >= (card.classes or 0):
             raise DataError(f"{card.name}: labels from {low} to {high}, expected 0 to {(card.classes or 0) - 1}")
         parts[split] = part
-    where = origin.origin if isinstance(origin, Found) else origin or "downloaded with torchvision"
+    where = origin.origin if isinstance(origin, LocalFiles) else origin or "downloaded with torchvision"
     return ImageData(card, parts["train"], parts.get("validation"), parts["test"], card.classes or 0, where)
 
 
-IMAGE_FORMATS: dict[str, Callable[[Card, Path | None, Path], ImageData]] = {
+IMAGE_FORMATS: dict[str, Callable[[DatasetCard, Path | None, Path], ImageData]] = {
     "idx": load_idx,
     "cifar": load_cifar,
     "svhn": load_svhn,

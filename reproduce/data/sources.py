@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from reproduce.experiment.dataset_card import Card, DataError, File, matches
+from reproduce.experiment.dataset_card import DataError, DatasetCard, File, matches
 
 
-class Found(NamedTuple):
+class LocalFiles(NamedTuple):
     """Checked files of a card, by their path on the card, and the folder that holds them."""
 
     folder: Path
@@ -21,7 +21,7 @@ class Found(NamedTuple):
     origin: str
 
 
-def find(card: Card, files: dict[str, File], root: Path | None, cache: Path) -> Found | None:
+def find_files(card: DatasetCard, files: dict[str, File], root: Path | None, cache: Path) -> LocalFiles | None:
     """The first of ``root`` and ``cache`` that holds all ``files``, each checked; None where neither does.
 
     Files in the cache that torchvision cut off count as absent, since it downloads them again.
@@ -40,13 +40,13 @@ def find(card: Card, files: dict[str, File], root: Path | None, cache: Path) -> 
                 if folder == cache != root and card.torchvision:
                     return None  # a download that was cut off: torchvision repeats it
                 raise
-            return Found(folder, here, f"local files in {folder}")
+            return LocalFiles(folder, here, f"local files in {folder}")
         if folder == root and any(here.values()):
             raise missing(card, [pattern for pattern, paths in here.items() if not paths], root, cache)
     return None
 
 
-def obtain(card: Card, root: Path | None, cache: Path, save: Callable[[Any, Path], None]) -> Found:
+def obtain(card: DatasetCard, root: Path | None, cache: Path, save: Callable[[Any, Path], None]) -> LocalFiles:
     """Local files, else those that ``save`` makes in the cache from the tables of Hugging Face.
 
     Args:
@@ -55,19 +55,19 @@ def obtain(card: Card, root: Path | None, cache: Path, save: Callable[[Any, Path
     Raises:
         DataError: nothing local and no download, or files that are not those of the card.
     """
-    found = find(card, card.files, root, cache)
+    found = find_files(card, card.files, root, cache)
     if found is not None:
         return found
     with locked(cache):
-        if find(card, card.files, None, cache) is None:
+        if find_files(card, card.files, None, cache) is None:
             _download(card, root, cache, save)
-        found = find(card, card.files, None, cache)
+        found = find_files(card, card.files, None, cache)
     if found is None:
         raise missing(card, list(card.files), root, cache)
     return found._replace(origin=f"downloaded with Hugging Face datasets into {cache}")
 
 
-def _download(card: Card, root: Path | None, cache: Path, save: Callable[[Any, Path], None]) -> None:
+def _download(card: DatasetCard, root: Path | None, cache: Path, save: Callable[[Any, Path], None]) -> None:
     place = card.hugging_face
     if place is None:
         raise missing(card, list(card.files), root, cache)
@@ -92,7 +92,7 @@ def _download(card: Card, root: Path | None, cache: Path, save: Callable[[Any, P
             raise missing(card, list(card.files), root, cache, reason) from error
 
 
-def verify(path: Path, expected: File, card: Card) -> None:
+def verify(path: Path, expected: File, card: DatasetCard) -> None:
     """Compare a file with its checksums.
 
     Raises:
@@ -122,7 +122,7 @@ def digest(path: Path, algorithm: str) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def missing(card: Card, names: list[str], root: Path | None, cache: Path, reason: str = "") -> DataError:
+def missing(card: DatasetCard, names: list[str], root: Path | None, cache: Path, reason: str = "") -> DataError:
     """The error for files that are nowhere, or could not be downloaded."""
     looked = ", ".join(str(folder) for folder in _folders(root, cache))
     why = f"; {reason}" if reason else ""

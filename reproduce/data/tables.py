@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.data.sources import Found, find, locked, missing, unwritable, writable
-from reproduce.experiment.dataset_card import Card, DataError, Table
+from reproduce.data.sources import LocalFiles, find_files, locked, missing, unwritable, writable
+from reproduce.experiment.dataset_card import DataError, DatasetCard, Table
 
 VALIDATION_SHARE = 5  # one row in so many, of each class outside a test fold, is for validation
 
@@ -53,14 +53,14 @@ class TableData:
     """A table with the folds that its source gives."""
 
     holds: ClassVar[str] = "a table"
-    card: Card
+    card: DatasetCard
     rows: Rows
     folds: tuple[Fold, ...]
     classes: int
     origin: str
 
 
-def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
+def load_uci(card: DatasetCard, root: Path | None, cache: Path) -> TableData:
     """`*_R.dat` (number, standardised features, class) and `conxuntos_kfold.dat` (folds), or their archive.
 
     The archive's files are unpacked into the cache, each checked. The source lists a fold's rows class by class, and
@@ -69,7 +69,7 @@ def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
     Raises:
         DataError: a file is missing, damaged or not of this layout, or has other counts than the card's.
     """
-    found = find(card, card.files, root, cache) or _unpacked(card, root, cache)
+    found = find_files(card, card.files, root, cache) or _unpacked(card, root, cache)
     (table,) = (path for pattern, (path,) in found.files.items() if pattern.endswith("_R.dat"))
     (folds,) = (path for pattern, (path,) in found.files.items() if pattern.endswith("kfold.dat"))
     if card.table is None or card.classes is None:
@@ -78,9 +78,9 @@ def load_uci(card: Card, root: Path | None, cache: Path) -> TableData:
     return TableData(card, rows, _read_folds(card, card.table, folds, rows.labels.numpy()), card.classes, found.origin)
 
 
-def _unpacked(card: Card, root: Path | None, cache: Path) -> Found:
+def _unpacked(card: DatasetCard, root: Path | None, cache: Path) -> LocalFiles:
     """Take the card's files out of the archive, in the folder that holds it."""
-    archive = find(card, card.archive, root, cache)
+    archive = find_files(card, card.archive, root, cache)
     if archive is None:
         raise missing(card, [*card.files, *card.archive], root, cache)
     ((name, (path,)),) = archive.files.items()
@@ -95,7 +95,7 @@ def _unpacked(card: Card, root: Path | None, cache: Path) -> Found:
                     _write(cache / pattern, content.read())
         except (tarfile.TarError, lzma.LZMAError, EOFError, KeyError) as error:
             raise DataError(f"{path}: cannot be unpacked ({error}); {card.get}") from error
-    found = find(card, card.files, None, cache)
+    found = find_files(card, card.files, None, cache)
     if found is None:
         raise missing(card, list(card.files), root, cache)
     return found._replace(origin=f"unpacked from {path}")
@@ -110,7 +110,7 @@ def _write(target: Path, content: bytes) -> None:
         raise unwritable(target.parent, error) from error
 
 
-def _read_rows(card: Card, expected: Table, classes: int, path: Path) -> Rows:
+def _read_rows(card: DatasetCard, expected: Table, classes: int, path: Path) -> Rows:
     try:
         table = np.loadtxt(path, skiprows=1, ndmin=2)
     except (OSError, ValueError) as error:
@@ -126,7 +126,7 @@ def _read_rows(card: Card, expected: Table, classes: int, path: Path) -> Rows:
     return Rows(torch.from_numpy(table[:, 1:-1].astype(np.float32)), torch.from_numpy(labels))
 
 
-def _read_folds(card: Card, expected: Table, path: Path, labels: np.ndarray) -> tuple[Fold, ...]:
+def _read_folds(card: DatasetCard, expected: Table, path: Path, labels: np.ndarray) -> tuple[Fold, ...]:
     """Lines in pairs: the rows outside a fold, and those inside it."""
     try:
         lines = [
@@ -154,4 +154,4 @@ def _last_of_each_class(labels: np.ndarray) -> np.ndarray:
     return chosen
 
 
-TABLE_FORMATS: dict[str, Callable[[Card, Path | None, Path], TableData]] = {"uci": load_uci}
+TABLE_FORMATS: dict[str, Callable[[DatasetCard, Path | None, Path], TableData]] = {"uci": load_uci}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reproduce.data.sources import obtain
-from reproduce.experiment.dataset_card import Card, DataError, Split, python_version, topics_text
+from reproduce.experiment.dataset_card import DataError, DatasetCard, Split, python_version, topics_text
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -25,7 +25,7 @@ class WordData:
     """A corpus as int64 token indices (tokens,), with the words they stand for."""
 
     holds: ClassVar[str] = "words"
-    card: Card
+    card: DatasetCard
     train: Tensor
     validation: Tensor
     test: Tensor
@@ -33,7 +33,7 @@ class WordData:
     origin: str
 
 
-def load_text(card: Card, root: Path | None, cache: Path) -> WordData:
+def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
     """Plain text files, one for each split; the vocabulary is that of all splits, in order of appearance.
 
     Raises:
@@ -51,7 +51,7 @@ def load_text(card: Card, root: Path | None, cache: Path) -> WordData:
     return _indexed(card, words, tuple(dict.fromkeys(every)), found.origin)
 
 
-def load_topics(card: Card, root: Path | None, cache: Path) -> WordData:
+def load_topics(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
     """Python's language reference, tokenised by the rule on its card; the vocabulary is that of train."""
     lines = [line for line in topics_text().lower().split("\n") if not _RULER.fullmatch(line)]
     paragraphs = [paragraph.strip("\n") for paragraph in re.split(r"\n\s*\n", "\n".join(lines))]
@@ -82,7 +82,7 @@ def _split_words(text: str) -> list[str]:
     return text.replace("\n", f" {END} ").split()
 
 
-def _indexed(card: Card, words: dict[Split, list[str]], vocabulary: tuple[str, ...], origin: str) -> WordData:
+def _indexed(card: DatasetCard, words: dict[Split, list[str]], vocabulary: tuple[str, ...], origin: str) -> WordData:
     expected = card.words
     for split, count in (expected.tokens if expected else {}).items():
         if len(words.get(split, ())) != count:
@@ -108,7 +108,7 @@ def _write_lines(column: str) -> Callable[[Any, Path], None]:
     return write
 
 
-WORD_FORMATS: dict[str, Callable[[Card, Path | None, Path], WordData]] = {
+WORD_FORMATS: dict[str, Callable[[DatasetCard, Path | None, Path], WordData]] = {
     "text": load_text,
     "pydoc_topics": load_topics,
 }

@@ -80,7 +80,7 @@ _NEEDED = {
 }
 
 
-class Card(_Strict):
+class DatasetCard(_Strict):
     """One dataset: one TOML file in ``datasets/``."""
 
     name: str = ""  # the file's name, filled in by `read_card`
@@ -106,7 +106,7 @@ class Card(_Strict):
     table: Table | None = None
 
     @model_validator(mode="after")
-    def _images_words_or_table(self) -> Card:
+    def _images_words_or_table(self) -> DatasetCard:
         image_facts = (self.shape, self.statistics, self.splits or None)
         if self.words is not None and self.table is not None:
             raise ValueError("a card is of words or of a table, not of both")
@@ -129,7 +129,7 @@ def card_names() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("*.toml"))
 
 
-def read_card(name: str) -> Card:
+def read_card(name: str) -> DatasetCard:
     """Read the card of one dataset.
 
     Raises:
@@ -137,17 +137,17 @@ def read_card(name: str) -> Card:
     """
     if name not in card_names():
         raise UserError(f"unknown dataset {name!r}: known are {', '.join(card_names())}")
-    return read_toml(CARDS / f"{name}.toml", Card).model_copy(update={"name": name})
+    return read_toml(CARDS / f"{name}.toml", DatasetCard).model_copy(update={"name": name})
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:
-    """The files of one entry of ``Card.files`` in a data folder, sorted."""
+    """The files of one entry of ``DatasetCard.files`` in a data folder, sorted."""
     if "*" in pattern:
         return sorted(folder.glob(pattern))
     return [folder / pattern] if (folder / pattern).is_file() else []
 
 
-def checksum(card: Card, root: Path | None) -> str:
+def checksum(card: DatasetCard, root: Path | None) -> str:
     """sha256 (hex) over what identifies the data; never reads large files.
 
     Declared checksums where the card has them; the source itself for data inside installed packages; for

@@ -1,14 +1,16 @@
-"""What identifies a Run: the hash of all that can move a number, and nothing else."""
+"""What identifies a Run, and which Runs an experiment's cell asks for: both decided here, so that they agree."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.schema import Cell, Recipe, TaskSpec
 
 LOOP_VERSION = 1  # grows when a change to the loop, the models or the data can move a number
 
@@ -36,6 +38,40 @@ class RunConfig(BaseModel):
     def folder(self) -> str:
         """A readable name that is unique because it ends in the id."""
         return f"{self.task.dataset}-{self.task.model}-{self.method}-seed{self.seed}-{self.id}"
+
+
+def run_key(config: RunConfig) -> str:
+    """What a Run shares with all that differ from it in seed, data and versions alone.
+
+    A Run belongs to a Cell when this is the `cell_key` of the Cell under the method's defaults at the Run's time. For
+    equal seed, data, versions and defaults, two configs have the same key exactly if they have the same id.
+    """
+    return _key(config.method, config.task, config.recipe, config.params)
+
+
+def cell_key(cell: Cell, defaults: Mapping[str, Any]) -> str:
+    """The `run_key` of the Runs that planning makes of a Cell for a method with these defaults."""
+    return _key(cell.method, cell.task, cell.recipe, {**defaults, **cell.params})
+
+
+def _key(method: str, task: TaskSpec, recipe: Recipe, params: Mapping[str, Any]) -> str:
+    problem = [spec.model_dump(mode="json", exclude_none=True) for spec in (task, recipe)]
+    return canonical_json([method, *problem, one_spelling(dict(params))])
+
+
+def one_spelling(value: Any) -> Any:
+    """Parameters as a Run's config and an experiment's file both spell them: 1.0 as 1, tuples as lists.
+
+    A config has its method's types, of which an experiment's file knows nothing: there 1 may stand for 1.0.
+    """
+    if isinstance(value, Mapping):
+        return {key: one_spelling(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [one_spelling(item) for item in value]
+    is_negative_zero = value == 0 and isinstance(value, float) and math.copysign(1.0, value) < 0
+    if isinstance(value, float) and value.is_integer() and not is_negative_zero:
+        return int(value)
+    return value
 
 
 def canonical_json(value: Any) -> str:

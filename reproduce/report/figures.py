@@ -1,9 +1,10 @@
-"""Records in, figure out: what an experiment may ask to be drawn of each of its tasks."""
+"""A Finding in, figure out: what an experiment may ask to be drawn of each of its tasks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -12,18 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from reproduce.errors import UserError
-from reproduce.report.style import ARMS, DASHES, INK, MARKERS, QUIET, STYLE, WIDTH, Look, colour, legend, panels
-from reproduce.report.tables import decimals_of, metric_text, metrics_of, number, published
-from reproduce.results.match import ArmRuns, TaskRuns
+from reproduce.report.numbers import decimals_of, metric_text, number
+from reproduce.report.style import INK, QUIET, STYLE, WIDTH, ArmColors, legend, panels
+from reproduce.results.evaluate import ArmRow, TaskFinding
+from reproduce.results.match import ArmRuns
 from reproduce.results.record import QUANTILES, EpochRecord, Result
 from reproduce.results.stats import Estimate, mean_estimate
 
 STATISTICS = {"mean_square": "mean square", "norm_dispersion": "norm dispersion", "effective_rank": "effective rank"}
 
-Draw = Callable[[TaskRuns, Look], Figure | None]
+
+class ExperimentFigure(NamedTuple):
+    """What an experiment's file may name in ``figures``."""
+
+    caption: str
+    draw: Callable[[TaskFinding, ArmColors], Figure | None]
 
 
-def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
+def draw(name: str, task: TaskFinding, colors: ArmColors) -> Figure | None:
     """Draw one figure of an experiment; None where its Results hold nothing to draw.
 
     Raises:
@@ -32,85 +39,90 @@ def draw(name: str, task: TaskRuns, look: Look) -> Figure | None:
     if name not in FIGURES:
         raise UserError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
     with matplotlib.rc_context(STYLE):
-        return FIGURES[name](task, look)
+        return FIGURES[name].draw(task, colors)
 
 
-def seeds(task: TaskRuns, look: Look) -> Figure | None:
-    """Every seed as a point, the mean as a bar with its 95 % interval; a diamond is the paper's number."""
-    metrics = [m for m in metrics_of(task) if any(arm.values(m) for arm in task.arms.values())]
+def seeds(task: TaskFinding, colors: ArmColors) -> Figure | None:
+    metrics = [metric for metric in task.metrics if any(row.values for row in task.tables[metric])]
     if not metrics:
         return None
-    arms = list(task.arms.values())
-    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(arms), across=2, sharey=True)
+    arms = list(task.runs.arms.values())
+    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(arms), per_row=2, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
-        for place, arm in enumerate(arms):
-            _seed_row(axis, place, arm, metric, look)
-            claim = published(task, arm.name, metric)
-            if claim is not None and claim.value is not None:
-                axis.plot(claim.value, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
+        for place, row in enumerate(task.tables[metric]):
+            _seed_row(axis, place, row, colors)
+            if row.paper is not None:
+                axis.plot(row.paper, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
         axis.set_xlabel(metric_text(metric))
         _rows(axis, len(arms))
     axes[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
     return figure
 
 
-def _seed_row(axis: Axes, place: int, arm: ArmRuns, metric: str, look: Look) -> None:
-    values = list(arm.values(metric).values())
-    shade = colour(look, arm.name)
-    estimate = arm.estimate(metric)
-    if estimate is None:
+def _seed_row(axis: Axes, place: int, row: ArmRow, colors: ArmColors) -> None:
+    if row.estimate is None:
         return
-    axis.plot(values, np.full(len(values), place), _marker(look, arm), color=shade, ms=4.5, alpha=0.55, mew=0)
-    if not arm.diverged:  # no mean where seeds are missing from it
-        _bar(axis, place, estimate, shade)
+    _points(axis, place, list(row.values.values()), row.arm, colors)
+    if row.mean is not None:  # no mean where seeds are missing from it
+        _bar(axis, place, row.mean, colors.color(row.arm))
 
 
-def paired_differences(task: TaskRuns, look: Look) -> Figure | None:
-    """Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval.
+def paired_differences(task: TaskFinding, colors: ArmColors) -> Figure | None:
+    """Each arm minus the baseline.
 
     Where one arm lies far beyond all others, the panel shows those, and an arrow with the mean of the one.
     """
-    baseline = task.arms.get(task.experiment.baseline or "")
-    others = [arm for arm in task.arms.values() if arm is not baseline]
-    if baseline is None:
+    if task.baseline is None:
         return None
-    metrics = [m for m in metrics_of(task) if any(_paired(arm, baseline, m) for arm in others)]
+    differences = {metric: _differences(task, metric, task.baseline.name) for metric in task.metrics}
+    metrics = [metric for metric, rows in differences.items() if any(pairs for _, pairs in rows)]
     if not metrics:
         return None
-    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(others), across=2, sharey=True)
+    others = [arm for arm in task.runs.arms.values() if arm is not task.baseline]
+    figure, axes = panels(len(metrics), height=0.9 + 0.34 * len(others), per_row=2, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.axvline(0, color=QUIET, lw=0.8)
-        for place, arm in enumerate(others):
-            _difference_row(axis, place, arm, baseline, metric, look)
-        _leave_out_the_farthest(axis, others, [list(_paired(arm, baseline, metric).values()) for arm in others])
-        axis.set_xlabel(f"{metric_text(metric)}, minus {baseline.label}")
+        for place, (row, pairs) in enumerate(differences[metric]):
+            _difference_row(axis, place, row, pairs, task.baseline, colors)
+        _leave_out_the_farthest(axis, others, [pairs for _, pairs in differences[metric]])
+        axis.set_xlabel(f"{metric_text(metric)}, minus {task.baseline.label}")
         _rows(axis, len(others))
     axes[0].set_yticks(range(len(others)), [arm.label for arm in others])
     return figure
 
 
-def _paired(arm: ArmRuns, baseline: ArmRuns, metric: str) -> dict[int, float]:
-    """Differences by seed."""
-    values, over = arm.values(metric), baseline.values(metric)
-    return {seed: values[seed] - over[seed] for seed in values if seed in over}
+def _differences(task: TaskFinding, metric: str, baseline: str) -> list[tuple[ArmRow, list[float]]]:
+    """The row of every arm but the baseline, and its differences by seed, survivors' too."""
+    rows = task.tables[metric]
+    over = next(row.values for row in rows if row.arm == baseline)
+    return [
+        (row, [value - over[seed] for seed, value in row.values.items() if seed in over])
+        for row in rows
+        if row.arm != baseline
+    ]
 
 
-def _difference_row(axis: Axes, place: int, arm: ArmRuns, baseline: ArmRuns, metric: str, look: Look) -> None:
-    pairs = list(_paired(arm, baseline, metric).values())
-    shade = colour(look, arm.name)
-    axis.plot(pairs, np.full(len(pairs), place), _marker(look, arm), color=shade, ms=4.5, alpha=0.55, mew=0)
-    diverged = next((one for one in (arm, baseline) if one.diverged), None)
-    if pairs and diverged is None:
-        _bar(axis, place, mean_estimate(pairs), shade)
+def _difference_row(
+    axis: Axes, place: int, row: ArmRow, pairs: list[float], baseline: ArmRuns, colors: ArmColors
+) -> None:
+    _points(axis, place, pairs, row.arm, colors)
+    if row.difference is not None:
+        _bar(axis, place, row.difference.estimate, colors.color(row.arm))
         return
     # No mean where seeds are missing from it.
-    if arm.chosen is None:
-        said = "not run"
+    diverged = next((arm for arm in (row.runs, baseline) if arm.diverged), None)
+    if row.runs.chosen is None:
+        reason = "not run"
     else:
-        said = f"seeds of {diverged.label} diverged" if diverged else "no seed in common"
+        reason = f"seeds of {diverged.label} diverged" if diverged else "no seed in common"
     axis.text(
-        0.99, place - 0.3, said, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
+        0.99, place - 0.3, reason, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
     )
+
+
+def _points(axis: Axes, place: int, values: list[float], arm: str, colors: ArmColors) -> None:
+    marker, color = colors.marker(arm), colors.color(arm)
+    axis.plot(values, np.full(len(values), place), marker, color=color, ms=4.5, alpha=0.55, mew=0)
 
 
 def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], pairs: list[list[float]]) -> None:
@@ -125,11 +137,11 @@ def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], pairs: list[list[fl
     margin = 0.08 * (high - low)
     axis.set_xlim(low - margin, high + margin)
     mean = float(np.mean(pairs[far]))
-    right, said = mean > 0, number(mean, decimals_of([mean]), sign=True)
+    right, text = mean > 0, number(mean, decimals_of([mean]), sign=True)
     axis.text(
         0.99 if right else 0.01,
         far,
-        f"{said} →" if right else f"← {said}",
+        f"{text} →" if right else f"← {text}",
         transform=axis.get_yaxis_transform(),
         ha="right" if right else "left",
         va="center",
@@ -145,14 +157,10 @@ def _reach(pairs: list[float]) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def _bar(axis: Axes, place: int, estimate: Estimate, shade: str) -> None:
+def _bar(axis: Axes, place: int, estimate: Estimate, color: str) -> None:
     if estimate.interval is not None:
-        axis.plot([estimate.interval.low, estimate.interval.high], [place, place], "-", color=shade, lw=1.6)
-    axis.plot(estimate.mean, place, "|", color=shade, ms=13, mew=2.2)
-
-
-def _marker(look: Look, arm: ArmRuns) -> str:
-    return MARKERS[look[arm.name] // len(ARMS) % len(MARKERS)]
+        axis.plot([estimate.interval.low, estimate.interval.high], [place, place], "-", color=color, lw=1.6)
+    axis.plot(estimate.mean, place, "|", color=color, ms=13, mew=2.2)
 
 
 def _rows(axis: Axes, count: int) -> None:
@@ -163,12 +171,11 @@ def _rows(axis: Axes, count: int) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
-    """The metric and the training loss on the way: a line for the mean of seeds, thin lines for each."""
-    arms = [arm for arm in task.arms.values() if arm.chosen and arm.chosen.results]
-    if task.metric is None or all(len(result.epochs) < 2 for arm in arms for result in _chosen(arm)):
+def learning_curves(task: TaskFinding, colors: ArmColors) -> Figure | None:
+    arms = [arm for arm in task.runs.arms.values() if arm.chosen and arm.chosen.results]
+    name = task.runs.metric
+    if name is None or all(len(result.epochs) < 2 for arm in arms for result in _chosen(arm)):
         return None
-    name = task.metric
     epochs = [record for arm in arms for result in _chosen(arm) for record in result.epochs]
     split = next((s for s in ("validation", "test") if any(name in getattr(e, s) for e in epochs)), None)
     wanted: list[tuple[str, Callable[[EpochRecord], float | None]]] = []
@@ -176,11 +183,11 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
         wanted.append((metric_text(f"{split}.{name}"), lambda e: getattr(e, split).get(name)))
     wanted.append(("training loss, without penalty", lambda e: e.train_loss))
     by_step = task.experiment.recipe.steps is not None
-    figure, axes = panels(len(wanted), height=2.7, across=2)
+    figure, axes = panels(len(wanted), height=2.7, per_row=2)
     for axis, (label, value_of) in zip(axes, wanted, strict=True):
         for arm in arms:
             lines = [(_line(result, value_of, by_step), result.status) for result in _chosen(arm)]
-            _mean_line(axis, lines, look, arm)
+            _mean_line(axis, lines, colors, arm)
         axis.set_xlabel("optimiser step" if by_step else "epoch")
         axis.set_ylabel(label)
         axis.grid(axis="y")
@@ -189,9 +196,8 @@ def learning_curves(task: TaskRuns, look: Look) -> Figure | None:
     return figure
 
 
-def site_statistics(task: TaskRuns, look: Look) -> Figure | None:
-    """Mean square, norm dispersion and effective rank at Sites from first to last, over training; points end seeds."""
-    arms = [arm for arm in task.arms.values() if arm.chosen and arm.chosen.results]
+def site_statistics(task: TaskFinding, colors: ArmColors) -> Figure | None:
+    arms = [arm for arm in task.runs.arms.values() if arm.chosen and arm.chosen.results]
     results = [result for arm in arms for result in _chosen(arm)]
     sites = _shown_sites(results, 4)
     if not sites:
@@ -205,7 +211,7 @@ def site_statistics(task: TaskRuns, look: Look) -> Figure | None:
                 lines = [
                     (_line(result, _statistic(site, statistic), by_step), result.status) for result in _chosen(arm)
                 ]
-                _mean_line(axis, lines, look, arm, every=False)
+                _mean_line(axis, lines, colors, arm, every=False)
             axis.grid(axis="y")
             _log_if_wide(axis)
         row[0].set_ylabel(label)
@@ -217,27 +223,26 @@ def site_statistics(task: TaskRuns, look: Look) -> Figure | None:
     return figure
 
 
-def unit_quantiles(task: TaskRuns, look: Look) -> Figure | None:
-    """The 15th, 50th and 85th percentiles of one unit of the last Site, over training; first seed."""
+def unit_quantiles(task: TaskFinding, colors: ArmColors) -> Figure | None:
     shown = []
-    for arm in task.arms.values():
+    for arm in task.runs.arms.values():
         for result in _chosen(arm)[:1]:
             records = [record for record in result.epochs if record.sites]
             if records:
                 shown.append((arm, records))
     if not shown:
         return None
-    figure, axes = panels(len(shown), height=2.2, across=min(3, len(shown)), sharey=True)
+    figure, axes = panels(len(shown), height=2.2, per_row=min(3, len(shown)), sharey=True)
     for axis, (arm, records) in zip(axes, shown, strict=True):
         site = _last_pre(list(records[-1].sites))
         steps = [record.step for record in records if site in record.sites]
         table = np.array([record.sites[site].unit_quantiles for record in records if site in record.sites])
         low, middle, high = (table[:, QUANTILES.index(q)] for q in (0.15, 0.5, 0.85))
-        shade = colour(look, arm.name)
-        axis.fill_between(steps, low, high, color=shade, alpha=0.15, lw=0)
-        axis.plot(steps, middle, color=shade, lw=1.6)
-        axis.plot(steps, low, color=shade, lw=0.8)
-        axis.plot(steps, high, color=shade, lw=0.8)
+        color = colors.color(arm.name)
+        axis.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+        axis.plot(steps, middle, color=color, lw=1.6)
+        axis.plot(steps, low, color=color, lw=0.8)
+        axis.plot(steps, high, color=color, lw=0.8)
         axis.set_title(f"{arm.label}: {site}")
         axis.set_xlabel("optimiser step")
         axis.grid(axis="y")
@@ -245,12 +250,27 @@ def unit_quantiles(task: TaskRuns, look: Look) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, Draw] = {
-    "seeds": seeds,
-    "paired_differences": paired_differences,
-    "learning_curves": learning_curves,
-    "site_statistics": site_statistics,
-    "unit_quantiles": unit_quantiles,
+FIGURES = {
+    "seeds": ExperimentFigure(
+        "Every seed as a point, the mean as a bar with its 95 % interval; a diamond is the paper's number.",
+        seeds,
+    ),
+    "paired_differences": ExperimentFigure(
+        "Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval.",
+        paired_differences,
+    ),
+    "learning_curves": ExperimentFigure(
+        "The metric and the training loss on the way: a line for the mean of seeds, thin lines for each.",
+        learning_curves,
+    ),
+    "site_statistics": ExperimentFigure(
+        "Mean square, norm dispersion and effective rank at Sites from first to last, over training; points end seeds.",
+        site_statistics,
+    ),
+    "unit_quantiles": ExperimentFigure(
+        "The 15th, 50th and 85th percentiles of one unit of the last Site, over training; first seed.",
+        unit_quantiles,
+    ),
 }
 
 
@@ -272,28 +292,32 @@ def _statistic(site: str, name: str) -> Callable[[EpochRecord], float | None]:
 
 
 def _mean_line(
-    axis: Axes, lines: Sequence[tuple[list[tuple[float, float]], str]], look: Look, arm: ArmRuns, every: bool = True
+    axis: Axes,
+    lines: Sequence[tuple[list[tuple[float, float]], str]],
+    colors: ArmColors,
+    arm: ArmRuns,
+    every: bool = True,
 ) -> None:
     """A strong line for the mean, as far as every seed goes; seeds thin beside it (``every``) or as points at their
     ends, with a cross where one diverged.
     """
-    shade = colour(look, arm.name)
+    color = colors.color(arm.name)
     lines = [(line, status) for line, status in lines if line]
     if not lines:
         return
     for line, status in lines:
         if every and len(lines) > 1:
-            axis.plot(*zip(*line, strict=True), color=shade, lw=0.6, alpha=0.45)
+            axis.plot(*zip(*line, strict=True), color=color, lw=0.6, alpha=0.45)
         if status == "diverged":
-            axis.plot(*line[-1], "x", color=shade, ms=6, mew=1.6)
+            axis.plot(*line[-1], "x", color=color, ms=6, mew=1.6)
         elif not every:
-            axis.plot(*line[-1], ".", color=shade, ms=4, alpha=0.7, mew=0)
+            axis.plot(*line[-1], ".", color=color, ms=4, alpha=0.7, mew=0)
     tables = [dict(line) for line, _ in lines]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     means = [float(np.mean([table[x] for table in tables])) for x in shared]
-    dash = DASHES[look[arm.name] // len(ARMS) % len(DASHES)]
-    alone = _marker(look, arm) if len(shared) == 1 else None  # a line through one point is invisible
-    axis.plot(shared, means, color=shade, lw=1.7, ls=dash, marker=alone, ms=4.5, label=arm.label)
+    dash = colors.dash(arm.name)
+    alone = colors.marker(arm.name) if len(shared) == 1 else None  # a line through one point is invisible
+    axis.plot(shared, means, color=color, lw=1.7, ls=dash, marker=alone, ms=4.5, label=arm.label)
 
 
 def _log_if_wide(axis: Axes, ratio: float = 6) -> None:

@@ -1,229 +1,201 @@
-"""The cross-method matrix: every method on the same tasks under one budget, its coefficient chosen by one rule.
-
-A column is a task of the experiment files that bear the same name, ``matrix_*.toml``, in every method's folder. They
-are merged into one experiment that has all their arms, so that differences, choices and Holm's adjustment are those
-of any other table.
-"""
+"""The cross-method matrix: every method on the same tasks under one budget, its coefficient chosen by one rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import read_card
-from reproduce.experiment.schema import Arm, Experiment, cells
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.report import figures, tables
+from reproduce.report.numbers import (
+    NOTHING,
+    decimals_of,
+    metric_name,
+    metric_text,
+    number,
+    p_equals,
+    with_unit,
+)
 from reproduce.report.provenance import protocol
-from reproduce.report.sentences import SMALL
-from reproduce.results.match import ArmRuns, TaskRuns, higher_is_better, match
-from reproduce.results.record import Result
-from reproduce.results.stats import CONFIDENCE
-
-PREFIX = "matrix_"
-OWN = {"arms", "deviations"}  # what the files of one column may differ in
+from reproduce.report.render import Drawing, drawing, write, write_template
+from reproduce.report.sentences import best_of, complete_means, extreme
+from reproduce.report.style import ArmColors
+from reproduce.report.tables import TextTable
+from reproduce.results.columns import Column, Experiments
+from reproduce.results.evaluate import ArmRow
+from reproduce.results.match import ArmRuns, higher_is_better
+from reproduce.results.stats import CONFIDENCE, SIGNIFICANCE
 
 CAPTION = (
     "Each arm minus the baseline, on test and validation, paired by seed, the best on the test set first: points are "
     "seeds, bars are means with their 95 % intervals, colours are methods; an arrow is the mean of an arm far beyond."
 )
 
-Experiments = Mapping[str, Experiment]
+
+@dataclass(frozen=True)
+class Cell:
+    """What one arm has in one column, as texts."""
+
+    ran: bool
+    mean: str
+    gap: str
+    p: str
+    significant: bool
+    n: str
+    chosen: str
+    note: str
 
 
 @dataclass(frozen=True)
-class Column:
-    """One task with the arms of every method; in ``methods`` an arm's method folder, the baseline's apart."""
+class Row:
+    """One arm of one method; None where it is not in a column."""
 
-    file: str
-    task: TaskRuns
-    table: pd.DataFrame
+    method: str
+    label: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class ColumnPart:
+    """What the pages say of one column."""
+
+    key: str
+    name: str
+    title: str
+    question: str
     metric: str
-    methods: dict[str, str]
-
-    @property
-    def experiment(self) -> Experiment:
-        return self.task.experiment
-
-    @property
-    def baseline(self) -> ArmRuns:
-        return self.task.arms[self.experiment.baseline or ""]
-
-    @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Of the task's own metric on the test set, by arm."""
-        found = self.table[self.table["metric"] == self.metric].to_dict("records")
-        return {str(row["arm"]): {str(key): value for key, value in row.items()} for row in found}
+    gap: str
+    sentence: str
+    caveat: str
+    notes: tuple[str, ...]
+    data: DatasetCard
+    table: TextTable
+    drawing: Drawing | None
+    deviations: tuple[str, ...]
+    protocol: list[tuple[str, str]]
 
 
-def columns(methods: Mapping[str, Experiments], results: Sequence[Result]) -> list[Column]:
-    """The columns in the order of their files' names; none where no method has such a file.
+@dataclass(frozen=True)
+class Matrix:
+    """Everything that the page says."""
 
-    Args:
-        methods: by name, all experiments of a method.
-
-    Raises:
-        UserError: files of one column that disagree in their task, budget, seeds or baseline.
-    """
-    files = sorted({file for experiments in methods.values() for file in experiments if file.startswith(PREFIX)})
-    found = []
-    for file in files:
-        parts = {name: experiments[file] for name, experiments in methods.items() if file in experiments}
-        merged, owners = _merged(file, parts)
-        for task_name in merged.tasks:
-            task = match(merged, task_name, results)
-            table = tables.table_of(file, task)
-            found.append(Column(file, task, table, str(table["metric"].iloc[0]), owners))
-    return found
+    columns: tuple[ColumnPart, ...]
+    rows: tuple[Row, ...]
+    overview: TextTable
+    runs: int
+    planned: int
+    arms: int
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    confidence: str = f"{CONFIDENCE:.0%}".replace("%", " %")
+    level: float = SIGNIFICANCE
 
 
-def _merged(file: str, parts: Experiments) -> tuple[Experiment, dict[str, str]]:
-    """One experiment with the baseline and then every method's arms, and whose arm is whose."""
-    frames = {name: _frame(f"{file}: methods/{name}", experiment) for name, experiment in parts.items()}
-    (first, expected), *others = frames.items()
-    for name, frame in others:
-        wrong = [key for key in expected if frame[key] != expected[key]]
-        if wrong:
-            raise UserError(f"{file}: methods/{name} and methods/{first} differ in {', '.join(wrong)}: one for all")
-    baseline = parts[first].baseline or ""
-    arms: dict[str, Arm] = {baseline: parts[first].arms[baseline]}
-    owners = {}
-    for name, experiment in parts.items():
-        for arm_name, arm in experiment.arms.items():
-            if arm_name != baseline:
-                arms[f"{name}.{arm_name}"] = arm
-                owners[f"{name}.{arm_name}"] = name
-    said = [text if name not in owners.values() else f"{name}: {text}" for name, text in _deviations(parts)]
-    return parts[first].model_copy(update={"arms": arms, "deviations": tuple(said)}), owners
+def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> Matrix:
+    """What the columns of all methods come to."""
+    rows = _rows(columns)
+    headings = ("Arm", "Method", *(f"{column.task.name}: {metric_text(column.metric)}" for column in columns))
+    texts = tuple((row.label, row.method, *map(_cell_text, row.cells)) for row in rows)
+    return Matrix(
+        columns=tuple(_column(column) for column in columns),
+        rows=tuple(rows),
+        overview=TextTable(headings, texts),
+        runs=len({result.id for column in columns for result in column.task.runs.results}),
+        planned=sum(column.task.runs.planned for column in columns),
+        arms=len(_labels(columns)),
+        present=tuple(sorted({name for column in columns for name in column.methods.values()})),
+        absent=_absent(methods, columns),
+    )
 
 
-def _deviations(parts: Experiments) -> list[tuple[str, str]]:
-    """What the files of one column say of themselves, by method; first those of methods that add no arm."""
-    said = [(name, text) for name, experiment in parts.items() for text in experiment.deviations]
-    return sorted(said, key=lambda pair: len(parts[pair[0]].arms) > 1)
+def write_matrix(content: Matrix, columns: Iterable[Column], path: Path) -> None:
+    """Write the page at ``path``, and beside it as Markdown and CSV."""
+    write_template(path, "matrix", vars(content))
+    write(path.with_suffix(".csv"), tables.comma_separated((column.file, column.task) for column in columns))
 
 
-def _frame(where: str, experiment: Experiment) -> dict[str, Any]:
-    """What every file of a column must share."""
-    if experiment.baseline is None:
-        raise UserError(f"{where} names no baseline: a column of the matrix needs one")
-    shared = experiment.model_dump(exclude=OWN)
-    return {**shared, "the baseline's arm": experiment.arms[experiment.baseline].model_dump()}
+def _labels(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """Method and label of every arm but the baseline, each once."""
+    labels = [(method, column.rows[arm].label) for column in columns for arm, method in column.methods.items()]
+    return list(dict.fromkeys(labels))
 
 
-def content(methods: Mapping[str, Experiments], results: Sequence[Result]) -> dict[str, Any] | None:
-    """Everything that the page says; None where no method has a file of the matrix.
-
-    Raises:
-        UserError: as `columns`, or a dataset without a card.
-    """
-    found = columns(methods, results)
-    if not found:
-        return None
-    rows = _rows(found)
-    headings = pd.Index(["Arm", "Method", *(f"{c.task.task_name}: {tables.metric_text(c.metric)}" for c in found)])
-    return {
-        "columns": [_column(column) for column in found],
-        "rows": rows,
-        "overview": pd.DataFrame([row["text"] for row in rows], columns=headings, dtype=object),
-        "runs": len({result.id for column in found for result in column.task.results}),
-        "planned": sum(len(_cells(column)) for column in found),
-        "arms": len({(column.methods[arm], column.task.arms[arm].label) for column in found for arm in column.methods}),
-        "present": sorted({name for column in found for name in column.methods.values()}),
-        "absent": _absent(methods, found),
-        "confidence": f"{CONFIDENCE:.0%}".replace("%", " %"),
-        "level": SMALL,
-        "frames": [column.table for column in found],
-    }
-
-
-def _cells(column: Column) -> list[Any]:
-    return [cell for cell in cells(column.experiment) if cell.task_name == column.task.task_name]
-
-
-def _absent(methods: Mapping[str, Experiments], found: Sequence[Column]) -> list[str]:
+def _absent(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> tuple[str, ...]:
     """Methods that lack a column, in words."""
     missing: dict[str, list[str]] = {}
-    for file in dict.fromkeys(column.file for column in found):
+    for file in dict.fromkeys(column.file for column in columns):
         for name, experiments in methods.items():
             if file not in experiments:
                 missing.setdefault(name, []).append(file)
-    return [f"{name} has no {', '.join(files)}" for name, files in missing.items()]
+    return tuple(f"{name} has no {', '.join(files)}" for name, files in missing.items())
 
 
-def _column(column: Column) -> dict[str, Any]:
+def _column(column: Column) -> ColumnPart:
     experiment = column.experiment
-    card = read_card(experiment.tasks[column.task.task_name].dataset)
-    return {
-        "key": f"{column.file}-{column.task.task_name}".replace("_", "-"),
-        "name": column.task.task_name,
-        "title": experiment.title,
-        "question": experiment.question,
-        "metric": tables.metric_text(column.metric),
-        "gap": f"minus {column.baseline.label}",
-        "finding": finding(column),
-        "caveat": experiment.caveat,
-        "notes": column.task.notes,
-        "data": card,
-        "frame": _frame_of(column),
-        "figure": differences(column),
-        "caption": CAPTION,
-        "deviations": experiment.deviations,
-        "protocol": protocol(experiment),
-    }
+    key = f"{column.file}-{column.task.name}".replace("_", "-")
+    figure = differences(column)
+    return ColumnPart(
+        key=key,
+        name=column.task.name,
+        title=experiment.title,
+        question=experiment.question,
+        metric=metric_text(column.metric),
+        gap=f"minus {column.baseline.label}",
+        sentence=sentence(column),
+        caveat=experiment.caveat,
+        notes=column.task.runs.notes,
+        data=column.finding.datasets[experiment.tasks[column.task.name].dataset],
+        table=_table(column),
+        drawing=drawing(figure, key, CAPTION) if figure is not None else None,
+        deviations=experiment.deviations,
+        protocol=protocol(experiment),
+    )
 
 
-def _frame_of(column: Column) -> pd.DataFrame:
+def _table(column: Column) -> TextTable:
     """The column as a table of its own, without the rule that is said once."""
-    frame = tables.shown(column.table, column.task, column.metric)
-    if "Note" in frame:
-        arms = [column.task.arms[name] for name in column.rows]
-        frame["Note"] = [_note(column, arm, note) for arm, note in zip(arms, frame["Note"], strict=True)]
-    return frame
+    table = tables.of_metric(column.task, column.metric)
+    if "Note" not in table.columns:
+        return table
+    place = table.columns.index("Note")
+    notes = [_note(column, row) for row in column.rows.values()]
+    rows = zip(table.rows, notes, strict=True)
+    return replace(table, rows=tuple((*row[:place], note, *row[place + 1 :]) for row, note in rows))
 
 
-def _rows(found: Sequence[Column]) -> list[dict[str, Any]]:
+def _rows(columns: Sequence[Column]) -> list[Row]:
     """One row for each arm: the arms of one method with the same label are one, whatever the column."""
-    baselines = dict.fromkeys(column.baseline.label for column in found)
+    baselines = dict.fromkeys(column.baseline.label for column in columns)
     keys = [("", label) for label in baselines]
-    keys += sorted({(c.methods[arm], c.task.arms[arm].label): None for c in found for arm in c.methods}, key=_method)
+    keys += sorted(_labels(columns), key=lambda key: key[0])
     rows = []
     for method, label in keys:
         cells = []
-        for column in found:
-            owners = column.methods
-            named = [a for a in column.task.arms.values() if (owners.get(a.name, ""), a.label) == (method, label)]
+        for column in columns:
+            named = [r for r in column.rows.values() if (column.methods.get(r.arm, ""), r.label) == (method, label)]
             cells.append(_cell(column, named[0]) if named else None)
-        rows.append({"method": method, "label": label, "cells": cells, "text": [label, method, *_texts(cells)]})
+        rows.append(Row(method, label, tuple(cells)))
     return rows
 
 
-def _method(key: tuple[str, str]) -> str:
-    return key[0]
-
-
-def _cell(column: Column, arm: ArmRuns) -> dict[str, Any]:
-    """What a cell shows, as texts."""
-    row, rows = column.rows[arm.name], column.rows.values()
-    decimals = tables.decimals_of([r["mean"] for r in rows] + [r["survivors_mean"] for r in rows])
-    gap = tables.with_interval(row["difference"], row["difference_low"], row["difference_high"], decimals, sign=True)
-    p = tables.p_text(row["p_holm"])
-    ran = arm.chosen is not None
-    survived = f"({tables.number(row['survivors_mean'], decimals)})"
-    return {
-        "ran": ran,
-        "mean": survived if row["survivors_mean"] is not None else tables.number(row["mean"], decimals),
-        "gap": "" if arm is column.baseline else gap,
-        "p": "" if row["p_holm"] is None else f"p {p}" if p.startswith("<") else f"p = {p}",
-        "told": row["p_holm"] is not None and row["p_holm"] < SMALL,
-        "n": f"n = {row['n']}" + ("" if row["n"] == row["planned"] else f" of {row['planned']}") if ran else "",
-        "chosen": chosen(arm),
-        "note": _note(column, arm, row["note"]),
-    }
+def _cell(column: Column, row: ArmRow) -> Cell:
+    decimals = tables.decimals_of_rows(column.rows.values())
+    ran = row.runs.chosen is not None
+    return Cell(
+        ran=ran,
+        mean=f"({number(row.survivors.mean, decimals)})"
+        if row.survivors
+        else number(row.mean.mean if row.mean else None, decimals),
+        gap="" if row.runs is column.baseline else tables.difference_text(row, decimals),
+        p="" if row.p_holm is None else p_equals(row.p_holm),
+        significant=row.significant,
+        n=f"n = {row.n}" + ("" if row.n == row.planned else f" of {row.planned}") if ran else "",
+        chosen=chosen(row.runs),
+        note=_note(column, row),
+    )
 
 
 def chosen(arm: ArmRuns) -> str:
@@ -236,79 +208,79 @@ def chosen(arm: ArmRuns) -> str:
     return "; ".join(parts)
 
 
-def _note(column: Column, arm: ArmRuns, note: str) -> str:
+def _note(column: Column, row: ArmRow) -> str:
     """What is unusual: the rule by which coefficients are chosen is said once for the whole page."""
-    usual = f"chosen: best mean validation {column.task.metric} of {len(arm.points)} points"
-    return "; ".join(part for part in note.split("; ") if part != usual)
+    usual = f"chosen: best mean validation {column.task.runs.metric} of {len(row.runs.points)} points"
+    return "; ".join(note for note in row.notes if note != usual)
 
 
-def _texts(cells: Sequence[dict[str, Any] | None]) -> list[str]:
-    """The cells for a pipe table."""
-    texts = []
-    for cell in cells:
-        if cell is None or not cell["ran"]:
-            texts.append(cell["note"] if cell else tables.NOTHING)
-        else:
-            told = "**" if cell["told"] else ""
-            texts.append(f"{cell['mean']}" + (f"; {told}{cell['gap']}{told}" if cell["gap"] else ""))
-    return texts
+def _cell_text(cell: Cell | None) -> str:
+    """A cell of a pipe table."""
+    if cell is None:
+        return NOTHING
+    if not cell.ran:
+        return cell.note
+    strong = "**" if cell.significant else ""
+    return cell.mean + (f"; {strong}{cell.gap}{strong}" if cell.gap else "")
 
 
-def finding(column: Column) -> str:
-    """Which arms the seeds tell from the baseline, how many intervals exclude zero, and whose mean is best."""
-    baseline, rows = column.baseline, column.rows
-    complete = [row for row in rows.values() if row["mean"] is not None]
-    if not complete:
+def sentence(column: Column) -> str:
+    """Which arms the seeds tell from the baseline, how many intervals exclude zero, and which mean is best."""
+    baseline, metric, rows = column.baseline, column.metric, column.rows
+    means = complete_means(list(rows.values()))
+    if not means:
         return "Nothing has run yet."
-    up = higher_is_better(column.metric)
-    best = (max if up else min)(complete, key=lambda row: row["mean"])
-    decimals = tables.decimals_of([row["mean"] for row in complete])
-    name = tables.metric_name(column.metric)
-    unit = tables.UNITS.get(column.metric.rpartition(".")[2], "")
-    number = tables.number(best["mean"], decimals) + (f" {unit}" if unit else "")
-    over = rows[baseline.name]["mean"]
-    said = [f"“{best['label']}” has the {'highest' if up else 'lowest'} mean {name}, {number}"]
-    if len(complete) == 1:
-        said = [f"“{best['label']}” is alone so far, with a mean {name} of {number}"]
-    elif best["arm"] != baseline.name and over is not None:
-        said[0] += f"; “{baseline.label}” has {tables.number(over, decimals)}"
-    tested = [row for row in complete if row["p_holm"] is not None]
+    best, mean = best_of(means, metric)
+    decimals = decimals_of(mean for _, mean in means)
+    name, reached = metric_name(metric), with_unit(mean, metric, decimals)
+    over = rows[baseline.name].mean
+    sentences = [f"“{best.label}” has the {extreme(metric)} mean {name}, {reached}"]
+    if len(means) == 1:
+        sentences = [f"“{best.label}” is alone so far, with a mean {name} of {reached}"]
+    elif best.arm != baseline.name and over is not None:
+        sentences[0] += f"; “{baseline.label}” has {number(over.mean, decimals)}"
+    tested = [row for row, _ in means if row.p_holm is not None]
     if tested:
-        told = [row for row in tested if row["p_holm"] < SMALL]
-        said.append(
-            f"Of {len(tested)} arms the seeds tell {len(told) or 'not one'} from “{baseline.label}” after Holm's "
-            f"adjustment (p < {SMALL})"
-        )
-        groups = {side: _names(told, sign) for side, sign in (("Below", -1), ("Above", 1))}
-        said += [f"{side} it: {names}" for side, names in groups.items() if names]
-        without_zero = sum(not row["difference_low"] <= 0 <= row["difference_high"] for row in tested)
-        chance = (1 - CONFIDENCE) * len(tested)
-        said.append(
-            f"{without_zero} of the {len(tested)} intervals exclude zero, where chance alone gives {chance:.1f}"
-        )
-    elif len(complete) > 1:
-        said.append("No arm shares two seeds with the baseline, so nothing is told apart")
-    diverged = [row["label"] for row in rows.values() if row["diverged"]]
+        sentences += _tested(tested, baseline)
+    elif len(means) > 1:
+        sentences.append("No arm shares two seeds with the baseline, so nothing is told apart")
+    diverged = [row.label for row in rows.values() if row.diverged]
     if diverged:
-        said.append(f"Seeds diverged: {', '.join(f'“{label}”' for label in diverged)}")
-    return ". ".join(said) + "."
+        sentences.append(f"Seeds diverged: {', '.join(f'“{label}”' for label in diverged)}")
+    return ". ".join(sentences) + "."
 
 
-def _names(rows: Sequence[dict[str, Any]], sign: int) -> str:
+def _tested(rows: Sequence[ArmRow], baseline: ArmRuns) -> list[str]:
+    """What the tests against the baseline say of these arms."""
+    gaps = [(row, row.difference.estimate) for row in rows if row.difference is not None]
+    significant = [(row.label, gap.mean) for row, gap in gaps if row.significant]
+    sentences = [
+        f"Of {len(rows)} arms the seeds tell {len(significant) or 'not one'} from “{baseline.label}” after Holm's "
+        f"adjustment (p < {SIGNIFICANCE})"
+    ]
+    groups = {side: _names(significant, sign) for side, sign in (("Below", -1), ("Above", 1))}
+    sentences += [f"{side} it: {names}" for side, names in groups.items() if names]
+    without_zero = sum(gap.interval is not None and not gap.interval.contains(0.0) for _, gap in gaps)
+    chance = (1 - CONFIDENCE) * len(rows)
+    sentences.append(f"{without_zero} of the {len(rows)} intervals exclude zero, where chance alone gives {chance:.1f}")
+    return sentences
+
+
+def _names(gaps: Sequence[tuple[str, float]], sign: int) -> str:
     """Labels of those on one side, the farthest first."""
-    side = sorted((row for row in rows if row["difference"] * sign > 0), key=lambda row: -abs(row["difference"]))
-    return ", ".join(f"“{row['label']}”" for row in side)
+    side = sorted(((label, gap) for label, gap in gaps if gap * sign > 0), key=lambda pair: -abs(pair[1]))
+    return ", ".join(f"“{label}”" for label, _ in side)
 
 
 def differences(column: Column) -> Figure | None:
-    """A forest plot of the arms that ran, best first; arms of one method share a colour."""
-    if column.task.metric is None:
+    """A forest plot of the arms that ran, best first; arms of one method share a color."""
+    if column.task.runs.metric is None:
         return None  # nothing has run
-    arms, sign = column.task.arms, -1.0 if higher_is_better(column.metric) else 1.0
-    gaps = {name: row["difference"] for name, row in column.rows.items()}
-    ran = [arm for arm in arms.values() if arm is not column.baseline and arm.chosen is not None]
+    sign = -1.0 if higher_is_better(column.metric) else 1.0
+    gaps = {arm: row.difference.estimate.mean if row.difference else None for arm, row in column.rows.items()}
+    ran = [arm for arm in column.task.runs.arms.values() if arm is not column.baseline and arm.chosen is not None]
     ran.sort(key=lambda arm: (gaps[arm.name] is None, sign * (gaps[arm.name] or 0.0), arm.name))
-    ordered = {arm.name: arm for arm in [column.baseline, *ran]}
+    names = [column.baseline.name, *(arm.name for arm in ran)]
     places = {name: place for place, name in enumerate(dict.fromkeys(column.methods.values()), start=1)}
-    look = {column.baseline.name: 0} | {name: places[owner] for name, owner in column.methods.items()}
-    return figures.draw("paired_differences", replace(column.task, arms=ordered), look)
+    colors = ArmColors({column.baseline.name: 0} | {arm: places[method] for arm, method in column.methods.items()})
+    return figures.draw("paired_differences", column.task.with_arms(names), colors)

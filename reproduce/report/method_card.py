@@ -15,7 +15,7 @@ from reproduce.errors import UserError
 SECTIONS = ("Idea", "Mathematics", "Experiments", "Deviations", "Ambiguities", "Citation")
 
 
-class Card:
+class MethodCard:
     """The card of one method folder: ``title``, and the Markdown of each ``## section``.
 
     Raises:

@@ -14,27 +14,27 @@ PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:
     """What was trained and how, by name: what differs from the recipe's neutral settings, and each arm."""
-    said = _tasks({name: task.model_dump(exclude_none=True) for name, task in experiment.tasks.items()})
+    settings = _tasks({name: task.model_dump(exclude_none=True) for name, task in experiment.tasks.items()})
     recipe = experiment.recipe
     changed = {
         name: value
         for name, value in recipe.model_dump(exclude_none=True).items()
         if name == "selection" or getattr(recipe, name) != type(recipe).model_fields[name].default
     }
-    said.append(("recipe", _settings(changed)))
-    said.append(("seeds", ", ".join(map(str, experiment.seeds))))
+    settings.append(("recipe", _settings(changed)))
+    settings.append(("seeds", ", ".join(map(str, experiment.seeds))))
     for name, arm in experiment.arms.items():
-        said.append(
+        settings.append(
             (
                 f"arm {name}",
                 _settings({"method": arm.method, **arm.model_dump(exclude_defaults=True, exclude={"label"})}),
             )
         )
-    return said
+    return settings
 
 
 def _tasks(tasks: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each task's settings; what all have in common is said once."""
+    """Each task's settings; what all have in common stands once."""
     first = next(iter(tasks.values()))
     shared = {key: value for key, value in first.items() if all(task.get(key) == value for task in tasks.values())}
     if len(tasks) == 1 or not shared:
@@ -64,7 +64,7 @@ def provenance(
     ordered = [runs[key] for key in sorted(runs)]
     environments = [result.environment for result in ordered]
     old = {result.id for result in superseded} - set(runs)
-    said = {
+    lines = {
         "Runs": [_runs(ordered)],
         "Code": _counted(
             f"commit {e.commit[:12]}" + (", with uncommitted changes" if e.dirty else "") for e in environments
@@ -80,7 +80,7 @@ def provenance(
         if problems
         else [],
     }
-    return {heading: lines for heading, lines in said.items() if lines}
+    return {heading: values for heading, values in lines.items() if values}
 
 
 def _runs(results: Sequence[Result]) -> str:

@@ -1,21 +1,21 @@
-"""What a table shows, in one sentence, and what the claims came to, in two; computed from tables and verdicts."""
+"""A Finding in sentences: what a table shows, what the claims came to, what has not run yet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
-
-from reproduce.experiment.schema import Claim
-from reproduce.report.tables import UNITS, baseline_label, decimals_of, metric_name, number, p_text, with_interval
+from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
+from reproduce.report.tables import baseline_label
+from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
 from reproduce.results.judge import Verdict
-from reproduce.results.match import TaskRuns, higher_is_better
+from reproduce.results.match import higher_is_better
+from reproduce.results.over_tasks import MANY
+from reproduce.results.stats import SIGNIFICANCE, Difference, Estimate
 
-SMALL = 0.05
 MOST = 6  # claims of one outcome that a sentence spells out
 Outcome = Literal["holds", "half", "fails", "open"]
-OUTCOMES: dict[Outcome, tuple[str, str]] = {  # said of one claim, and of several
+OUTCOMES: dict[Outcome, tuple[str, str]] = {  # of one claim, and of several
     "holds": ("holds", "hold"),
     "half": ("holds by its sign alone", "hold by their sign alone"),
     "fails": ("fails", "fail"),
@@ -23,54 +23,66 @@ OUTCOMES: dict[Outcome, tuple[str, str]] = {  # said of one claim, and of severa
 }
 
 
-def finding(table: pd.DataFrame, task: TaskRuns) -> str:
+def best_arm_sentence(task: TaskFinding) -> str:
     """Which arm is best on the first metric, how far from the baseline, and whether the seeds decide it."""
-    metric = str(table["metric"].iloc[0])
-    rows: list[dict[Any, Any]] = table[table["metric"] == metric].to_dict("records")
-    complete = [row for row in rows if row["mean"] is not None]
-    diverged = [row["label"] for row in rows if row["diverged"]]
-    if not complete:
-        return _sentence("No arm has a complete mean", diverged) if diverged else "Nothing has run yet."
-    up = higher_is_better(metric)
-    best = (max if up else min)(complete, key=lambda row: row["mean"])
-    decimals = decimals_of([row["mean"] for row in complete])
+    metric = task.metrics[0]
+    rows = task.tables[metric]
+    means = complete_means(rows)
+    diverged = [row.label for row in rows if row.diverged]
+    if not means:
+        return _with_diverged("No arm has a complete mean", diverged) if diverged else "Nothing has run yet."
+    best, mean = best_of(means, metric)
+    decimals = decimals_of(mean for _, mean in means)
     name = metric_name(metric)
     baseline = f"“{baseline_label(task)}”"
-    unit = UNITS.get(metric.rpartition(".")[2], "")
-    reached = number(best["mean"], decimals) + (f" {unit}" if unit else "")
-    said = f"“{best['label']}” has the {'highest' if up else 'lowest'} mean {name}, {reached}"
-    if len(complete) == 1:
-        return _sentence(
-            f"“{best['label']}” is alone so far: its mean {name} is {number(best['mean'], decimals)}", diverged
+    if len(means) == 1:
+        return _with_diverged(f"“{best.label}” is alone so far: its mean {name} is {number(mean, decimals)}", diverged)
+    text = f"“{best.label}” has the {extreme(metric)} mean {name}, {with_unit(mean, metric, decimals)}"
+    if best.arm == task.experiment.baseline:
+        significant = sum(row.significant for row, _ in means)
+        others = (
+            f"the seeds tell {significant} of the {len(means) - 1} other arms from it "
+            f"(p < {SIGNIFICANCE}, Holm's adjustment)"
         )
-    if best["arm"] == task.experiment.baseline:
-        told = sum(row["p_holm"] is not None and row["p_holm"] < SMALL for row in complete)
-        others = f"the seeds tell {told} of the {len(complete) - 1} other arms from it (p < {SMALL}, Holm's adjustment)"
-        return _sentence(f"{said}, and is the baseline; {others}", diverged)
-    if best["difference"] is None:
-        return _sentence(said, diverged)
-    side = "above" if best["difference"] > 0 else "below"
-    said += f", {number(abs(best['difference']), decimals)} {side} {baseline}"
-    return _sentence(f"{said} {_sureness(best, baseline)}", diverged)
+        return _with_diverged(f"{text}, and is the baseline; {others}", diverged)
+    if best.difference is None:
+        return _with_diverged(text, diverged)
+    gap = best.difference.estimate.mean
+    text += f", {number(abs(gap), decimals)} {'above' if gap > 0 else 'below'} {baseline}"
+    return _with_diverged(f"{text} {_sureness(best, best.difference, baseline)}", diverged)
 
 
-def conclusion(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> str:
+def complete_means(rows: Sequence[ArmRow]) -> list[tuple[ArmRow, float]]:
+    """The rows that have a mean over all their seeds, with that mean."""
+    return [(row, row.mean.mean) for row in rows if row.mean is not None]
+
+
+def best_of(means: Sequence[tuple[ArmRow, float]], metric: str) -> tuple[ArmRow, float]:
+    return (max if higher_is_better(metric) else min)(means, key=lambda pair: pair[1])
+
+
+def extreme(metric: str) -> str:
+    """What the best mean is called."""
+    return "highest" if higher_is_better(metric) else "lowest"
+
+
+def claims_sentences(finding: Finding) -> str:
     """Two sentences from the verdicts of an experiment: which claims hold, and which fail or stay open.
 
     At reduced scale a claim holds or fails by its direction. Claims that were not run, and values that are not
     compared across scales, are left out; "" where none is left.
     """
-    judged = [(task, verdict, outcome) for task, verdict in verdicts if (outcome := _outcome(verdict))]
+    judged = [(verdict, outcome) for verdict in finding.verdicts if (outcome := _outcome(verdict))]
     if not judged:
         return ""
-    metrics = {verdict.claim.metric for _, verdict, _ in judged}
+    metrics = {verdict.claim.metric for verdict, _ in judged}
     where = f" on {metric_name(metrics.pop())}" if len(metrics) == 1 else ""
-    told: dict[Outcome, list[str]] = {outcome: [] for outcome in OUTCOMES}
-    for task, verdict, outcome in judged:
-        told[outcome].append(_told(task, verdict.claim, verdict, with_metric=not where))
-    counted = {outcome: _counted(told[outcome], *verbs) for outcome, verbs in OUTCOMES.items()}
+    texts: dict[Outcome, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for verdict, outcome in judged:
+        texts[outcome].append(_claim_text(finding, verdict, with_metric=not where))
+    counted = {outcome: _counted(texts[outcome], *verbs) for outcome, verbs in OUTCOMES.items()}
     claims = f"the {len(judged)} claims" if len(judged) > 1 else "the one claim"
-    others = [counted[outcome] for outcome in ("half", "fails", "open") if told[outcome]]
+    others = [counted[outcome] for outcome in ("half", "fails", "open") if texts[outcome]]
     second = (
         " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:]))) or "no claim fails and no claim stays open"
     )
@@ -88,9 +100,9 @@ def _outcome(verdict: Verdict) -> Outcome | None:
     return by_direction.get(verdict.direction) if verdict.word == "reduced scale" else by_word.get(verdict.word)
 
 
-def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> str:
+def _claim_text(finding: Finding, verdict: Verdict, with_metric: bool) -> str:
     """One claim as it was stated, and the number of ours that it was judged by."""
-    arms = task.experiment.arms
+    arms, claim = finding.experiment.arms, verdict.claim
     text = f"“{arms[claim.arm].label or claim.arm}”"
     over = f"“{arms[claim.over].label or claim.over}”" if claim.over else ""
     if claim.direction is not None:
@@ -98,35 +110,54 @@ def _told(task: TaskRuns, claim: Claim, verdict: Verdict, with_metric: bool) -> 
     elif over:
         text += f" minus {over}"
     text += f" in {metric_name(claim.metric)}" if with_metric else ""
-    text += f" of {claim.task}" if len(task.experiment.tasks) > 1 else ""
-    ours = verdict.ours
-    if ours is None:
+    text += f" of {claim.task}" if len(finding.experiment.tasks) > 1 else ""
+    if verdict.ours is None:
         return text
-    level = task.arms[claim.arm].estimate(claim.metric)
-    decimals = decimals_of([level.mean if level else ours.mean])
-    low, high = (ours.interval.low, ours.interval.high) if ours.interval else (None, None)
-    return f"{text}, {with_interval(ours.mean, low, high, decimals, sign=bool(over))}"
+    row = finding.tasks[claim.task].row(claim.metric, claim.arm)
+    level: Estimate = row.estimate if row and row.estimate else verdict.ours
+    return f"{text}, {with_interval(verdict.ours, decimals_of([level.mean]), sign=bool(over))}"
 
 
-def _counted(told: Sequence[str], one: str, several: str) -> str:
-    if not told:
+def _counted(texts: Sequence[str], one: str, several: str) -> str:
+    if not texts:
         return f"no claim {one}"
-    more = f"; {len(told) - MOST} more" if len(told) > MOST else ""
-    return f"{len(told)} {one if len(told) == 1 else several} ({'; '.join(told[:MOST])}{more})"
+    more = f"; {len(texts) - MOST} more" if len(texts) > MOST else ""
+    return f"{len(texts)} {one if len(texts) == 1 else several} ({'; '.join(texts[:MOST])}{more})"
 
 
-def _sureness(row: dict[Any, Any], baseline: str) -> str:
-    if row["p_holm"] is None and row["difference_n"] > 1:
-        return f"at each of {row['difference_n']} seeds: equal differences are nothing that a test can weigh"
-    if row["p_holm"] is None:
+def _sureness(row: ArmRow, difference: Difference, baseline: str) -> str:
+    n = difference.estimate.n
+    if row.p_holm is None and n > 1:
+        return f"at each of {n} seeds: equal differences are nothing that a test can weigh"
+    if row.p_holm is None:
         return "on one seed, which decides nothing"
-    p = p_text(row["p_holm"])
-    evidence = f"p {p}" if p.startswith("<") else f"p = {p}"
-    evidence += f" after Holm's adjustment, {row['difference_n']} paired seeds"
-    if row["p_holm"] < SMALL:
+    evidence = f"{p_equals(row.p_holm)} after Holm's adjustment, {n} paired seeds"
+    if row.significant:
         return f"({evidence})"
     return f"({evidence}): these seeds do not tell it from {baseline}"
 
 
-def _sentence(text: str, diverged: list[str]) -> str:
+def _with_diverged(text: str, diverged: list[str]) -> str:
     return text + "." + (f" Seeds of {', '.join(diverged)} diverged." if diverged else "")
+
+
+def waiting_sentence(finding: Finding) -> str:
+    """What has not run at all, in a line instead of empty tables; "" when every task has begun."""
+    waiting = [task for task in finding.tasks.values() if not task.runs.results]
+    if not waiting:
+        return ""
+    arms = finding.experiment.arms
+    n_planned = sum(task.runs.planned for task in waiting)
+    planned = f"{n_planned} run{'s' if n_planned != 1 else ''} planned"
+    if len(waiting) < len(finding.tasks):
+        listed = ", ".join(task.name for task in waiting) if len(waiting) < MANY else f"{len(waiting)} tasks"
+        text = f"Nothing has run yet of {listed}: {planned}."
+    else:
+        n_tasks = f"{len(waiting)} tasks, " if len(waiting) > 1 else ""
+        able = [f"“{arm.label or name}”" for name, arm in arms.items() if not arm.pending]
+        text = f"Nothing has run yet. {n_tasks}{planned}" + (f", with the arms {', '.join(able)}." if able else ".")
+    reasons: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        if arm.pending:
+            reasons.setdefault(arm.pending, []).append(f"“{arm.label or name}”")
+    return text + "".join(f" Not possible yet: {', '.join(names)} ({reason})." for reason, names in reasons.items())

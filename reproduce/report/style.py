@@ -1,10 +1,11 @@
-"""How figures look: arms' colours, matplotlib's settings, panels, and SVG that follows the page's colours."""
+"""How figures look: arms' colors, matplotlib's settings, panels, and SVG that follows the page's colors."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -15,33 +16,43 @@ from matplotlib.rcsetup import cycler
 
 from reproduce.experiment.schema import Experiment
 
-# Colours that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
+# Colors that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
 ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
-DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colours
+DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colors
 MARKERS = ("o", "s", "^", "v")
 VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {
-    colour: f"--arm-{index}" for index, colour in enumerate(ARMS)
+    color: f"--arm-{index}" for index, color in enumerate(ARMS)
 }
 WIDTH = 7.2  # inches; the page's text column
 
-Look = Mapping[str, int]  # an arm's place in the order in which arms first appear on a page
+
+@dataclass(frozen=True)
+class ArmColors:
+    """One color for every arm of a page, the same in every figure; arms beyond the eighth differ by dash and marker."""
+
+    places: Mapping[str, int]  # arms of the same place look alike
+
+    def color(self, arm: str) -> str:
+        """An arm's color; as a CSS value it is `variable(color)`."""
+        return ARMS[self.places[arm] % len(ARMS)]
+
+    def dash(self, arm: str) -> str:
+        return DASHES[self.places[arm] // len(ARMS) % len(DASHES)]
+
+    def marker(self, arm: str) -> str:
+        return MARKERS[self.places[arm] // len(ARMS) % len(MARKERS)]
 
 
-def looks(experiments: Sequence[Experiment]) -> dict[str, int]:
-    """Give every arm of a page one colour, the same in every figure."""
+def arm_colors(experiments: Iterable[Experiment]) -> ArmColors:
+    """Colors in the order in which arms first appear on a page."""
     names = dict.fromkeys(name for experiment in experiments for name in experiment.arms)
-    return {name: index for index, name in enumerate(names)}
+    return ArmColors({name: place for place, name in enumerate(names)})
 
 
-def colour(look: Look, arm: str) -> str:
-    """An arm's colour; as a CSS value it is `variable(colour(...))`."""
-    return ARMS[look[arm] % len(ARMS)]
-
-
-def variable(shade: str) -> str:
-    """The CSS variable that a colour stands for, with the colour where no page defines it."""
-    return f"var({VARIABLES[shade]}, {shade})"
+def variable(color: str) -> str:
+    """The CSS variable that a color stands for, with the color where no page defines it."""
+    return f"var({VARIABLES[color]}, {color})"
 
 
 STYLE: dict[Any, Any] = {
@@ -79,7 +90,7 @@ STYLE: dict[Any, Any] = {
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline SVG element, the same bytes every time, in the page's colours.
+    """The figure as an inline SVG element, the same bytes every time, in the page's colors.
 
     Args:
         name: unique on the page; ids inside the SVG are salted with it.
@@ -98,8 +109,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"<[^>]+>", _two_decimals, text)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
-    for shade in VARIABLES:
-        text = text.replace(shade, variable(shade))
+    for color in VARIABLES:
+        text = text.replace(color, variable(color))
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
@@ -108,9 +119,9 @@ def _two_decimals(tag: re.Match[str]) -> str:
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])
 
 
-def panels(count: int, height: float, across: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels, ``across`` in a row, ``height`` inches each; layout is computed once."""
-    columns = min(across, count)
+def panels(count: int, height: float, per_row: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels, ``per_row`` in a row, ``height`` inches each; layout is computed once."""
+    columns = min(per_row, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)

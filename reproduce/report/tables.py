@@ -1,24 +1,30 @@
-"""One table per experiment and task, and its renderings: Markdown, CSV, terminal, and cells for HTML."""
+"""Tables of a Finding and their renderings: Markdown, CSV, terminal, and cells for HTML."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from reproduce.experiment.schema import Claim
-from reproduce.results.judge import Verdict
-from reproduce.results.match import ArmRuns, TaskRuns
-from reproduce.results.stats import Difference, holm, paired_difference
+from reproduce.experiment.schema import Claim, Experiment
+from reproduce.report.numbers import (
+    NOTHING,
+    decimals_of,
+    metric_text,
+    number,
+    p_text,
+    paper_number,
+    printed_decimals,
+    with_interval,
+)
+from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
 
-MINUS = "−"
-NOTHING = "–"
-COLUMNS = (
+CSV_COLUMNS = (
     "experiment",
     "task",
     "arm",
@@ -41,287 +47,252 @@ COLUMNS = (
     "chosen",
     "note",
 )
-CLAIM_COLUMNS = ("Claim", "Claimed", "Ours", "n", "Verdict", "Why", "Address")
-TEXTS = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
-UNITS = {"error": "%", "classifier_error": "%", "accuracy": "%"}
-SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that are abbreviations
+TO_THE_LEFT = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
 
 
-def table_of(name: str, task: TaskRuns) -> pd.DataFrame:
-    """One row per metric and arm, with the columns COLUMNS; what is unknown is None.
+@dataclass(frozen=True)
+class TextTable:
+    """A table as people read it: headings, and rows of as many texts."""
 
-    ``difference`` is paired by seed against the experiment's baseline, ``p_holm`` its two-sided p after Holm's
-    adjustment over the arms of that metric. An arm with a diverged seed has no mean, interval or difference:
-    what its survivors reached is in ``survivors_mean``.
-    """
-    rows = []
-    for metric in dict.fromkeys([*metrics_of(task), *columns_of(task)]):
-        differences = {arm.name: _difference(task, arm, metric) for arm in task.arms.values()}
-        adjusted = dict(zip(differences, holm([d.p_value if d else None for d in differences.values()]), strict=True))
-        for arm in task.arms.values():
-            rows.append(_row(name, task, arm, metric, differences[arm.name], adjusted[arm.name]))
-    return pd.DataFrame(rows, columns=pd.Index(COLUMNS), dtype=object)
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
+    def column(self, heading: str) -> tuple[str, ...]:
+        place = self.columns.index(heading)
+        return tuple(row[place] for row in self.rows)
 
-def metrics_of(task: TaskRuns) -> list[str]:
-    """Test, then validation of the task's own metric, then what else the claims name."""
-    found: list[str] = []
-    if task.metric is not None:
-        for split in ("test", "validation"):
-            metric = f"{split}.{task.metric}"
-            if any(arm.values(metric) for arm in task.arms.values()):
-                found.append(metric)
-    claimed = [claim.metric for claim in task.experiment.claims if claim.task == task.task_name]
-    return list(dict.fromkeys(found + claimed)) or ["test." + (task.metric or "metric")]
+    def without(self, headings: Iterable[str]) -> TextTable:
+        left_out = set(headings)
+        kept = [place for place, heading in enumerate(self.columns) if heading not in left_out]
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        return TextTable(tuple(self.columns[place] for place in kept), rows)
 
 
-def columns_of(task: TaskRuns) -> list[str]:
-    """What the experiment wants to see side by side, as far as this task measures it."""
-    return [m for m in task.experiment.metrics if any(arm.values(m) for arm in task.arms.values())]
+@dataclass(frozen=True)
+class RowText:
+    """One arm under one metric, as texts; what is unknown is an en dash, or empty."""
+
+    arm: str
+    paper: str
+    ours: str
+    n: str
+    difference: str
+    p_value: str
+    seeds: str
+    chosen: str
+    note: str
 
 
-def published(task: TaskRuns, arm_name: str, metric: str) -> Claim | None:
-    """The paper's own number for one arm, if an experiment file states it."""
-    for claim in task.experiment.claims:
-        if (claim.task, claim.arm, claim.metric) == (task.task_name, arm_name, metric) and claim.over is None:
-            return claim
-    return None
+@dataclass(frozen=True)
+class ClaimText:
+    """One claim as texts: what the paper says, what came out, and the verdict."""
+
+    claim: str
+    claimed: str
+    ours: str
+    n: str
+    word: str
+    verdict: str  # the word, and at reduced scale the direction
+    reason: str
+    address: str
 
 
-def shown(table: pd.DataFrame, task: TaskRuns, metric: str) -> pd.DataFrame:
-    """The rows of one metric as text for people; columns in which nothing is known are left out."""
-    rows = table[table["metric"] == metric].to_dict("records")
-    decimals = decimals_of([r["mean"] for r in rows] + [r["survivors_mean"] for r in rows])
-    gap = f"minus {baseline_label(task)}"
-    texts = []
-    for row in rows:
-        text = {"Arm": row["label"]}
-        text["Paper"] = paper_number(row["paper"], decimals)
-        text["Ours"] = _mean(row, decimals)
-        text["n"] = f"{row['n']}" if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
-        text[gap] = with_interval(row["difference"], row["difference_low"], row["difference_high"], decimals, sign=True)
-        text["p (Holm)"] = p_text(row["p_holm"])
-        text["Seeds"] = " ".join(number(value, decimals) for value in row["values"].values()) or NOTHING
-        text["Chosen"] = row["chosen"]
-        text["Note"] = row["note"]
-        texts.append(text)
-    frame = pd.DataFrame(texts, dtype=object)
-    optional = ["Paper", gap, "p (Holm)", "Seeds", "Chosen", "Note"]
-    return frame.drop(columns=[c for c in optional if frame[c].isin(["", NOTHING]).all()])
+def row_texts(rows: Sequence[ArmRow]) -> list[RowText]:
+    """The rows of one metric, with as many decimals as suit them together."""
+    decimals = decimals_of_rows(rows)
+    return [
+        RowText(
+            arm=row.label,
+            paper=paper_number(row.paper, decimals),
+            ours=mean_text(row, decimals),
+            n=f"{row.n}" if row.n == row.planned else f"{row.n} of {row.planned}",
+            difference=difference_text(row, decimals),
+            p_value=p_text(row.p_holm),
+            seeds=" ".join(number(value, decimals) for value in row.values.values()) or NOTHING,
+            chosen=row.chosen,
+            note="; ".join(row.notes),
+        )
+        for row in rows
+    ]
 
 
-def side_by_side(table: pd.DataFrame, task: TaskRuns) -> pd.DataFrame | None:
-    """One row per arm that ran and a column for each metric of `columns_of`: the mean and half its 95 % interval.
+def decimals_of_rows(rows: Iterable[ArmRow]) -> int:
+    return decimals_of(row.estimate.mean if row.estimate else None for row in rows)
+
+
+def mean_text(row: ArmRow, decimals: int) -> str:
+    """The mean with its interval; in brackets, and without one, where it is of survivors."""
+    if row.survivors is not None:
+        return f"({number(row.survivors.mean, decimals)})"
+    return with_interval(row.mean, decimals)
+
+
+def difference_text(row: ArmRow, decimals: int) -> str:
+    return with_interval(row.difference.estimate if row.difference else None, decimals, sign=True)
+
+
+def of_metric(task: TaskFinding, metric: str) -> TextTable:
+    """The rows of one metric; columns in which nothing is known are left out."""
+    texts = row_texts(task.tables[metric])
+    columns = {
+        "Arm": [text.arm for text in texts],
+        "Paper": [text.paper for text in texts],
+        "Ours": [text.ours for text in texts],
+        "n": [text.n for text in texts],
+        difference_heading(task): [text.difference for text in texts],
+        "p (Holm)": [text.p_value for text in texts],
+        "Seeds": [text.seeds for text in texts],
+        "Chosen": [text.chosen for text in texts],
+        "Note": [text.note for text in texts],
+    }
+    known = {
+        heading: column
+        for heading, column in columns.items()
+        if heading in ("Arm", "Ours", "n") or not set(column) <= {"", NOTHING}
+    }
+    return TextTable(tuple(known), tuple(zip(*known.values(), strict=True)))
+
+
+def side_by_side(task: TaskFinding) -> TextTable | None:
+    """One row per arm that ran and a column for each metric of `task.beside`: the mean and half its 95 % interval.
     Columns are of the test split unless they say otherwise.
 
     None where there are no such columns. An arm with a diverged seed has the mean of the others in brackets.
     """
-    metrics = columns_of(task)
-    ran = table[(table["n"] > 0) | (table["diverged"] > 0)]
-    texts: dict[str, dict[str, str]] = {str(row["arm"]): {"Arm": str(row["label"])} for _, row in ran.iterrows()}
-    for metric in metrics:
-        rows = ran[ran["metric"] == metric].to_dict("records")
-        decimals = decimals_of([r["mean"] for r in rows] + [r["survivors_mean"] for r in rows])
-        for row in rows:
-            text = _mean({**row, "low": None, "high": None}, decimals)
-            if row["low"] is not None:
-                text += f" ± {number((row['high'] - row['low']) / 2, decimals)}"
-            texts[row["arm"]][metric_text(metric).removeprefix("test ")] = text
-    return pd.DataFrame(list(texts.values()), dtype=object).fillna(NOTHING) if metrics else None
+    if not task.beside:
+        return None
+    ran = [name for name in task.runs.arms if any(row.ran for row in task.rows if row.arm == name)]
+    columns = [[task.runs.arms[name].label for name in ran]]
+    for metric in task.beside:
+        rows = [row for row in task.tables[metric] if row.ran]
+        decimals = decimals_of_rows(rows)
+        texts = {row.arm: _mean_and_half_width(row, decimals) for row in rows}
+        columns.append([texts.get(name, NOTHING) for name in ran])
+    headings = ("Arm", *(metric_text(metric).removeprefix("test ") for metric in task.beside))
+    return TextTable(headings, tuple(zip(*columns, strict=True)))
 
 
-def baseline_label(task: TaskRuns) -> str:
+def _mean_and_half_width(row: ArmRow, decimals: int) -> str:
+    if row.survivors is not None or row.mean is None or row.mean.interval is None:
+        return mean_text(row, decimals)
+    return f"{number(row.mean.mean, decimals)} ± {number(row.mean.interval.half_width, decimals)}"
+
+
+def baseline_label(task: TaskFinding) -> str:
     """What the arm is called that differences are taken against."""
-    baseline = task.arms.get(task.experiment.baseline or "")
-    return baseline.label if baseline else "baseline"
+    return task.baseline.label if task.baseline else "baseline"
 
 
-def markdown(frame: pd.DataFrame) -> str:
+def difference_heading(task: TaskFinding) -> str:
+    return f"minus {baseline_label(task)}"
+
+
+def markdown(table: TextTable) -> str:
     """A pipe table; numbers to the right."""
     lines = [
-        "| " + " | ".join(map(_pipe_safe, frame.columns)) + " |",
-        "|" + "|".join(":---" if column in TEXTS else "---:" for column in frame.columns) + "|",
+        "| " + " | ".join(map(_pipe_safe, table.columns)) + " |",
+        "|" + "|".join(":---" if column in TO_THE_LEFT else "---:" for column in table.columns) + "|",
     ]
-    lines += ["| " + " | ".join(map(_pipe_safe, row)) + " |" for row in frame.itertuples(index=False)]
+    lines += ["| " + " | ".join(map(_pipe_safe, row)) + " |" for row in table.rows]
     return "\n".join(lines)
 
 
-def _pipe_safe(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _pipe_safe(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
 
 
-def csv(tables: Sequence[pd.DataFrame]) -> str:
-    """All tables as one CSV; seeds and values as `seed=value` joined by spaces."""
-    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=pd.Index(COLUMNS))
-    whole["values"] = [" ".join(f"{seed}={value!r}" for seed, value in values.items()) for values in whole["values"]]
-    return whole.to_csv(index=False, lineterminator="\n")
+def comma_separated(tasks: Iterable[tuple[str, TaskFinding]]) -> str:
+    """All rows of all tasks, each with its experiment's name, as CSV; seeds and values as `seed=value` and spaces."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(_csv_row(name, task.name, row) for name, task in tasks for row in task.rows)
+    return text.getvalue()
 
 
-def terminal(frame: pd.DataFrame, title: str) -> Table:
+def _csv_row(experiment: str, task: str, row: ArmRow) -> tuple[str | int | float | None, ...]:
+    """The columns of CSV_COLUMNS."""
+    mean = row.mean.interval if row.mean else None
+    gap = row.difference.estimate if row.difference else None
+    return (
+        experiment,
+        task,
+        row.arm,
+        row.label,
+        row.metric,
+        row.paper,
+        row.mean.mean if row.mean else None,
+        mean.low if mean else None,
+        mean.high if mean else None,
+        row.n,
+        row.planned,
+        row.diverged,
+        row.survivors.mean if row.survivors else None,
+        " ".join(f"{seed}={value!r}" for seed, value in row.values.items()),
+        gap.mean if gap else None,
+        gap.interval.low if gap and gap.interval else None,
+        gap.interval.high if gap and gap.interval else None,
+        gap.n if gap else None,
+        row.p_holm,
+        row.chosen,
+        "; ".join(row.notes),
+    )
+
+
+def terminal(table: TextTable, title: str) -> Table:
     """For a terminal of 100 columns: seeds one by one and notes are on the page, not here."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    kept = frame.drop(columns=[c for c in ("Seeds", "Note", "Chosen") if c in frame])
+    grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    kept = table.without(("Seeds", "Note", "Chosen"))
     for column in kept.columns:
-        table.add_column(column, justify="left" if column in TEXTS else "right", overflow="fold")
-    for place, row in enumerate(kept.itertuples(index=False)):
-        chosen = frame["Chosen"].iloc[place] if "Chosen" in frame else ""
-        first, *rest = map(str, row)
-        table.add_row(Text(f"{first} ({chosen})" if chosen else first), *rest)
-    return table
+        grid.add_column(column, justify="left" if column in TO_THE_LEFT else "right", overflow="fold")
+    chosen = table.column("Chosen") if "Chosen" in table.columns else ("",) * len(table.rows)
+    for (first, *others), choice in zip(kept.rows, chosen, strict=True):
+        grid.add_row(Text(f"{first} ({choice})" if choice else first), *others)
+    return grid
 
 
-def claims_table(verdicts: Sequence[tuple[TaskRuns, Verdict]]) -> pd.DataFrame:
-    """What the paper says, what came out, and the verdict, one row per claim."""
-    rows = []
-    for task, verdict in verdicts:
+def claim_texts(finding: Finding) -> list[ClaimText]:
+    """What the paper says, what came out, and the verdict, for each claim."""
+    texts = []
+    for verdict in finding.verdicts:
         claim, ours = verdict.claim, verdict.ours
-        arm = task.arms[claim.arm].estimate(claim.metric) if claim.arm in task.arms else None
-        decimals = decimals_of([arm.mean if arm else claim.value])
-        interval = ours.interval if ours else None
-        low, high = (interval.low, interval.high) if interval else (None, None)
-        rows.append(
-            {
-                "Claim": statement(task, claim),
-                "Claimed": _published(claim),
-                "Ours": with_interval(ours.mean if ours else None, low, high, decimals, sign=claim.over is not None),
-                "n": str(ours.n) if ours else NOTHING,
-                "Verdict": verdict.text,
-                "Why": verdict.reason,
-                "Address": claim.source,
-            }
+        row = finding.tasks[claim.task].row(claim.metric, claim.arm)
+        decimals = decimals_of([row.estimate.mean if row and row.estimate else claim.value])
+        texts.append(
+            ClaimText(
+                claim=statement(finding.experiment, claim),
+                claimed=_claimed(claim),
+                ours=with_interval(ours, decimals, sign=claim.over is not None),
+                n=str(ours.n) if ours else NOTHING,
+                word=verdict.word,
+                verdict=verdict.text,
+                reason=verdict.reason,
+                address=claim.source,
+            )
         )
-    return pd.DataFrame(rows, columns=pd.Index(CLAIM_COLUMNS), dtype=object)
+    return texts
 
 
-def statement(task: TaskRuns, claim: Claim) -> str:
-    """A claim in words: whose which metric, on which task."""
-    arm = task.experiment.arms[claim.arm].label or claim.arm
-    over = f" minus {task.experiment.arms[claim.over].label or claim.over}" if claim.over else ""
-    place = f", {claim.task}" if len(task.experiment.tasks) > 1 else ""
+def claims_table(texts: Iterable[ClaimText]) -> TextTable:
+    """The same as a table."""
+    columns = ("Claim", "Claimed", "Ours", "n", "Verdict", "Why", "Address")
+    return TextTable(
+        columns,
+        tuple((text.claim, text.claimed, text.ours, text.n, text.verdict, text.reason, text.address) for text in texts),
+    )
+
+
+def statement(experiment: Experiment, claim: Claim) -> str:
+    """A claim in words: which arm's which metric, on which task."""
+    arm = experiment.arms[claim.arm].label or claim.arm
+    over = f" minus {experiment.arms[claim.over].label or claim.over}" if claim.over else ""
+    place = f", {claim.task}" if len(experiment.tasks) > 1 else ""
     return f"{arm}{over}: {metric_text(claim.metric)}{place}"
 
 
-def metric_text(metric: str) -> str:
-    """`test.error` as "test error (%)"."""
-    split, _, name = metric.partition(".")
-    words = [SHORT.get(word, word) for word in name.split("_")]
-    return " ".join([split, *words]) + (f" ({UNITS[name]})" if name in UNITS else "")
-
-
-def metric_name(metric: str) -> str:
-    """`test.error` as "test error"."""
-    return metric_text(metric).partition(" (")[0]
-
-
-def number(value: float | None, decimals: int, sign: bool = False) -> str:
-    """A number with a true minus sign; an en dash for nothing."""
-    if value is None:
-        return NOTHING
-    if not math.isfinite(value):
-        raise ValueError(f"a table holds finite numbers; got {value}")
-    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", MINUS)
-
-
-def with_interval(mean: float | None, low: float | None, high: float | None, decimals: int, sign: bool = False) -> str:
-    """`7.21 [7.05, 7.37]`, or the mean alone where there is no interval."""
-    text = number(mean, decimals, sign)
-    if low is None or high is None:
-        return text
-    return f"{text} [{number(low, decimals, sign)}, {number(high, decimals, sign)}]"
-
-
-def paper_number(value: float | None, decimals: int, sign: bool = False) -> str:
-    """As many decimals as the paper prints, and no fewer than ours."""
-    if value is None:
-        return NOTHING
-    return number(value, max(decimals, _decimals(value)), sign)
-
-
-def p_text(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def decimals_of(values: Sequence[float | None]) -> int:
-    """Two decimals for errors and perplexities, more for numbers below one, fewer for thousands."""
-    sizes = [abs(value) for value in values if value is not None]
-    largest = max(sizes, default=1.0)
-    return 4 if largest < 0.1 else 3 if largest < 1 else 2 if largest < 1000 else 1
-
-
-def _published(claim: Claim) -> str:
+def _claimed(claim: Claim) -> str:
     if claim.direction is not None:
         return claim.direction
-    decimals = max(1, *(_decimals(number) for number in (claim.value, claim.tolerance) if number is not None))
+    decimals = max(1, *(printed_decimals(number) for number in (claim.value, claim.tolerance) if number is not None))
     value = paper_number(claim.value, decimals, sign=claim.over is not None)
     return f"{value} ± {paper_number(claim.tolerance, decimals)}"
-
-
-def _decimals(value: float) -> int:
-    return len(repr(float(value)).partition(".")[2].rstrip("0"))
-
-
-def _mean(row: dict[Any, Any], decimals: int) -> str:
-    if row["survivors_mean"] is not None:
-        return f"({number(row['survivors_mean'], decimals)})"
-    return with_interval(row["mean"], row["low"], row["high"], decimals)
-
-
-def _difference(task: TaskRuns, arm: ArmRuns, metric: str) -> Difference | None:
-    baseline = task.arms.get(task.experiment.baseline or "")
-    if baseline is None or arm.name == baseline.name or arm.diverged or baseline.diverged:
-        return None
-    return paired_difference(arm.values(metric), baseline.values(metric))
-
-
-def _row(
-    name: str, task: TaskRuns, arm: ArmRuns, metric: str, difference: Difference | None, p_holm: float | None
-) -> dict[str, Any]:
-    estimate = arm.estimate(metric)
-    whole = estimate if not arm.diverged else None
-    interval = whole.interval if whole else None
-    gap = difference.estimate if difference else None
-    claim = published(task, arm.name, metric)
-    return {
-        "experiment": name,
-        "task": task.task_name,
-        "arm": arm.name,
-        "label": arm.label,
-        "metric": metric,
-        "paper": claim.value if claim else None,
-        "mean": whole.mean if whole else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "n": estimate.n if estimate else 0,
-        "planned": max(len(arm.planned), len(arm.chosen.results) if arm.chosen else 0),
-        "diverged": arm.diverged,
-        "survivors_mean": estimate.mean if estimate and arm.diverged else None,
-        "values": arm.values(metric),
-        "difference": gap.mean if gap else None,
-        "difference_low": gap.interval.low if gap and gap.interval else None,
-        "difference_high": gap.interval.high if gap and gap.interval else None,
-        "difference_n": gap.n if gap else None,
-        "p_holm": p_holm,
-        "chosen": ", ".join(f"{key} = {value}" for key, value in arm.chosen_grid.items()),
-        "note": _note(arm),
-    }
-
-
-def _note(arm: ArmRuns) -> str:
-    if arm.arm.pending:
-        return f"not run: {arm.arm.pending}"
-    if arm.chosen is None:
-        return "not run"
-    parts = []
-    if arm.diverged:
-        survivors = ": the mean in brackets is of the others" if arm.chosen.completed else ""
-        parts.append(f"{arm.diverged} of {len(arm.chosen.results)} seeds diverged{survivors}")
-    if arm.missing:
-        parts.append(f"seed {', '.join(map(str, arm.missing))} not run")
-    if arm.chosen_by:
-        parts.append(f"chosen: {arm.chosen_by}")
-    return "; ".join(parts)

@@ -1,15 +1,17 @@
-"""From Claims and Results to verdicts, by one rule that stands in `judge`."""
+"""From Claims and Results to verdicts, by one rule that stands in `rule.md`, which pages show."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from reproduce.experiment.schema import Claim, Experiment
 from reproduce.results.match import ArmRuns, TaskRuns
 from reproduce.results.stats import Estimate, Interval, paired_difference
+
+RULE = Path(__file__).parent / "rule.md"
 
 Word = Literal["reproduced", "partly", "not reproduced", "inconclusive", "reduced scale", "not run"]
 Direction = Literal["same direction", "opposite", "undecided"]
@@ -40,29 +42,10 @@ class Verdict:
 
 
 def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verdict:
-    """Judge one Claim.
+    """Judge one Claim by the rule of `rule.md`.
 
-    Every interval is a two-sided 95 % t interval over seeds; a gap is the mean of differences paired by seed.
-    Where a gap is the same at every seed its interval is a point, and the tables give it no p value.
-    The *band* is the published value plus and minus the claim's tolerance, which was set before the run.
-
-    **A value.** *Not reproduced*: the interval misses the band. *Inconclusive*: the interval meets the band but
-    reaches further than the tolerance to either side of our mean. *Reproduced*: the mean lies in the band.
-    *Partly*: the mean lies outside the band, which the interval still meets.
-
-    **A gap.** *Reproduced*: the interval excludes zero on the published side and our gap lies in the band.
-    *Partly*: the published side, but another size. *Not reproduced*: the interval lies wholly on the other side
-    of zero, or includes zero and misses the band. *Inconclusive*: anything else. A published gap of exactly
-    zero is judged like a value.
-
-    **A direction** (the paper shows a difference without a number). *Reproduced*: the interval lies wholly on
-    that side of zero. *Not reproduced*: wholly on the other. *Inconclusive*: it includes zero.
-
-    **Always.** Fewer than two seeds decide nothing. An arm with a diverged seed has no complete mean, so its
-    claims are *inconclusive*; where two or more seeds ran and every one diverged, a value is *not reproduced*.
-    Outside the paper's own scale or data the verdict is *reduced scale*, with the direction of a gap: *same
-    direction* or *opposite* where the interval excludes zero, else *undecided*. What has no Results is *not
-    run*. Claims are judged one by one, without adjustment for their number.
+    Args:
+        stand_ins: datasets that are not the paper's own data.
     """
     arms = [task.arms.get(name) for name in filter(None, (claim.arm, claim.over))]
     reason = next((text for arm in arms if (text := _not_run(arm, claim))), "")
@@ -98,8 +81,8 @@ def judge_experiment(
 
 
 def rule() -> str:
-    """The rule in Markdown, as `judge` states it after its first line."""
-    return (inspect.getdoc(judge) or "").partition("\n\n")[2]
+    """The rule in Markdown."""
+    return RULE.read_text("utf-8").strip()
 
 
 def _not_run(arm: ArmRuns | None, claim: Claim) -> str:
@@ -126,12 +109,12 @@ def _reduced(task: TaskRuns, claim: Claim, stand_ins: Collection[str]) -> str:
 
 
 def _divergence(arms: list[ArmRuns]) -> str:
-    said = [
+    sentences = [
         f"{arm.label}: {arm.diverged} of {len(arm.chosen.results)} seeds diverged"
         for arm in arms
         if arm.chosen and arm.diverged
     ]
-    return "; ".join(said)
+    return "; ".join(sentences)
 
 
 def _caveats(arms: list[ArmRuns], ours: Estimate) -> str:

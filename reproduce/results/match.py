@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reproduce.experiment.identity import canonical_json
+from reproduce.experiment.identity import canonical_json, cell_key, one_spelling, run_key
 from reproduce.experiment.metrics import metric_named
-from reproduce.experiment.schema import Arm, Cell, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.schema import Arm, Cell, Experiment, cells
 from reproduce.results.record import Result
 from reproduce.results.stats import Estimate, mean_estimate
 
@@ -97,6 +97,11 @@ class TaskRuns:
         return [result for arm in self.arms.values() for point in arm.points for result in point.results.values()]
 
     @property
+    def planned(self) -> int:
+        """How many Runs the experiment asks for."""
+        return sum(len(arm.points) * len(arm.planned) for arm in self.arms.values())
+
+    @property
     def metric(self) -> str | None:
         """The task's own metric, like "error"; None when nothing has run."""
         names = {result.metric for result in self.results}
@@ -108,30 +113,47 @@ def higher_is_better(metric: str) -> bool:
     return metric_named(metric.rpartition(".")[2]).better == "higher"
 
 
-def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> TaskRuns:
-    """Find the Results of every arm of one task.
+class ResultIndex:
+    """Results by what decides whether they belong to a cell, which takes time to spell out: once for a command."""
 
-    A Result belongs to a cell when task, recipe and method are equal and its params are the method's defaults
-    of its time with the arm's params over them. Seeds beyond the planned ones count too. So that arms stay
-    comparable, one task shows one loop version and one dataset checksum (the newest), and one version of each
-    method (the newest); the others are superseded.
+    def __init__(self, results: Iterable[Result] = ()) -> None:
+        # By method and defaults of its time: those defaults, and the Results by their key.
+        self._groups: dict[tuple[str, str], tuple[dict[str, Any], dict[str, list[Result]]]] = {}
+        for result in results:
+            group = result.config.method, canonical_json(one_spelling(result.defaults))
+            _, by_key = self._groups.setdefault(group, (result.defaults, {}))
+            by_key.setdefault(run_key(result.config), []).append(result)
+
+    def of(self, cell: Cell) -> list[Result]:
+        """Those of any seed that the cell asks for: task, recipe and method are equal, and their params are the
+        method's defaults of their time with the cell's params over them."""
+        found = []
+        for (method, _), (defaults, by_key) in self._groups.items():
+            if method == cell.method:
+                found += by_key.get(cell_key(cell, defaults), [])
+        return found
+
+
+def match(experiment: Experiment, results: ResultIndex) -> dict[str, TaskRuns]:
+    """Find the Results of every arm, by task.
+
+    Seeds beyond the planned ones count too. So that arms stay comparable, one task shows one loop version and one
+    dataset checksum (the newest), and one version of each method (the newest); the others are superseded.
     """
-    wanted: dict[str, list[Cell]] = {}
+    wanted: dict[str, dict[str, list[Cell]]] = {name: {} for name in experiment.tasks}
     for cell in cells(experiment, seeds=experiment.seeds[:1]):
-        if cell.task_name == task_name:
-            wanted.setdefault(cell.arm_name, []).append(cell)
-    known: dict[str, list[Result]] = {}
-    dataset = experiment.tasks[task_name].dataset
-    for result in results:
-        if result.config.task.dataset != dataset:
-            continue  # spelling out a whole config takes time
-        known.setdefault(_problem(result.config.task, result.config.recipe, result.config.method), []).append(result)
+        wanted[cell.task_name].setdefault(cell.arm_name, []).append(cell)
+    return {name: _match_task(experiment, name, arms, results) for name, arms in wanted.items()}
+
+
+def _match_task(
+    experiment: Experiment, task_name: str, wanted: Mapping[str, Sequence[Cell]], results: ResultIndex
+) -> TaskRuns:
     found = [
         (arm_name, index, result)
         for arm_name, arm_cells in wanted.items()
         for index, cell in enumerate(arm_cells)
-        for result in known.get(_problem(cell.task, cell.recipe, cell.method), [])
-        if _spelled(result.config.params) == _spelled({**result.defaults, **cell.params})
+        for result in results.of(cell)
     ]
     kept, notes = _newest([result for *_, result in found])
     kept_ids = {id(result) for result in kept}
@@ -154,26 +176,6 @@ def match(experiment: Experiment, task_name: str, results: Iterable[Result]) -> 
         arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, on_test, experiment.seeds)
     ordered = tuple(superseded[key] for key in sorted(superseded))
     return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
-
-
-def _problem(task: TaskSpec, recipe: Recipe, method: str) -> str:
-    """Everything that a Result and a cell must share, except the params."""
-    return method + _spelled([task.model_dump(exclude_none=True), recipe.model_dump(exclude_none=True)])
-
-
-def _spelled(value: Any) -> str:
-    return canonical_json(_plain(value))
-
-
-def _plain(value: Any) -> Any:
-    """One spelling of equal values: 1.0 as 1, tuples as lists."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
 
 
 def _age(result: Result) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reproduce.data import Data
 from reproduce.errors import UserError, explained
-from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.metrics import Metric
 from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
 from reproduce.experiment.toml import Strict
@@ -60,7 +60,7 @@ class TaskOptions(Strict):
     none of its numbers.
     """
 
-    def holds_out(self, card: Card) -> bool:
+    def holds_out(self, card: DatasetCard) -> bool:
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
         return True
 

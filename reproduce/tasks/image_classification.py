@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Count, Normalisation, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
@@ -28,7 +28,7 @@ class Options(TaskOptions):
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
-    def holds_out(self, card: Card) -> bool:
+    def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or "validation" in card.splits
 
 

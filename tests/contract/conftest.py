@@ -20,7 +20,7 @@ from torch import Tensor
 from reproduce import tasks
 from reproduce.bench.variants import read_spec
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
-from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
 from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
 from reproduce.method import Method
@@ -71,14 +71,16 @@ def _images() -> ImageData:
     labels = torch.arange(32) % 3
     noise = torch.randint(0, 86, (32, 1, 6, 6), generator=torch.Generator().manual_seed(0))
     split = Images((noise * (1 + labels.view(-1, 1, 1, 1))).to(torch.uint8), labels)
-    card = Card.model_construct(name="tiny", statistics=Statistics(mean=(0.33,), std=(0.25,), source="made here"))
+    card = DatasetCard.model_construct(
+        name="tiny", statistics=Statistics(mean=(0.33,), std=(0.25,), source="made here")
+    )
     return ImageData(card=card, train=split, validation=None, test=split, classes=3, origin="made here")
 
 
 @functools.cache  # Runs on one and the same data share what they train first
 def _words() -> WordData:
     tokens = torch.arange(45) ** 2 % 7
-    card = Card.model_construct(name="tiny")
+    card = DatasetCard.model_construct(name="tiny")
     return WordData(card=card, train=tokens, validation=tokens, test=tokens, vocabulary=tuple("abcdefg"), origin="here")
 
 
@@ -169,7 +171,9 @@ def _rows() -> TableData:
     inside, others = torch.arange(0, 48, 4), torch.tensor([row for row in range(48) if row % 4])
     fold = Fold(inside=inside, others=others[4:], validation=others[:4])
     rows = Rows(noise + labels.view(-1, 1) - 1, labels)
-    return TableData(card=Card.model_construct(name="tiny"), rows=rows, folds=(fold,), classes=3, origin="made here")
+    return TableData(
+        card=DatasetCard.model_construct(name="tiny"), rows=rows, folds=(fold,), classes=3, origin="made here"
+    )
 
 
 def _problem(

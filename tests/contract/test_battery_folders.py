@@ -27,7 +27,7 @@ from reproduce.experiment.files import read_columns, read_matrix
 from reproduce.experiment.folder import METHODS, ROOT, MethodFolder, find_method
 from reproduce.experiment.schema import Arm
 from reproduce.method import Method
-from reproduce.report.method_card import SECTIONS, Card, to_html
+from reproduce.report.method_card import SECTIONS, MethodCard, to_html
 from reproduce.training import plan
 
 RAN: Counter[str] = Counter()
@@ -44,7 +44,7 @@ def holds_its_files(subject: Any, problems: Any) -> None:
 
 
 def has_a_complete_card(subject: Any, problems: Any) -> None:
-    card = Card(subject.path)
+    card = MethodCard(subject.path)
     missing = [name for name in SECTIONS if name not in card.sections]
     assert not missing, f"{subject.path / 'card.md'} has nothing under {missing}"
     nothing = re.compile("None[.:]")

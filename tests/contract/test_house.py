@@ -16,7 +16,7 @@ from typing import get_args
 
 import pytest
 
-from reproduce.experiment.dataset_card import Card, card_names
+from reproduce.experiment.dataset_card import DatasetCard, card_names
 from reproduce.experiment.folder import METHODS, ROOT, all_methods
 
 SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "reproduce").rglob("*.py"))}
@@ -25,7 +25,7 @@ METHOD_FILES = sorted(
 )
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 TASKS = {path.stem for path in (ROOT / "reproduce" / "tasks").glob("*.py")} - {"__init__"}
-FORMATS = set(get_args(Card.model_fields["format"].annotation))
+FORMATS = set(get_args(DatasetCard.model_fields["format"].annotation))
 
 # (file, name): why a name stands in the harness all the same.
 NAMED_ON_PURPOSE = {

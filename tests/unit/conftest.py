@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.identity import RunConfig
 from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+from reproduce.results.evaluate import MethodFindings, evaluate
+from reproduce.results.match import ResultIndex
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 
 DEFAULTS = {"vanilla": {}, "batchnorm": {"eps": 1e-5}, "per": {"strength": 0.0, "mode": "exact"}}
@@ -196,3 +199,15 @@ def write_card() -> Callable[[Path], Path]:
 def card_folder(tmp_path: Path) -> Path:
     """A method folder with a card."""
     return example_card(tmp_path / "methods" / "per")
+
+
+@pytest.fixture
+def per_findings(card_folder: Path) -> Callable[..., MethodFindings]:
+    """What these Results come to in these experiments of a method with a card."""
+
+    def evaluated(experiments: dict[str, Experiment], results: Iterable[Result], name: str = "per") -> MethodFindings:
+        indexed = ResultIndex(results)
+        findings = tuple(evaluate(key, experiment, indexed) for key, experiment in experiments.items())
+        return MethodFindings(MethodFolder(name, card_folder), findings)
+
+    return evaluated

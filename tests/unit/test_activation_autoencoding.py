@@ -14,7 +14,7 @@ from methods.sparse_autoencoder.method import SparseAutoencoder
 from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
@@ -43,7 +43,7 @@ HOST = {
 
 def words() -> WordData:
     tokens = torch.arange(203) ** 2 % 7
-    card = Card.model_construct(name="tiny")
+    card = DatasetCard.model_construct(name="tiny")
     return WordData(
         card=card, train=tokens, validation=tokens[:60], test=tokens[:80], vocabulary=tuple("abcdefg"), origin="here"
     )

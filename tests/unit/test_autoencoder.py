@@ -15,7 +15,7 @@ from methods.sparse_autoencoder import method as pure
 from reproduce import models, tasks
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Method, Unregularized
 from reproduce.method.rng import Generators
@@ -173,7 +173,7 @@ def image_data() -> ImageData:
         pixels = torch.randint(0, 200, (size, 1, 3, 4), generator=generator) + 25 * labels.view(-1, 1, 1, 1)
         return Images(pixels.to(torch.uint8), labels)
 
-    card = Card.model_construct(name="tiny", statistics=None)
+    card = DatasetCard.model_construct(name="tiny", statistics=None)
     return ImageData(card=card, train=split(60), validation=None, test=split(23), classes=3, origin="here")
 
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reproduce.cli import commands as command
+from reproduce.cli import pages
 from reproduce.errors import UserError
 from reproduce.training import workers as local
 from reproduce.training.plan import PlannedRun
@@ -36,7 +37,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         assert len(planned) > n_missing
         sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
-        monkeypatch.setattr(command, "write_pages", lambda *given, **options: [])
+        monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(local, "run_all", engine)
         monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(
@@ -66,10 +67,11 @@ def test_jobs_share_the_cores(handed_over: Any) -> None:
 
 def test_only_names_experiments_of_any_method() -> None:
     chosen = command.chosen_experiments("all", "quick", "table3_ptb, matrix_wor*")
-    assert list(chosen["per"]) == ["matrix_words", "table3_ptb"]
-    assert list(chosen["vcl"]) == ["matrix_words"]
+    by_name = {folder.name: list(found) for folder, found in chosen.items()}
+    assert by_name["per"] == ["matrix_words", "table3_ptb"]
+    assert by_name["vcl"] == ["matrix_words"]
     alone = command.chosen_experiments("all", "quick", "table3_ptb")
-    assert {name: list(found) for name, found in alone.items()} == {"per": ["table3_ptb"]}
+    assert {folder.name: list(found) for folder, found in alone.items()} == {"per": ["table3_ptb"]}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torchvision.datasets
 from reproduce.data import ImageData, WordData, card_names, checksum, load, load_card, read_card
 from reproduce.errors import UserError
 from reproduce.experiment import dataset_card as cards_module
-from reproduce.experiment.dataset_card import Card, Words, topics_text
+from reproduce.experiment.dataset_card import DatasetCard, Words, topics_text
 from reproduce.experiment.toml import read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_a_card_is_strict(tmp_path):
     }.items():
         (tmp_path / "card.toml").write_text(change, "utf-8")
         with pytest.raises(UserError, match=message) as caught:
-            read_toml(tmp_path / "card.toml", Card)
+            read_toml(tmp_path / "card.toml", DatasetCard)
         assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from reproduce.data import Card, DataError, ImageData, WordData, checksum, load_card, read_card
+from reproduce.data import DataError, DatasetCard, ImageData, WordData, checksum, load_card, read_card
 from reproduce.experiment.dataset_card import File, Words
 
 COUNTS = {"train": 13, "test": 7}
@@ -34,7 +34,7 @@ CORPORA = ["ptb", "wikitext2"]
 DOWNLOADABLE_BY_TORCHVISION = ["mnist", "cifar10", "cifar100", "svhn"]
 
 
-def pixels_of(card: Card) -> dict:
+def pixels_of(card: DatasetCard) -> dict:
     """Random images and labels (N, C, H, W) for each split."""
     draw = np.random.default_rng(5)
     made = {}
@@ -55,7 +55,7 @@ def png(image: np.ndarray) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def file_contents(card: Card, made: dict) -> dict[str, bytes]:
+def file_contents(card: DatasetCard, made: dict) -> dict[str, bytes]:
     """The files of this format that hold ``made``."""
     contents = {}
     if card.format == "idx":
@@ -86,7 +86,7 @@ def file_contents(card: Card, made: dict) -> dict[str, bytes]:
     return contents
 
 
-def with_checksums(card: Card, contents: dict[str, bytes]) -> Card:
+def with_checksums(card: DatasetCard, contents: dict[str, bytes]) -> DatasetCard:
     """The card of these files."""
     files = {}
     for path, file in card.files.items():
@@ -104,7 +104,7 @@ def put(folder: Path, contents: dict[str, bytes]) -> None:
         (folder / path).write_bytes(content)
 
 
-def packed(card: Card, contents: dict[str, bytes]) -> tuple[Card, dict[str, bytes]]:
+def packed(card: DatasetCard, contents: dict[str, bytes]) -> tuple[DatasetCard, dict[str, bytes]]:
     """The archive that holds ``contents``, and the card of it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -117,7 +117,7 @@ def packed(card: Card, contents: dict[str, bytes]) -> tuple[Card, dict[str, byte
     return card.model_copy(update={"archive": {name: File(md5=md5)}}), {name: buffer.getvalue()}
 
 
-def small(name: str) -> tuple[Card, dict[str, bytes], dict]:
+def small(name: str) -> tuple[DatasetCard, dict[str, bytes], dict]:
     """A small dataset in the format of a card: the card of it, its files, what they hold."""
     card = read_card(name)
     if card.words:
@@ -144,7 +144,7 @@ def same_images(data: ImageData, made: dict) -> None:
         assert part.labels.tolist() == labels.tolist()
 
 
-def failure(card: Card, root: Path | None, cache: Path) -> str:
+def failure(card: DatasetCard, root: Path | None, cache: Path) -> str:
     """The one line that loading ends in."""
     with pytest.raises(DataError) as caught:
         load_card(card, root, cache)

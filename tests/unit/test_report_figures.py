@@ -1,4 +1,4 @@
-"""Figures: what they draw, that they are the same bytes every time, and that they follow the page's colours."""
+"""Figures: what they draw, that they are the same bytes every time, and that they follow the page's colors."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,36 +11,41 @@ from scipy import stats
 from reproduce.errors import UserError
 from reproduce.experiment.schema import cells
 from reproduce.report import figures, style
-from reproduce.results.match import match
+from reproduce.results.evaluate import evaluate
+from reproduce.results.match import ResultIndex
+
+
+def evaluated(experiment, results):
+    return evaluate("table9", experiment, ResultIndex(results)).tasks["digits"]
 
 
 @pytest.fixture
 def task(make_experiment, make_results):
     experiment = make_experiment()
-    return match(experiment, "digits", make_results(experiment))
+    return evaluated(experiment, make_results(experiment))
 
 
 @pytest.fixture
-def look(task):
-    return style.looks([task.experiment])
+def colors(task):
+    return style.arm_colors([task.experiment])
 
 
-def test_seeds_shows_every_seed_and_the_paper(task, look):
-    panel = figures.draw("seeds", task, look).axes[0]
+def test_seeds_shows_every_seed_and_the_paper(task, colors):
+    panel = figures.draw("seeds", task, colors).axes[0]
     drawn = {tuple(np.asarray(line.get_xdata(), dtype=float)) for line in panel.lines}
     for arm in ("vanilla", "batchnorm", "per"):
-        assert tuple(task.arms[arm].values("test.error").values()) in drawn
-        assert (task.arms[arm].estimate("test.error").mean,) in drawn
+        assert tuple(task.runs.arms[arm].values("test.error").values()) in drawn
+        assert (task.runs.arms[arm].estimate("test.error").mean,) in drawn
     assert {(7.21,), (7.0,)} <= drawn
     assert [label.get_text() for label in panel.get_yticklabels()] == ["Vanilla", "BN", "PER", "VCL"]
 
 
-def test_learning_curves_draw_the_mean_of_seeds(task, look):
-    figure = figures.draw("learning_curves", task, look)
+def test_learning_curves_draw_the_mean_of_seeds(task, colors):
+    figure = figures.draw("learning_curves", task, colors)
     panel = figure.axes[0]
     assert panel.get_ylabel() == "validation error (%)"
     means = {line.get_label(): line.get_ydata() for line in panel.lines if not line.get_label().startswith("_")}
-    runs = task.arms["vanilla"].chosen.results.values()
+    runs = task.runs.arms["vanilla"].chosen.results.values()
     expected = np.mean([[e.validation["error"] for e in run.epochs] for run in runs], axis=0)
     assert np.asarray(means["Vanilla"]) == pytest.approx(expected)
 
@@ -49,31 +54,31 @@ def test_a_single_evaluation_is_a_point_beside_curves_and_no_curve_by_itself(mak
     experiment = make_experiment()
     results = make_results(experiment)
     short = [r.model_copy(update={"epochs": r.epochs[-1:]}) for r in results]
-    look = style.looks([experiment])
+    colors = style.arm_colors([experiment])
     mixed = [s if r.config.method == "batchnorm" else r for r, s in zip(results, short, strict=True)]
-    panel = figures.draw("learning_curves", match(experiment, "digits", mixed), look).axes[0]
+    panel = figures.draw("learning_curves", evaluated(experiment, mixed), colors).axes[0]
     markers = {line.get_label(): line.get_marker() for line in panel.lines if line.get_label() in ("BN", "PER")}
     assert markers == {"BN": "o", "PER": "None"}
-    assert figures.draw("learning_curves", match(experiment, "digits", short), look) is None
+    assert figures.draw("learning_curves", evaluated(experiment, short), colors) is None
 
 
 def test_a_diverged_seed_gets_a_cross(make_experiment, make_result):
     experiment = make_experiment()
     results = [make_result(c, 7.0, diverged=c.arm_name == "per" and c.seed == 2) for c in cells(experiment)]
-    task = match(experiment, "digits", results)
-    panel = figures.draw("learning_curves", task, style.looks([experiment])).axes[1]
+    task = evaluated(experiment, results)
+    panel = figures.draw("learning_curves", task, style.arm_colors([experiment])).axes[1]
     (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == 7  # the last finite loss
 
 
-def test_a_point_that_does_not_count_is_not_drawn(task, look):
-    panel = figures.draw("learning_curves", task, look).axes[1]
+def test_a_point_that_does_not_count_is_not_drawn(task, colors):
+    panel = figures.draw("learning_curves", task, colors).axes[1]
     assert not [line for line in panel.lines if line.get_marker() == "x"]
 
 
-def test_paired_differences_are_taken_seed_by_seed(task, look):
-    panel = figures.draw("paired_differences", task, look).axes[0]
-    values, over = (task.arms[arm].values("test.error") for arm in ("per", "vanilla"))
+def test_paired_differences_are_taken_seed_by_seed(task, colors):
+    panel = figures.draw("paired_differences", task, colors).axes[0]
+    values, over = (task.runs.arms[arm].values("test.error") for arm in ("per", "vanilla"))
     pairs = [values[seed] - over[seed] for seed in (0, 1, 2)]
     row = {line.get_marker(): line.get_xdata() for line in panel.lines if set(line.get_ydata()) == {1}}
     assert row["o"] == pytest.approx(pairs)
@@ -96,8 +101,8 @@ def test_one_arm_far_beyond_the_others_is_an_arrow(make_experiment, make_result,
         "per": lambda seed: far + 0.1 * seed - 0.1,
     }
     results = [make_result(c, 70.0 + away[c.arm_name](c.seed)) for c in cells(experiment) if c.arm_name in away]
-    task = match(experiment, "digits", results)
-    panel = figures.draw("paired_differences", task, style.looks([experiment])).axes[0]
+    task = evaluated(experiment, results)
+    panel = figures.draw("paired_differences", task, style.arm_colors([experiment])).axes[0]
     assert [text.get_text() for text in panel.texts if text.get_text() != "not run"] == said
     low, high = panel.get_xlim()
     assert (low <= far <= high) == (not said)
@@ -110,16 +115,16 @@ def test_one_arm_far_beyond_the_others_is_an_arrow(make_experiment, make_result,
 def test_a_paired_difference_has_no_mean_over_survivors(make_experiment, make_result, arm, said):
     experiment = make_experiment()
     results = [make_result(c, 7.0 + c.seed, diverged=c.arm_name == arm and c.seed == 2) for c in cells(experiment)]
-    task = match(experiment, "digits", results)
-    panel = figures.draw("paired_differences", task, style.looks([experiment])).axes[0]
+    task = evaluated(experiment, results)
+    panel = figures.draw("paired_differences", task, style.arm_colors([experiment])).axes[0]
     assert [text.get_text() for text in panel.texts] == [*said, "not run"]
     assert sum(line.get_marker() == "|" for line in panel.lines) == 2 - len(said)
 
 
-def test_no_baseline_leaves_no_paired_difference(make_experiment, make_results, look):
+def test_no_baseline_leaves_no_paired_difference(make_experiment, make_results, colors):
     experiment = make_experiment(baseline=None)
-    task = match(experiment, "digits", make_results(experiment))
-    assert figures.draw("paired_differences", task, look) is None
+    task = evaluated(experiment, make_results(experiment))
+    assert figures.draw("paired_differences", task, colors) is None
 
 
 def with_sites(results, names, **changes):
@@ -134,11 +139,11 @@ def with_sites(results, names, **changes):
     return found
 
 
-def test_site_statistics_shows_three_numbers_for_each_layer_and_arm(task, look):
-    figure = figures.draw("site_statistics", task, look)
+def test_site_statistics_shows_three_numbers_for_each_layer_and_arm(task, colors):
+    figure = figures.draw("site_statistics", task, colors)
     assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["layers.0.post", "layers.1.post"]
     assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["mean square", "norm dispersion", "effective rank"]
-    runs = list(task.arms["per"].chosen.results.values())
+    runs = list(task.runs.arms["per"].chosen.results.values())
     for axis, name in zip(figure.axes[::2], ("mean_square", "norm_dispersion", "effective_rank"), strict=True):
         table = np.array([[getattr(e.sites["layers.0.post"], name) for e in run.epochs] for run in runs])
         means = {line.get_label(): line.get_ydata() for line in axis.lines if not line.get_label().startswith("_")}
@@ -152,31 +157,31 @@ def test_site_statistics_goes_from_first_to_last_layer(make_experiment, make_res
     experiment = make_experiment(arms={"vanilla": {}, "batchnorm": {"method": "batchnorm"}}, claims=())
     names = [f"layers.{layer}.{role}" for layer in range(11) for role in ("pre", "post")]
     results = with_sites(make_results(experiment), names)
-    figure = figures.draw("site_statistics", match(experiment, "digits", results), style.looks([experiment]))
+    figure = figures.draw("site_statistics", evaluated(experiment, results), style.arm_colors([experiment]))
     assert [axis.get_title(loc="left") for axis in figure.axes[:4]] == [f"layers.{n}.post" for n in (0, 3, 7, 10)]
 
 
 def test_site_statistics_shows_the_role_that_methods_act_on(make_experiment, make_results):
     experiment = make_experiment(arms={"per": {"method": "per", "params": {"sites": "pre"}}}, baseline=None, claims=())
     results = with_sites(make_results(experiment), ["pre", "blocks.0.pre_1", "blocks.0.post_1", "blocks.0.pre_2"])
-    figure = figures.draw("site_statistics", match(experiment, "digits", results), style.looks([experiment]))
+    figure = figures.draw("site_statistics", evaluated(experiment, results), style.arm_colors([experiment]))
     assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == ["blocks.0.pre_1", "blocks.0.pre_2", "pre"]
 
 
-def test_unit_quantiles_shows_the_last_input_of_an_activation(task, look):
-    figure = figures.draw("unit_quantiles", task, look)
+def test_unit_quantiles_shows_the_last_input_of_an_activation(task, colors):
+    figure = figures.draw("unit_quantiles", task, colors)
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         f"{label}: layers.1.pre" for label in ("Vanilla", "BN", "PER")
     ]
-    record = next(iter(task.arms["vanilla"].chosen.results.values())).epochs[0]
+    record = next(iter(task.runs.arms["vanilla"].chosen.results.values())).epochs[0]
     drawn = sorted(line.get_ydata()[0] for line in figure.axes[0].lines)
     assert tuple(drawn) == tuple(record.sites["layers.1.pre"].unit_quantiles[i] for i in (0, 2, 4))
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_every_figure_is_the_same_bytes_and_follows_the_page(task, look, name):
-    first = style.svg(figures.draw(name, task, look), name, "a & b")
-    second = style.svg(figures.draw(name, task, look), name, "a & b")
+def test_every_figure_is_the_same_bytes_and_follows_the_page(task, colors, name):
+    first = style.svg(figures.draw(name, task, colors), name, "a & b")
+    second = style.svg(figures.draw(name, task, colors), name, "a & b")
     assert first == second
     root = ElementTree.fromstring(first)
     assert root.attrib["aria-label"] == "a & b"
@@ -185,12 +190,12 @@ def test_every_figure_is_the_same_bytes_and_follows_the_page(task, look, name):
     assert "<metadata" not in first
     assert "DejaVu" not in first
     plain = re.sub(r"var\([^)]*\)", "", first)
-    assert not re.findall(r"#[0-9a-f]{6}\b", plain)  # nothing keeps a colour that dark mode cannot change
+    assert not re.findall(r"#[0-9a-f]{6}\b", plain)  # nothing keeps a color that dark mode cannot change
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_nothing_run_draws_nothing(make_experiment, look, name):
-    assert figures.draw(name, match(make_experiment(), "digits", []), look) is None
+def test_nothing_run_draws_nothing(make_experiment, colors, name):
+    assert figures.draw(name, evaluated(make_experiment(), []), colors) is None
 
 
 def test_coordinates_are_short_and_what_is_written_is_not():
@@ -204,14 +209,14 @@ def test_coordinates_are_short_and_what_is_written_is_not():
     assert not re.findall(r"\d\.\d{3}", re.sub(r'aria-label="[^"]*"|>[^<]*<', "><", drawn))
 
 
-def test_an_unknown_figure_is_named(task, look):
+def test_an_unknown_figure_is_named(task, colors):
     with pytest.raises(UserError, match=r"unknown figure 'pie'.*there are seeds"):
-        figures.draw("pie", task, look)
+        figures.draw("pie", task, colors)
 
 
-def test_arms_keep_their_colour_across_experiments(make_experiment):
+def test_arms_keep_their_color_across_experiments(make_experiment):
     first = make_experiment()
     second = make_experiment(arms=dict(reversed(first.arms.items())))
-    both = style.looks([first, second])
-    assert both == style.looks([first])
-    assert len({style.colour(both, arm) for arm in both}) == len(both)
+    both = style.arm_colors([first, second])
+    assert both == style.arm_colors([first])
+    assert len({both.color(arm) for arm in first.arms}) == len(first.arms)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from matplotlib.colors import to_hex
@@ -10,7 +11,9 @@ from matplotlib.colors import to_hex
 from reproduce.errors import UserError
 from reproduce.experiment.schema import Arm, Recipe, cells
 from reproduce.report import matrix
-from reproduce.report.page import write_index
+from reproduce.report.index import write_index
+from reproduce.results.columns import columns
+from reproduce.results.match import ResultIndex
 from reproduce.results.stats import holm, paired_difference
 
 # Test error of every arm, by seed; what is not here has not run.
@@ -65,6 +68,18 @@ def results_of(files, make_result, skip=()):
     return list(found.values())
 
 
+def columns_of(files, results):
+    return columns(files, ResultIndex(results))
+
+
+def methods_of(files, results, per_findings):
+    return [per_findings(experiments, results, name) for name, experiments in files.items()]
+
+
+def matrix_of(files, results):
+    return matrix.matrix(files, columns_of(files, results))
+
+
 @pytest.fixture
 def results(files, make_result):
     return results_of(files, make_result)
@@ -72,7 +87,7 @@ def results(files, make_result):
 
 @pytest.fixture
 def column(files, results):
-    return matrix.columns(files, results)[0]
+    return columns_of(files, results)[0]
 
 
 def values_of(*key):
@@ -85,12 +100,12 @@ def test_what_each_file_says_of_itself_is_kept_and_the_baselines_folder_speaks_f
         if "matrix_images" in files[name]:
             told = {"deviations": (said[name],) if name in said else ()}
             files[name]["matrix_images"] = files[name]["matrix_images"].model_copy(update=told)
-    found = matrix.columns(files, [])[0]
+    found = columns_of(files, [])[0]
     assert found.experiment.deviations == ("Grids are a decade wide.", "batchnorm: Full-rate biases.")
 
 
 def test_a_column_has_the_baseline_once_and_every_methods_arms(column):
-    assert list(column.task.arms) == ["vanilla", "batchnorm.bn", "per.exact", "per.slow", "vcl.vcl"]
+    assert list(column.task.runs.arms) == ["vanilla", "batchnorm.bn", "per.exact", "per.slow", "vcl.vcl"]
     assert column.methods == {
         "batchnorm.bn": "batchnorm",
         "per.exact": "per",
@@ -107,14 +122,14 @@ def test_p_values_are_adjusted_over_the_arms_of_all_methods(column):
     apart = [paired_difference(values_of(*key), over).p_value for key in (("batchnorm", "bn"), ("per", "exact"))]
     expected = holm(apart)
     rows = column.rows
-    assert [rows["batchnorm.bn"]["p_holm"], rows["per.exact"]["p_holm"]] == pytest.approx(expected)
-    assert rows["batchnorm.bn"]["p_holm"] == pytest.approx(2 * min(apart))
+    assert [rows["batchnorm.bn"].p_holm, rows["per.exact"].p_holm] == pytest.approx(expected)
+    assert rows["batchnorm.bn"].p_holm == pytest.approx(2 * min(apart))
 
 
 def test_the_coefficient_is_chosen_on_validation(column):
     """On test, 1e-4 is the best by far."""
-    assert column.rows["per.exact"]["mean"] == pytest.approx(sum(LEVELS["per", "exact"]) / 3)
-    assert matrix.chosen(column.task.arms["per.exact"]) == "at 0.001"
+    assert column.rows["per.exact"].mean.mean == pytest.approx(sum(LEVELS["per", "exact"]) / 3)
+    assert matrix.chosen(column.task.runs.arms["per.exact"]) == "at 0.001"
 
 
 @pytest.mark.parametrize(("best", "said"), [(1e-4, "at 0.0001, lowest of 3"), (1e-2, "at 0.01, highest of 3")])
@@ -123,14 +138,14 @@ def test_a_choice_at_the_end_of_its_grid_is_marked(files, make_result, best, sai
         make_result(cell, 7.0, 6.0 if cell.params.get("strength") == best else 6.5)
         for cell in cells(files["per"]["matrix_images"])
     ]
-    column = matrix.columns(files, results)[0]
-    assert matrix.chosen(column.task.arms["per.exact"]) == said
-    assert matrix.chosen(column.task.arms["per.slow"]) == "at 0.001"  # a grid of one has no ends
+    column = columns_of(files, results)[0]
+    assert matrix.chosen(column.task.runs.arms["per.exact"]) == said
+    assert matrix.chosen(column.task.runs.arms["per.slow"]) == "at 0.001"  # a grid of one has no ends
 
 
 def test_rows_are_arms_and_say_why_a_cell_is_empty(files, results):
-    content = matrix.content(files, results)
-    rows = {(row["method"], row["label"]): row["cells"] for row in content["rows"]}
+    content = matrix_of(files, results)
+    rows = {(row.method, row.label): row.cells for row in content.rows}
     assert list(rows) == [
         ("", "none"),
         ("batchnorm", "BN"),
@@ -139,40 +154,40 @@ def test_rows_are_arms_and_say_why_a_cell_is_empty(files, results):
         ("vcl", "VCL"),
     ]
     bn, bn_on_words = rows["batchnorm", "BN"]
-    assert (bn["mean"], bn["n"], bn["chosen"], bn["note"]) == ("6.60", "n = 3", "", "")
-    assert bn["gap"].startswith("−0.50 [")
+    assert (bn.mean, bn.n, bn.chosen, bn.note) == ("6.60", "n = 3", "", "")
+    assert bn.gap.startswith("−0.50 [")
     assert bn_on_words is None
-    assert rows["", "none"][0]["gap"] == ""
+    assert rows["", "none"][0].gap == ""
     sliced, vcl = rows["per", "PER, sliced"][0], rows["vcl", "VCL"][0]
-    assert (sliced["ran"], sliced["note"]) == (False, "not run")
-    assert (vcl["ran"], vcl["note"]) == (False, "not run: no Site to act on")
-    assert content["absent"] == ["batchnorm has no matrix_words"]
+    assert (sliced.ran, sliced.note) == (False, "not run")
+    assert (vcl.ran, vcl.note) == (False, "not run: no Site to act on")
+    assert content.absent == ("batchnorm has no matrix_words",)
 
 
 def test_runs_are_counted_once_and_planned_ones_too(files, results):
-    content = matrix.content(files, results)
-    assert content["planned"] == 3 * (1 + 1 + 3 + 1) + 3 * (1 + 3 + 1)
+    content = matrix_of(files, results)
+    assert content.planned == 3 * (1 + 1 + 3 + 1) + 3 * (1 + 3 + 1)
     # The two columns have one task in this test, so their Results are the same ones.
-    assert content["runs"] == len(results) == 3 * (1 + 1 + 3)
-    assert (content["arms"], content["present"]) == (4, ["batchnorm", "per", "vcl"])
+    assert content.runs == len(results) == 3 * (1 + 1 + 3)
+    assert (content.arms, content.present) == (4, ("batchnorm", "per", "vcl"))
 
 
 def test_a_rule_that_is_the_same_for_all_is_not_repeated_but_an_exception_is_said(files, make_result):
-    content = matrix.content(files, results_of(files, make_result, skip={("exact", 2)}))
-    cell = next(row["cells"][0] for row in content["rows"] if row["label"] == "PER")
-    assert cell["note"] == "seed 2 not run"
-    assert cell["n"] == "n = 2 of 3"
+    content = matrix_of(files, results_of(files, make_result, skip={("exact", 2)}))
+    cell = next(row.cells[0] for row in content.rows if row.label == "PER")
+    assert cell.note == "seed 2 not run"
+    assert cell.n == "n = 2 of 3"
 
 
 def test_a_diverged_seed_leaves_no_difference_and_is_named(files, results, make_result):
     broken = [cell for cell in cells(files["batchnorm"]["matrix_images"]) if cell.arm_name == "bn" and cell.seed == 1]
     (gone,) = [make_result(cell, 6.7, 6.7, diverged=True) for cell in broken]
     results = [gone if result.id == gone.id else result for result in results]
-    content = matrix.content(files, results)
-    cell = next(row["cells"][0] for row in content["rows"] if row["label"] == "BN")
-    assert (cell["mean"], cell["gap"], cell["told"]) == ("(6.55)", "–", False)
-    assert "1 of 3 seeds diverged" in cell["note"]
-    assert content["columns"][0]["finding"].endswith("Seeds diverged: “BN”.")
+    content = matrix_of(files, results)
+    cell = next(row.cells[0] for row in content.rows if row.label == "BN")
+    assert (cell.mean, cell.gap, cell.significant) == ("(6.55)", "–", False)
+    assert "1 of 3 seeds diverged" in cell.note
+    assert content.columns[0].sentence.endswith("Seeds diverged: “BN”.")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,7 @@ def test_a_diverged_seed_leaves_no_difference_and_is_named(files, results, make_
 def test_files_that_do_not_agree_are_refused_in_one_line(files, change, message):
     files["per"]["matrix_words"] = files["per"]["matrix_words"].model_copy(update=change)
     with pytest.raises(UserError, match=message) as caught:
-        matrix.columns(files, [])
+        columns_of(files, [])
     assert "matrix_words" in str(caught.value)
     assert "methods/per" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -198,12 +213,12 @@ def test_another_baseline_is_refused(files):
     arms = {**other.arms, "vanilla": Arm(label="none", model_options={"depth": 3})}
     files["per"]["matrix_words"] = other.model_copy(update={"arms": arms})
     with pytest.raises(UserError, match="differ in the baseline's arm"):
-        matrix.columns(files, [])
+        columns_of(files, [])
 
 
 def test_the_sentence_counts_what_the_seeds_tell_apart(column):
     """BN: differences .5, .49, .5, so t = 149 on 2 degrees of freedom; PER: .1, .05, .02, so t = 2.4."""
-    assert matrix.finding(column) == (
+    assert matrix.sentence(column) == (
         "“BN” has the lowest mean test error, 6.60 %; “none” has 7.10. Of 2 arms the seeds tell 1 from “none” after "
         "Holm's adjustment (p < 0.05). Below it: “BN”. 1 of the 2 intervals exclude zero, where chance alone gives 0.1."
     )
@@ -211,19 +226,17 @@ def test_the_sentence_counts_what_the_seeds_tell_apart(column):
 
 def test_the_sentence_says_when_nothing_is_told_apart_and_when_nothing_ran(files, make_result):
     few = [make_result(cell, 7.0 + cell.seed) for cell in cells(files["batchnorm"]["matrix_images"])]
-    column = matrix.columns(files, few)[0]
-    assert "the seeds tell not one from “none”" in matrix.finding(column)
+    column = columns_of(files, few)[0]
+    assert "the seeds tell not one from “none”" in matrix.sentence(column)
     one_seed = [result for result in few if result.config.seed == 0]
-    assert matrix.finding(matrix.columns(files, one_seed)[0]).endswith("so nothing is told apart.")
+    assert matrix.sentence(columns_of(files, one_seed)[0]).endswith("so nothing is told apart.")
     alone = [result for result in few if result.config.method == "vanilla"]
-    assert matrix.finding(matrix.columns(files, alone)[0]) == (
-        "“none” is alone so far, with a mean test error of 8.00 %."
-    )
-    assert matrix.finding(matrix.columns(files, [])[0]) == "Nothing has run yet."
-    assert matrix.differences(matrix.columns(files, [])[0]) is None
+    assert matrix.sentence(columns_of(files, alone)[0]) == ("“none” is alone so far, with a mean test error of 8.00 %.")
+    assert matrix.sentence(columns_of(files, [])[0]) == "Nothing has run yet."
+    assert matrix.differences(columns_of(files, [])[0]) is None
 
 
-def test_the_forest_has_the_best_first_in_the_colour_of_its_method(column):
+def test_the_forest_has_the_best_first_in_the_color_of_its_method(column):
     panel = matrix.differences(column).axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["BN", "PER"]
     drawn = [line for line in panel.lines if len(line.get_xdata()) == 3]
@@ -234,17 +247,18 @@ def test_the_forest_has_the_best_first_in_the_colour_of_its_method(column):
 
 def test_higher_is_better_turns_the_order(column):
     rows = {"batchnorm.bn": -0.5, "per.exact": -0.06}
-    table = column.table.assign(metric=column.table["metric"].str.replace("error", "accuracy"))
-    turned = matrix.Column(column.file, column.task, table, "test.accuracy", column.methods)
-    assert {name: turned.rows[name]["difference"] for name in rows} == pytest.approx(rows, abs=0.01)
+    metrics = {metric: metric.replace("error", "accuracy") for metric in column.task.metrics}
+    tables = {metrics[metric]: table for metric, table in column.task.tables.items()}
+    turned = replace(column, task=replace(column.task, tables=tables, metrics=tuple(metrics.values())))
+    assert turned.metric == "test.accuracy"
+    assert {name: turned.rows[name].difference.estimate.mean for name in rows} == pytest.approx(rows, abs=0.01)
     labels = [label.get_text() for label in matrix.differences(turned).axes[0].get_yticklabels()]
     assert labels == ["PER", "BN"]
-    assert matrix.finding(turned).startswith("“none” has the highest mean test accuracy")
+    assert matrix.sentence(turned).startswith("“none” has the highest mean test accuracy")
 
 
-def test_the_pages_are_written_and_linked(files, results, card_folder, tmp_path):
-    methods = {name: (card_folder, experiments) for name, experiments in files.items()}
-    index = write_index(methods, results, tmp_path)
+def test_the_pages_are_written_and_linked(files, results, per_findings, tmp_path):
+    index = write_index(methods_of(files, results, per_findings), columns_of(files, results), tmp_path)
     assert '<a href="matrix.html">' in index.read_text("utf-8")
     assert "[The cross-method matrix](matrix.md): 4 arms of 3 methods" in (tmp_path / "index.md").read_text("utf-8")
     page, text = (tmp_path / "matrix.html").read_text("utf-8"), (tmp_path / "matrix.md").read_text("utf-8")
@@ -259,16 +273,15 @@ def test_the_pages_are_written_and_linked(files, results, card_folder, tmp_path)
     assert {row["arm"] for row in rows} >= {"vanilla", "per.exact", "vcl.vcl"}
 
 
-def test_the_same_results_give_the_same_bytes_in_any_order(files, results, card_folder, tmp_path):
-    methods = {name: (card_folder, experiments) for name, experiments in files.items()}
+def test_the_same_results_give_the_same_bytes_in_any_order(files, results, per_findings, tmp_path):
     for folder, order in (("a", results), ("b", results[::-1])):
-        write_index(methods, order, tmp_path / folder)
+        write_index(methods_of(files, order, per_findings), columns_of(files, order), tmp_path / folder)
     for suffix in ("html", "md", "csv"):
         assert (tmp_path / f"a/matrix.{suffix}").read_bytes() == (tmp_path / f"b/matrix.{suffix}").read_bytes()
 
 
-def test_without_files_of_the_matrix_there_is_no_page_and_no_link(files, card_folder, tmp_path):
-    methods = {name: (card_folder, {"quick": files[name]["quick"]}) for name in files}
-    index = write_index(methods, [], tmp_path)
+def test_without_files_of_the_matrix_there_is_no_page_and_no_link(files, per_findings, tmp_path):
+    quick = {name: {"quick": files[name]["quick"]} for name in files}
+    index = write_index(methods_of(quick, [], per_findings), columns_of(quick, []), tmp_path)
     assert not (tmp_path / "matrix.html").exists()
     assert "matrix" not in index.read_text("utf-8") + (tmp_path / "index.md").read_text("utf-8")

@@ -2,19 +2,23 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from reproduce.errors import UserError
+from reproduce.experiment.folder import ROOT, MethodFolder
 from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
-from reproduce.report.method_card import Card, inline, to_html
-from reproduce.report.page import directions, find, terminal_summary, write_index, write_page
-from reproduce.results.match import match
+from reproduce.report.index import write_index
+from reproduce.report.method_card import MethodCard, inline, to_html
+from reproduce.report.page import write_page
+from reproduce.report.terminal import terminal_summary
+from reproduce.results.evaluate import MethodFindings, count_directions, evaluate
+from reproduce.results.match import ResultIndex, match
 from reproduce.results.store import read_results, write_result
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -49,8 +53,9 @@ class Balance(HTMLParser):
 def page(make_experiment, make_results, write_card, tmp_path_factory):
     experiment = make_experiment()
     folder = tmp_path_factory.mktemp("page")
-    card = write_card(folder / "per")
-    path = write_page("per", card, {"table9": experiment}, make_results(experiment), ["x.json: truncated"], folder)
+    finding = evaluate("table9", experiment, ResultIndex(make_results(experiment)))
+    method = MethodFindings(MethodFolder("per", write_card(folder / "per")), (finding,))
+    path = write_page(method, ["x.json: truncated"], folder)
     return path.read_text("utf-8")
 
 
@@ -95,17 +100,17 @@ def test_mathematics_is_mathml_and_markup_in_a_card_is_text(page):
     assert "<math" in inline("error of $O(1/d)$")
 
 
-def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, card_folder, tmp_path):
+def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(figures=("seeds", "unit_quantiles"))
     results = make_results(experiment)
     for folder, order in (("a", results), ("b", results[::-1])):
-        write_page("per", card_folder, {"table9": experiment}, order, [], tmp_path / folder)
+        write_page(per_findings({"table9": experiment}, order), [], tmp_path / folder)
     for suffix in ("html", "md", "csv"):
         assert (tmp_path / f"a/per.{suffix}").read_bytes() == (tmp_path / f"b/per.{suffix}").read_bytes()
 
 
-def test_a_page_without_results_says_so(make_experiment, card_folder, tmp_path):
-    page = write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path).read_text("utf-8")
+def test_a_page_without_results_says_so(make_experiment, per_findings, tmp_path):
+    page = write_page(per_findings({"t": make_experiment()}, []), [], tmp_path).read_text("utf-8")
     assert "Nothing has run yet." in page
     assert "0 of 12 planned runs done" in page
     assert "4</b>not run" in page
@@ -115,21 +120,21 @@ def test_a_page_without_results_says_so(make_experiment, card_folder, tmp_path):
     assert page.count("7.21 ± 0.50") == 1
 
 
-def test_what_ran_comes_before_what_did_not(make_experiment, make_results, card_folder, tmp_path):
+def test_what_ran_comes_before_what_did_not(make_experiment, make_results, per_findings, tmp_path):
     ran = make_experiment(title="Ran")
     waiting = make_experiment(title="Waiting", recipe=ran.recipe.model_copy(update={"epochs": 99}))
     for files in ({"a": waiting, "b": ran}, {"a": ran, "b": waiting}):
-        page = write_page("per", card_folder, files, make_results(ran), [], tmp_path).read_text("utf-8")
+        page = write_page(per_findings(files, make_results(ran)), [], tmp_path).read_text("utf-8")
         assert re.findall("Ran|Waiting", page)[0] == "Ran"
         assert page.index(">Ran<") < page.index(">Waiting<")
 
 
-def test_a_task_of_which_nothing_has_run_is_one_line(make_experiment, make_results, card_folder, tmp_path):
+def test_a_task_of_which_nothing_has_run_is_one_line(make_experiment, make_results, per_findings, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="digits", model="mlp")
     many = {"digits": task} | {f"fold_{n}": task.model_copy(update={"fold": n}) for n in range(4)}
     experiment = make_experiment(tasks=many, figures=("seeds",))
     results = [r for r in make_results(experiment) if r.config.task.fold is None]
-    path = write_page("per", card_folder, {"t": experiment}, results, [], tmp_path)
+    path = write_page(per_findings({"t": experiment}, results), [], tmp_path)
     for suffix in ("html", "md"):
         page = path.with_suffix(f".{suffix}").read_text("utf-8")
         assert "Nothing has run yet of fold_0, fold_1, fold_2, fold_3: 48 runs planned." in page
@@ -138,11 +143,12 @@ def test_a_task_of_which_nothing_has_run_is_one_line(make_experiment, make_resul
     assert "all 5 tasks" in path.read_text("utf-8")
 
 
-def test_many_tasks_are_one_table_with_the_best_marked(make_experiment, make_results, card_folder, tmp_path):
+def test_many_tasks_are_one_table_with_the_best_marked(make_experiment, make_results, per_findings, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="digits", model="mlp")
     many = {f"set_{n}": task.model_copy(update={"train_examples": 10 * n}) for n in range(1, 7)}
     experiment = make_experiment(tasks=many, claims=(), figures=(), seeds=(0, 1))
-    path = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path)
+    method = per_findings({"t": experiment}, make_results(experiment))
+    path = write_page(method, [], tmp_path)
     page = path.read_text("utf-8")
     parsed = Balance()
     parsed.feed(page)
@@ -153,35 +159,36 @@ def test_many_tasks_are_one_table_with_the_best_marked(make_experiment, make_res
     markdown = path.with_suffix(".md").read_text("utf-8")
     assert "| set_1 | 7.26 | 6.98 | **6.67** | 6 |" in markdown
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal_summary({"t": experiment}, make_results(experiment)))
+    console.print(terminal_summary(method.findings))
     assert "**6.67**" in console.export_text()
 
 
-def test_further_metrics_are_on_the_page(make_experiment, make_results, card_folder, tmp_path):
+def test_further_metrics_are_on_the_page(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(metrics=("test.error", "validation.error"), figures=())
-    path = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path)
+    path = write_page(per_findings({"t": experiment}, make_results(experiment)), [], tmp_path)
     page = path.read_text("utf-8")
     assert '6.63 <span class="interval">± 0.23</span>' in page
     assert "<details><summary>validation error (%), seed by seed</summary>" in page
     assert "| PER | 6.63 ± 0.23 | 6.93 ± 0.23 |" in path.with_suffix(".md").read_text("utf-8")
 
 
-def test_data_that_stand_in_are_said_and_judged_as_such(make_experiment, make_results, card_folder, tmp_path):
+def test_data_that_stand_in_are_said_and_judged_as_such(make_experiment, make_results, per_findings, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="cifar10_jpeg75", model="mlp")
     experiment = make_experiment(tasks={"digits": task}, figures=())
-    page = write_page("per", card_folder, {"t": experiment}, make_results(experiment), [], tmp_path).read_text("utf-8")
+    page = write_page(per_findings({"t": experiment}, make_results(experiment)), [], tmp_path).read_text("utf-8")
     assert "JPEG quality 75" in page
     assert "3</b>reduced scale" in page
 
 
-def test_a_method_draws_its_own_figures(make_experiment, card_folder, tmp_path):
+def test_a_method_draws_its_own_figures(make_experiment, card_folder, per_findings, tmp_path):
     (card_folder / "figures.py").write_text(
         "from matplotlib.figure import Figure\n\n"
-        "def counts(results):\n    '''How many Results there are.'''\n    figure = Figure()\n"
-        "    figure.subplots().plot([len(results)], 'o')\n    return figure\n\nFIGURES = {'counts': counts}\n",
+        "def counts(results):\n    figure = Figure()\n"
+        "    figure.subplots().plot([len(results)], 'o')\n    return figure\n\n"
+        "FIGURES = {'counts': ('How many Results there are.', counts)}\n",
         "utf-8",
     )
-    page = write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path).read_text("utf-8")
+    page = write_page(per_findings({"t": make_experiment()}, []), [], tmp_path).read_text("utf-8")
     assert "<figcaption>How many Results there are.</figcaption>" in page
 
 
@@ -193,24 +200,24 @@ def test_an_unusable_card_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "card.md").write_text(text, "utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        Card(tmp_path)
+        MethodCard(tmp_path)
     assert "card.md" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, card_folder, tmp_path):
+def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, per_findings, tmp_path):
     task = TaskSpec(kind="image_classification", dataset="nowhere", model="mlp")
     with pytest.raises(UserError, match="nowhere"):
-        write_page("per", card_folder, {"t": make_experiment(tasks={"digits": task})}, [], [], tmp_path)
+        write_page(per_findings({"t": make_experiment(tasks={"digits": task})}, []), [], tmp_path)
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_page("per", card_folder, {"t": make_experiment()}, [], [], tmp_path / "taken")
+        write_page(per_findings({"t": make_experiment()}, []), [], tmp_path / "taken")
 
 
-def test_the_index_counts_verdicts_per_method(make_experiment, make_results, card_folder, tmp_path):
+def test_the_index_counts_verdicts_per_method(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment()
-    methods = {"per": (card_folder, {"t": experiment}), "other": (card_folder, {})}
-    path = write_index(methods, make_results(experiment), tmp_path)
+    methods = [per_findings({"t": experiment}, make_results(experiment)), per_findings({}, [], "other")]
+    path = write_index(methods, [], tmp_path)
     parsed = Balance()
     parsed.feed(path.read_text("utf-8"))
     assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
@@ -220,19 +227,21 @@ def test_the_index_counts_verdicts_per_method(make_experiment, make_results, car
     assert "| [Projected Error Function Regularization](other.md) | 0 | 0 | – | – |" in lines
 
 
-def test_the_index_says_where_claims_at_reduced_scale_point(make_experiment, make_results, card_folder, tmp_path):
+def test_the_index_says_where_claims_at_reduced_scale_point(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(scale="reduced")
-    said = directions(find({"t": experiment}, make_results(experiment)))
-    assert sum(said.values()) > 0
-    path = write_index({"per": (card_folder, {"t": experiment})}, make_results(experiment), tmp_path)
+    method = per_findings({"t": experiment}, make_results(experiment))
+    counted = count_directions(method.findings)
+    assert sum(counted.values()) > 0
+    path = write_index([method], [], tmp_path)
     (line,) = [one for one in path.with_suffix(".md").read_text("utf-8").splitlines() if "](per.md)" in one]
-    assert all(f"{count} {word}" in line for word, count in said.items())
+    assert all(f"{count} {word}" in line for word, count in counted.items())
 
 
 def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):
     experiment = make_experiment()
+    finding = evaluate("table9", experiment, ResultIndex(make_results(experiment)))
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal_summary({"table9": experiment}, make_results(experiment), ["x.json: truncated"]))
+    console.print(terminal_summary([finding], ["x.json: truncated"]))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "6.63 [6.40, 6.87]" in text
@@ -249,18 +258,20 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
     (tmp_path / "experiment.json").write_text(experiment.model_dump_json(), "utf-8")
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from reproduce.results.store import read_results\nfrom reproduce.report.page import write_page\n"
-        "from reproduce.experiment.schema import Experiment\n"
+        "from reproduce.experiment.folder import MethodFolder\nfrom reproduce.experiment.schema import Experiment\n"
+        "from reproduce.report.page import write_page\nfrom reproduce.results.store import read_results\n"
+        "from reproduce.results.evaluate import MethodFindings, evaluate\n"
+        "from reproduce.results.match import ResultIndex\n"
         "folder, card = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "experiment = Experiment.model_validate_json((folder / 'experiment.json').read_text())\n"
         "results, problems = read_results((folder / 'evidence').glob('*.json'))\n"
-        "write_page('per', card, {'t': experiment}, results, problems, folder / 'out')\n"
+        "finding = evaluate('t', experiment, ResultIndex(results))\n"
+        "write_page(MethodFindings(MethodFolder('per', card), (finding,)), problems, folder / 'out')\n"
         "print(len(results), len(problems), 'torch' in sys.modules)\n"
     )
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), str(card_folder)],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,  # of importing, on a machine that has other work
@@ -268,6 +279,32 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
     )
     assert done.stdout.split() == ["12", "1", "False"], done.stderr
     assert "broken.json" in (tmp_path / "out" / "per.html").read_text("utf-8")
+
+
+def test_pages_are_the_same_without_docstrings(tmp_path):
+    """`python -OO` removes them: nothing that a page shows may be one."""
+    (tmp_path / "evidence").mkdir()
+    for path in (ROOT / "reports" / "evidence").glob("mnist-mlp-*-seed[01]-*.json"):
+        shutil.copy(path, tmp_path / "evidence")
+    for folder, flags in (("plain", []), ("optimized", ["-OO"])):
+        command = ["-m", "reproduce", "report", "weight_norm_penalty", "--results", tmp_path / "evidence"]
+        done = subprocess.run(
+            [sys.executable, *flags, *command, "--output", tmp_path / folder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,  # of importing, on a machine that has other work
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    for suffix in ("html", "md", "csv"):
+        plain, optimized = (
+            (tmp_path / f / f"weight_norm_penalty.{suffix}").read_bytes() for f in ("plain", "optimized")
+        )
+        assert plain == optimized
+    page = (tmp_path / "optimized" / "weight_norm_penalty.html").read_text("utf-8")
+    assert "<strong>A gap.</strong>" in page
+    assert len(re.findall(r"<figcaption>[A-Z][^<]{30,}</figcaption>", page)) == page.count("<figcaption>") >= 3
 
 
 def test_sealed_results_still_match_after_a_round_trip(make_experiment, make_results, tmp_path):
@@ -278,4 +315,4 @@ def test_sealed_results_still_match_after_a_round_trip(make_experiment, make_res
         write_result(result, tmp_path / f"{result.id}.json")
     back, problems = read_results(tmp_path.glob("*.json"))
     assert problems == []
-    assert len(match(experiment, "digits", back).results) == len(cells(experiment))
+    assert len(match(experiment, ResultIndex(back))["digits"].results) == len(cells(experiment))

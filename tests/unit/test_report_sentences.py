@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from reproduce.experiment.schema import Claim, TaskSpec, cells
-from reproduce.report.page import find, terminal_summary, write_page
-from reproduce.report.sentences import conclusion
-from reproduce.results.judge import judge_experiment
-from reproduce.results.match import match
+from reproduce.report.page import write_page
+from reproduce.report.sentences import claims_sentences
+from reproduce.report.terminal import terminal_summary
+from reproduce.results.evaluate import evaluate
+from reproduce.results.match import ResultIndex
 
 LEVELS = {"vanilla": 7.2, "batchnorm": 6.9, "per": 7.2, "vcl": 7.0}
 
@@ -20,8 +21,8 @@ def claim(arm, over=None, metric="test.error", **value):
 
 
 @pytest.fixture
-def verdicts(make_experiment, make_result):
-    """Verdicts on these claims: batchnorm below vanilla by the same at each seed, per above or below it by chance."""
+def judged(make_experiment, make_result):
+    """A Finding of these claims: batchnorm is below vanilla by the same at each seed, per above or below by chance."""
 
     def make(*claims, scale="reduced", results=True, diverged=None, **changes):
         experiment = make_experiment(claims=claims, scale=scale, **changes)
@@ -30,85 +31,87 @@ def verdicts(make_experiment, make_result):
             scatter = (0.4, -0.3, 0.1)[cell.seed] if cell.arm_name == "per" else 0.01 * cell.seed
             level, failed = LEVELS[cell.arm_name] + scatter, cell.arm_name == diverged and cell.seed == 1
             found.append(make_result(cell, level, level + 1, diverged=failed))
-        tasks = {name: match(experiment, name, found) for name in experiment.tasks}
-        return [(tasks[v.claim.task], v) for v in judge_experiment(experiment, tasks)]
+        return evaluate("t", experiment, ResultIndex(found))
 
     return make
 
 
-def test_directions_are_sorted_into_two_sentences(verdicts):
-    said = conclusion(verdicts(claim("batchnorm", "vanilla"), claim("vanilla", "batchnorm"), claim("per", "vanilla")))
-    first, second = said.split(". ")
+def test_directions_are_sorted_into_two_sentences(judged):
+    text = claims_sentences(
+        judged(claim("batchnorm", "vanilla"), claim("vanilla", "batchnorm"), claim("per", "vanilla"))
+    )
+    first, second = text.split(". ")
     assert first.startswith("Of the 3 claims judged on test error, 1 holds (“BN” below “Vanilla”, −0.30 [")
     assert second.startswith("1 fails (“Vanilla” below “BN”, +0.30 [")
     assert re.search(r" and 1 stays open at these seeds \(“PER” below “Vanilla”, .0\.\d\d \[−.*\]\)\.$", second)
 
 
-def test_the_numbers_are_those_that_were_judged(verdicts):
-    (judged,) = verdicts(claim("per", "vanilla"))
-    interval = judged[1].ours.interval
-    numbers = [float(text.replace("−", "-")) for text in re.findall(r"[−+]?\d+\.\d+", conclusion([judged]))]
-    assert numbers == pytest.approx([judged[1].ours.mean, interval.low, interval.high], abs=0.005)
+def test_the_numbers_are_those_that_were_judged(judged):
+    finding = judged(claim("per", "vanilla"))
+    (verdict,) = finding.verdicts
+    interval = verdict.ours.interval
+    numbers = [float(text.replace("−", "-")) for text in re.findall(r"[−+]?\d+\.\d+", claims_sentences(finding))]
+    assert numbers == pytest.approx([verdict.ours.mean, interval.low, interval.high], abs=0.005)
 
 
-def test_everything_or_nothing_holds(verdicts):
-    assert conclusion(verdicts(claim("batchnorm", "vanilla"))).endswith(". No claim fails and no claim stays open.")
-    said = conclusion(verdicts(claim("vanilla", "batchnorm")))
-    assert said.startswith("Of the one claim judged on test error, no claim holds. 1 fails (")
+def test_everything_or_nothing_holds(judged):
+    assert claims_sentences(judged(claim("batchnorm", "vanilla"))).endswith(". No claim fails and no claim stays open.")
+    text = claims_sentences(judged(claim("vanilla", "batchnorm")))
+    assert text.startswith("Of the one claim judged on test error, no claim holds. 1 fails (")
 
 
-def test_values_are_judged_at_the_scale_of_the_paper_only(verdicts):
+def test_values_are_judged_at_the_scale_of_the_paper_only(judged):
     claims = (
         claim("batchnorm", value=6.9, tolerance=0.2),
         claim("batchnorm", "vanilla", value=-1.0, tolerance=0.2),
         claim("vanilla", value=9.0, tolerance=0.1),
     )
-    first, second = conclusion(verdicts(*claims, scale="paper")).split(". ")
+    first, second = claims_sentences(judged(*claims, scale="paper")).split(". ")
     assert "1 holds (“BN”, 6.91 [" in first
     assert "1 holds by its sign alone (“BN” minus “Vanilla”, −0.30" in second
     assert "1 fails (“Vanilla”, 7.21" in second
-    said = conclusion(verdicts(*claims))
-    assert said.startswith("Of the one claim judged on test error, 1 holds (“BN” minus “Vanilla”")
+    text = claims_sentences(judged(*claims))
+    assert text.startswith("Of the one claim judged on test error, 1 holds (“BN” minus “Vanilla”")
 
 
-def test_what_was_not_run_is_not_counted(verdicts):
-    assert conclusion(verdicts(claim("batchnorm", "vanilla"), results=False)) == ""
-    assert conclusion([]) == ""
-    said = conclusion(verdicts(claim("batchnorm", "vanilla"), claim("vcl", "vanilla")))
-    assert said.startswith("Of the one claim")
-    assert "VCL" not in said
+def test_what_was_not_run_is_not_counted(judged):
+    assert claims_sentences(judged(claim("batchnorm", "vanilla"), results=False)) == ""
+    assert claims_sentences(judged()) == ""
+    text = claims_sentences(judged(claim("batchnorm", "vanilla"), claim("vcl", "vanilla")))
+    assert text.startswith("Of the one claim")
+    assert "VCL" not in text
 
 
-def test_a_diverged_arm_leaves_its_claim_open_and_without_a_number(verdicts):
-    said = conclusion(verdicts(claim("batchnorm", "vanilla"), diverged="batchnorm"))
-    assert said.endswith("1 stays open at these seeds (“BN” below “Vanilla”).")
+def test_a_diverged_arm_leaves_its_claim_open_and_without_a_number(judged):
+    text = claims_sentences(judged(claim("batchnorm", "vanilla"), diverged="batchnorm"))
+    assert text.endswith("1 stays open at these seeds (“BN” below “Vanilla”).")
 
 
-def test_two_metrics_and_two_tasks_are_named(verdicts):
+def test_two_metrics_and_two_tasks_are_named(judged):
     tasks = {name: TaskSpec(kind="image_classification", dataset=name, model="mlp") for name in ("digits", "mnist")}
     other = claim("batchnorm", "vanilla", "validation.error")
-    assert "in test error" not in conclusion(verdicts(claim("batchnorm", "vanilla")))
-    said = conclusion(verdicts(claim("batchnorm", "vanilla"), claim("per", "vanilla"), other, tasks=tasks))
-    assert "“BN” below “Vanilla” in test error of digits, " in said
-    assert "“BN” below “Vanilla” in validation error of digits, " in said
-    assert "judged," in said
+    assert "in test error" not in claims_sentences(judged(claim("batchnorm", "vanilla")))
+    text = claims_sentences(judged(claim("batchnorm", "vanilla"), claim("per", "vanilla"), other, tasks=tasks))
+    assert "“BN” below “Vanilla” in test error of digits, " in text
+    assert "“BN” below “Vanilla” in validation error of digits, " in text
+    assert "judged," in text
 
 
-def test_a_long_list_is_cut_and_says_so(verdicts):
-    said = conclusion(verdicts(*[claim("batchnorm", "vanilla")] * 9))
-    assert said.count("“BN” below “Vanilla”") == 6
-    assert "9 hold (" in said
-    assert "; 3 more)" in said
+def test_a_long_list_is_cut_and_says_so(judged):
+    text = claims_sentences(judged(*[claim("batchnorm", "vanilla")] * 9))
+    assert text.count("“BN” below “Vanilla”") == 6
+    assert "9 hold (" in text
+    assert "; 3 more)" in text
 
 
-def test_pages_and_the_terminal_carry_the_sentences(make_experiment, make_results, card_folder, tmp_path):
-    experiments = {"t": make_experiment()}
-    results = make_results(experiments["t"])
-    said = conclusion(find(experiments, results)[0].verdicts)
-    assert said.startswith("Of the 3 claims judged on test error, 3 hold (“Vanilla”, 7.")
-    path = write_page("per", card_folder, experiments, results, [], tmp_path)
-    assert f'<p class="finding">{said}</p>' in path.read_text("utf-8")
-    assert f"\n{said}\n" in path.with_suffix(".md").read_text("utf-8")
+def test_pages_and_the_terminal_carry_the_sentences(make_experiment, make_results, per_findings, tmp_path):
+    experiment = make_experiment()
+    method = per_findings({"t": experiment}, make_results(experiment))
+    text = claims_sentences(method.findings[0])
+    assert text.startswith("Of the 3 claims judged on test error, 3 hold (“Vanilla”, 7.")
+    path = write_page(method, [], tmp_path)
+    assert f'<p class="finding">{text}</p>' in path.read_text("utf-8")
+    assert f"\n{text}\n" in path.with_suffix(".md").read_text("utf-8")
     console = Console(width=1000, record=True, file=io.StringIO())
-    console.print(terminal_summary(experiments, results))
-    assert said in console.export_text()
+    console.print(terminal_summary(method.findings))
+    assert text in console.export_text()

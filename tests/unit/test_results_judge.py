@@ -4,7 +4,11 @@ import pytest
 
 from reproduce.experiment.schema import Arm, Claim, TaskSpec, cells
 from reproduce.results.judge import WORDS, judge, rule
-from reproduce.results.match import match
+from reproduce.results.match import ResultIndex, match
+
+
+def matched(experiment, results):
+    return match(experiment, ResultIndex(results))["digits"]
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def verdict(make_experiment, make_result):
             if cell.seed < len(values):
                 error = values[cell.seed]
                 results.append(make_result(cell, error or 1.0, diverged=error is None))
-        return judge(claim, match(experiment, "digits", results), stand_ins)
+        return judge(claim, matched(experiment, results), stand_ins)
 
     return of
 
@@ -138,7 +142,7 @@ def test_not_run_says_why(verdict, make_experiment):
     assert verdict(value(7.0, 0.2), {}).reason == "per: no Results"
     experiment = make_experiment()
     pending = next(claim for claim in experiment.claims if claim.arm == "vcl")
-    found = judge(pending, match(experiment, "digits", []))
+    found = judge(pending, matched(experiment, []))
     assert found.word == "not run"
     assert "not built yet" in found.reason
     other = value(7.0, 0.2).model_copy(update={"metric": "test.perplexity"})
@@ -157,7 +161,7 @@ def test_arms_without_a_shared_seed_decide_nothing(make_experiment, make_result)
     results = [make_result(first, 7.0), make_result(last, 6.0)]
     assert first.seed != last.seed
     claim = experiment.claims[-1]
-    found = judge(claim, match(experiment, "digits", results))
+    found = judge(claim, matched(experiment, results))
     assert (found.word, found.reason) == ("inconclusive", "the two arms share no seed")
 
 
@@ -165,7 +169,7 @@ def test_a_choice_on_the_test_set_is_said(make_experiment, make_result):
     experiment = make_experiment()
     results = [make_result(cell, 7.0 + 0.1 * cell.seed) for cell in cells(experiment)]
     claim = next(claim for claim in experiment.claims if claim.arm == "per")
-    assert "PER chosen on the test set" in judge(claim, match(experiment, "digits", results)).reason
+    assert "PER chosen on the test set" in judge(claim, matched(experiment, results)).reason
 
 
 def test_the_rule_names_every_verdict():

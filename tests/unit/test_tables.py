@@ -16,7 +16,7 @@ import torch
 from reproduce import tasks
 from reproduce.data import Rows, TableData, load_card
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card, DataError, File, Table, card_names, checksum, read_card
+from reproduce.experiment.dataset_card import DataError, DatasetCard, File, Table, card_names, checksum, read_card
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
 
@@ -59,7 +59,7 @@ def packed(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def card_of(files: dict[str, bytes], pack: bytes = b"", **changes: Any) -> Card:
+def card_of(files: dict[str, bytes], pack: bytes = b"", **changes: Any) -> DatasetCard:
     def known(content: bytes) -> File:
         return File(sha256=hashlib.sha256(content).hexdigest())
 
@@ -75,7 +75,7 @@ def card_of(files: dict[str, bytes], pack: bytes = b"", **changes: Any) -> Card:
         "files": {path: known(content) for path, content in files.items()},
         "archive": {ARCHIVE: known(pack)},
     }
-    return Card.model_validate(facts | changes).model_copy(update={"name": "made"})
+    return DatasetCard.model_validate(facts | changes).model_copy(update={"name": "made"})
 
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification, crop_flip
@@ -32,7 +32,7 @@ def image_data(n: int = 30, shape: tuple[int, int, int] = (2, 4, 6), statistics:
         return Images(pixels, torch.randint(0, 3, (size,), generator=generator))
 
     known = Statistics(mean=(0.3, 0.6), std=(0.2, 0.4), source="made up") if statistics else None
-    card = Card.model_construct(name="tiny", statistics=known)
+    card = DatasetCard.model_construct(name="tiny", statistics=known)
     return ImageData(card=card, train=split(n), validation=None, test=split(7), classes=3, origin="here")
 
 
@@ -52,7 +52,7 @@ def word_data(n: int = 95) -> WordData:
     generator = torch.Generator().manual_seed(1)
     train, validation, test = (torch.randint(0, N_WORDS, (size,), generator=generator) for size in (n, 50, 41))
     vocabulary = tuple("abcdefghijk")
-    card = Card.model_construct(name="tiny")
+    card = DatasetCard.model_construct(name="tiny")
     return WordData(card=card, train=train, validation=validation, test=test, vocabulary=vocabulary, origin="here")
 
 

@@ -10,7 +10,7 @@ import torch
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import find_method
 from reproduce.experiment.schema import Experiment, Recipe, TaskSpec
 from reproduce.method.rng import Generators
@@ -32,7 +32,7 @@ def images(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def data(n: int = 120) -> ImageData:
-    card = Card.model_construct(name="noise", statistics=Statistics(mean=(0.5,), std=(0.3,), source="noise"))
+    card = DatasetCard.model_construct(name="noise", statistics=Statistics(mean=(0.5,), std=(0.3,), source="noise"))
     parts = [Images(images(n, seed), torch.zeros(n, dtype=torch.int64)) for seed in range(3)]
     return ImageData(card=card, train=parts[0], validation=parts[1], test=parts[2], classes=10, origin="made here")
 
@@ -125,7 +125,7 @@ def test_what_it_cannot_use_is_refused():
     with pytest.raises(UserError, match="at least 4x2"):
         task(found=row)
     tokens = torch.arange(9)
-    words = WordData(Card.model_construct(name="w"), tokens, tokens, tokens, tuple("abcdefghi"), "made here")
+    words = WordData(DatasetCard.model_construct(name="w"), tokens, tokens, tokens, tuple("abcdefghi"), "made here")
     with pytest.raises(UserError, match="needs images; dataset 'noise' holds words"):
         task(found=words)
 

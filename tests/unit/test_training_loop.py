@@ -20,7 +20,7 @@ from methods.batchnorm.method import BatchNorm
 from methods.per.method import PER
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
-from reproduce.experiment.dataset_card import Card, Statistics
+from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Method, Trace, Unregularized
 from reproduce.method.rng import Generators
@@ -75,7 +75,7 @@ def image_problem(method: Method | None = None, **recipe: Any) -> Problem:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (28, 1, 6, 6), generator=generator, dtype=torch.uint8)
     split = Images(pixels, torch.arange(28) % 3)
-    card = Card.model_construct(name="tiny", statistics=Statistics(mean=(0.5,), std=(0.3,), source="made up"))
+    card = DatasetCard.model_construct(name="tiny", statistics=Statistics(mean=(0.5,), std=(0.3,), source="made up"))
     data = ImageData(card=card, train=split, validation=None, test=split, classes=3, origin="here")
     spec = {
         "kind": "image_classification",
@@ -99,7 +99,7 @@ def image_problem(method: Method | None = None, **recipe: Any) -> Problem:
 
 def word_problem(method: Method | None = None, **recipe: Any) -> Problem:
     tokens = (torch.arange(64) ** 2 + torch.arange(64) // 7) % 9
-    card = Card.model_construct(name="tiny")
+    card = DatasetCard.model_construct(name="tiny")
     words = tuple("abcdefghi")
     data = WordData(card=card, train=tokens, validation=tokens[:30], test=tokens[20:], vocabulary=words, origin="here")
     options = {"hidden": 5, "tied": True, "dropout": 0.3, "dropout_kind": "locked"}
