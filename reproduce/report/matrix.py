@@ -274,6 +274,8 @@ def _names(gaps: Sequence[tuple[str, float]], sign: int) -> str:
 
 def differences(column: Column) -> Figure | None:
     """A forest plot of the arms that ran, best first; arms of one method share a color."""
+    if column.task.runs.metric is None:
+        return None  # nothing has run
     sign = -1.0 if higher_is_better(column.metric) else 1.0
     gaps = {arm: row.difference.estimate.mean if row.difference else None for arm, row in column.rows.items()}
     ran = [arm for arm in column.task.runs.arms.values() if arm is not column.baseline and arm.chosen is not None]
