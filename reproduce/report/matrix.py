@@ -36,7 +36,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """What one arm has in one column, as texts."""
 
     ran: bool
@@ -50,12 +50,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class MatrixRow:
     """One arm of one method; None where it is not in a column."""
 
     method: str
     label: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[MatrixCell | None, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Matrix:
     """Everything that the page says."""
 
     columns: tuple[ColumnPart, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MatrixRow, ...]
     overview: TextTable
     runs: int
     planned: int
@@ -166,7 +166,7 @@ def _table(column: Column) -> TextTable:
     return replace(table, rows=tuple((*row[:place], note, *row[place + 1 :]) for row, note in rows))
 
 
-def _rows(columns: Sequence[Column]) -> list[Row]:
+def _rows(columns: Sequence[Column]) -> list[MatrixRow]:
     """One row for each arm: the arms of one method with the same label are one, whatever the column."""
     baselines = dict.fromkeys(column.baseline.label for column in columns)
     keys = [("", label) for label in baselines]
@@ -177,14 +177,14 @@ def _rows(columns: Sequence[Column]) -> list[Row]:
         for column in columns:
             named = [r for r in column.rows.values() if (column.methods.get(r.arm, ""), r.label) == (method, label)]
             cells.append(_cell(column, named[0]) if named else None)
-        rows.append(Row(method, label, tuple(cells)))
+        rows.append(MatrixRow(method, label, tuple(cells)))
     return rows
 
 
-def _cell(column: Column, row: ArmRow) -> Cell:
+def _cell(column: Column, row: ArmRow) -> MatrixCell:
     decimals = tables.decimals_of_rows(column.rows.values())
     ran = row.runs.chosen is not None
-    return Cell(
+    return MatrixCell(
         ran=ran,
         mean=f"({number(row.survivors.mean, decimals)})"
         if row.survivors
@@ -214,7 +214,7 @@ def _note(column: Column, row: ArmRow) -> str:
     return "; ".join(note for note in row.notes if note != usual)
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell_text(cell: MatrixCell | None) -> str:
     """A cell of a pipe table."""
     if cell is None:
         return NOTHING
