@@ -15,7 +15,9 @@ from reproduce.experiment.folder import METHODS, MORE_METHODS, all_methods, load
 
 def write_method(folder: Path, experiment: str = "") -> Path:
     """A copy of the template under the folder's name, with this one experiment."""
-    shutil.copytree(METHODS / "_template", folder, ignore=shutil.ignore_patterns("__pycache__", "experiments"))
+    shutil.copytree(
+        METHODS / "_template", folder, ignore=shutil.ignore_patterns("__pycache__", "experiments", "matrix.toml")
+    )
     for path in folder.glob("*.*"):
         path.write_text(path.read_text("utf-8").replace("_template", folder.name), "utf-8")
     if experiment:

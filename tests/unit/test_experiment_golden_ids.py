@@ -1,7 +1,7 @@
 """Run ids never move: every planned Run of every method at every scale, against a committed list.
 
 The list is made with each dataset's name in place of its checksum, which depends on the files at hand and on Python's
-version. To add Runs of new experiments: ``python tests/unit/test_golden_ids.py`` adds them, and never removes one.
+version. To add Runs of new experiments: ``python tests/unit/test_experiment_golden_ids.py`` adds them, and never removes one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_no_run_id_moved() -> None:
 def test_every_planned_run_is_in_the_list() -> None:
     expected = golden()
     new = sorted({what for run_id, what in planned().items() if run_id not in expected})
-    assert not new, f"new Runs, to be added by 'python tests/unit/test_golden_ids.py': {new}"
+    assert not new, f"new Runs, to be added by 'python tests/unit/test_experiment_golden_ids.py': {new}"
     assert len(expected) > 4900
 
 
