@@ -1,7 +1,7 @@
 """Run ids never move: every planned Run of every method at every scale, against a committed list.
 
 The list is made with each dataset's name in place of its checksum, which depends on the files at hand and on Python's
-version. To add Runs of new experiments: ``python tests/unit/test_experiment_golden_ids.py`` adds them, and never removes one.
+version. ``python tests/unit/test_experiment_golden_ids.py`` adds the Runs of new experiments, and never removes one.
 """
 
 from __future__ import annotations
