@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reproduce import tasks
 from reproduce.bench.startup import startup_seconds
-from reproduce.bench.variants import read_spec
+from reproduce.bench.variants import read_variants
 from reproduce.bench.workloads import Workload, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
@@ -119,7 +119,7 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
     steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
     steppers["vanilla again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
-    for variant_name, variant in read_spec(folder).variants.items():
+    for variant_name, variant in read_variants(folder).variants.items():
         if not workload.times(variant):
             continue
         method = folder.load().model_validate_json(json.dumps(variant.params))
@@ -145,7 +145,7 @@ def bench_functions(folder: MethodFolder, device: torch.device, rounds: int) -> 
     """The pure functions of a method against their plainer relatives, on random activations."""
     rows = []
     module = folder.module()
-    for pair in read_spec(folder).functions:
+    for pair in read_variants(folder).functions:
         fast, plain = getattr(module, pair.name), getattr(module, pair.against)
         for shape in pair.shapes:
             activations = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -224,7 +224,7 @@ def bench(
     variants = {
         f"{name} {variant_name}": variant
         for name, folder in folders.items()
-        for variant_name, variant in read_spec(folder).variants.items()
+        for variant_name, variant in read_variants(folder).variants.items()
     }
     known = [workload.name for workload in chosen]
     for label, variant in variants.items():
@@ -237,7 +237,7 @@ def bench(
         except AttributeError as error:
             raise UserError(f"variants.toml names a function that its method.py lacks: {error}") from error
         for workload in chosen:
-            if any(workload.times(variant) for variant in read_spec(folder).variants.values()):
+            if any(workload.times(variant) for variant in read_variants(folder).variants.values()):
                 rows += bench_steps(folder, workload, device, rounds)
         yield rows
     yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]

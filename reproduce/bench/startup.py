@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 COMMAND_LINE = "import reproduce.cli.commands"
-LIBRARIES = "import typer; from pydantic import BaseModel; from rich.console import Console"
+LIBRARIES = "import typer; from pydantic import BaseModel"
 
 
 def startup_seconds(rounds: int) -> tuple[list[float], list[float]]:

@@ -32,13 +32,13 @@ class FunctionPair(_Strict):
     at_least: float | None = None  # times faster
 
 
-class BenchSpec(_Strict):
+class Variants(_Strict):
     """A method's `variants.toml`."""
 
     variants: dict[str, Variant] = {}
     functions: tuple[FunctionPair, ...] = Field(default=())
 
 
-def read_spec(folder: MethodFolder) -> BenchSpec:
+def read_variants(folder: MethodFolder) -> Variants:
     path = folder.path / "variants.toml"
-    return read_toml(path, BenchSpec) if path.exists() else BenchSpec()
+    return read_toml(path, Variants) if path.exists() else Variants()

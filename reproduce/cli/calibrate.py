@@ -9,12 +9,10 @@ from itertools import groupby
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from reproduce.cli.options import DataOption, JsonOption, data_root
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, find_method
 
 DECADES = "1e-6,1e-5,1e-4,1e-3,1e-2,1e-1,1,10,100"
 
@@ -29,6 +27,7 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the gradient of a penalty with that of the task, early in training, for a range of strengths."""
+    from reproduce.cli.terminal import calibration_table, console
     from reproduce.training import calibrate as measure
     from reproduce.training.run import torch_device
 
@@ -40,27 +39,28 @@ def calibrate(
         )
     root = data_root(data)
     rows = measure.calibrate(
-        folder, experiments[workload], parse_strengths(strengths), steps, torch_device(device), root, ROOT / "data"
+        folder,
+        experiments[workload],
+        parse_strengths(strengths),
+        steps,
+        torch_device(device),
+        root,
+        WORKING_FOLDER / "data",
     )
     if as_json:
         finite = [asdict(row) | {"ratio": row.ratio if math.isfinite(row.ratio) else None} for row in rows]
         print(json.dumps(finite, indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("task", "arm", "weight", "strength", "penalty / task"):
-        table.add_column(heading, justify="right" if heading in ("strength", "penalty / task") else "left")
-    for row in rows:
-        table.add_row(row.task, row.arm, row.weight, f"{row.strength:.3g}", f"{row.ratio:.3g}")
-    Console().print(table)
+    console().print(calibration_table(rows))
     low, high = measure.HUNDREDTHS
     for (task, arm, weight), of_arm in groupby(rows, lambda row: (row.task, row.arm, row.weight)):
         grid = measure.suggested_grid(list(of_arm))
-        said = (
+        advice = (
             f"no strength here has a ratio from {low} to {high}: give others with --strengths"
             if grid is None
             else f"grid = {{ {weight} = [{', '.join(f'{strength:.3g}' for strength in grid)}] }}"
         )
-        print(f"{task} / {arm}: {said}")
+        print(f"{task} / {arm}: {advice}")
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

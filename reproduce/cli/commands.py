@@ -7,12 +7,11 @@ import fnmatch
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from reproduce.cli.calibrate import calibrate
 from reproduce.cli.new import new
@@ -34,6 +33,9 @@ from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
 from reproduce.results.store import read_results, write_result
 
+if TYPE_CHECKING:
+    from reproduce.training.plan import PlannedRun
+
 # `list`, `status` and `new` answer at once: what trains and what draws is imported by the commands that do so.
 
 app = typer.Typer(
@@ -43,7 +45,6 @@ app = typer.Typer(
     help="Reproduce published ways of regularizing activations, and judge their claims. In a checkout, reports/ and "
     "data/ are its own; where the package is installed, they are made in the current folder, as runs/ always is.",
 )
-console = Console()
 REPORTS = WORKING_FOLDER / "reports"
 EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
@@ -77,8 +78,8 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
             near = difflib.get_close_matches(pattern, known)
             all_of_one = "`reproduce list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
             hint = f"did you mean {' or '.join(near)}?" if near else all_of_one
-            whose = "no method has an" if method == "all" else f"method {method} has no"
-            raise UserError(f"{whose} experiment {pattern!r}: {hint}")
+            lacking = "no method has an" if method == "all" else f"method {method} has no"
+            raise UserError(f"{lacking} experiment {pattern!r}: {hint}")
     chosen = {
         folder: {name: one for name, one in found.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
         for folder, found in experiments.items()
@@ -94,6 +95,8 @@ def local_results(runs: Path) -> tuple[list[Result], list[str]]:
 @one_line_errors
 def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> None:
     """The methods and their experiments."""
+    from reproduce.cli.terminal import print_line
+
     rows = [
         {
             "method": folder.name,
@@ -106,12 +109,12 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
         print(json.dumps(rows, indent=1))
         return
     for folder in all_methods().values():
-        console.print(f"[bold]{folder.name}[/bold]  {folder.title}", highlight=False, soft_wrap=True)
+        print_line(f"[bold]{folder.name}[/bold]  {folder.title}")
         by_scale: dict[str, list[str]] = {}
         for name, experiment in folder.experiments().items():
             by_scale.setdefault(experiment.scale, []).append(name)
         for scale in sorted(by_scale, key=SCALES.index):
-            console.print(f"    {scale:<8} {', '.join(by_scale[scale])}", highlight=False, soft_wrap=True)
+            print_line(f"    {scale:<8} {', '.join(by_scale[scale])}")
 
 
 @app.command()
@@ -127,6 +130,7 @@ def plan(
     methods: MethodsOption = None,
 ) -> None:
     """The runs that would be trained, what is sealed already, and the estimated time."""
+    from reproduce.cli.terminal import PlannedRow, console, plan_table
     from reproduce.training.plan import estimated_seconds
 
     planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
@@ -134,37 +138,24 @@ def plan(
     evidence, _ = read_results(EVIDENCE.glob("*.json"))
     ids = {result.id for result in sealed}
     rows = [
-        {
-            "id": run.id,
-            "run": run.label,
-            "sealed": run.id in ids,
-            "estimated_seconds": estimated_seconds(run, [*sealed, *evidence]),
-        }
-        for run in planned
+        PlannedRow(run.id, run.label, run.id in ids, estimated_seconds(run, [*sealed, *evidence])) for run in planned
     ]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "state", "estimate"):
-        table.add_column(heading, justify="right" if heading == "estimate" else "left")
-    for row in rows:
-        seconds = row["estimated_seconds"]
-        estimate = "" if row["sealed"] else "unknown" if seconds is None else f"{seconds:.0f} s"
-        table.add_row(str(row["run"]), "sealed" if row["sealed"] else "to train", estimate)
-    console.print(table)
-    missing = [row for row in rows if not row["sealed"]]
-    known = [float(row["estimated_seconds"]) for row in missing if row["estimated_seconds"] is not None]
+    console().print(plan_table(rows))
+    missing = [row for row in rows if not row.sealed]
+    known = [row.estimated_seconds for row in missing if row.estimated_seconds is not None]
     unknown = f", {len(missing) - len(known)} of unknown length" if len(known) < len(missing) else ""
     print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
 
 
-def planned_runs(experiments: dict[MethodFolder, dict[str, Experiment]], seeds: str, data: str) -> list[Any]:
+def planned_runs(experiments: dict[MethodFolder, dict[str, Experiment]], seeds: str, data: str) -> list[PlannedRun]:
     """All Runs of the chosen methods' experiments, each once."""
     from reproduce.training.plan import plan as plan_experiments
 
     root = data_root(data)
-    found: dict[str, Any] = {}
+    found: dict[str, PlannedRun] = {}
     for of_method in experiments.values():
         for run in plan_experiments(of_method, root, parse_seeds(seeds)):
             found.setdefault(run.id, run)
@@ -188,7 +179,8 @@ def run(
     """Train what is not sealed yet, judge the claims, write the page."""
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
-    from reproduce.training import workers as local
+    from reproduce.cli.terminal import console
+    from reproduce.training import workers
     from reproduce.training.run import RunSettings, default_device, torch_device
 
     if jobs < 0:
@@ -219,12 +211,12 @@ def run(
     if not as_json:
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
     if missing:
-        with reporter(len(missing), console, quiet=as_json) as heard:
-            trained, failures = local.run_all(missing, settings, jobs, heard)
+        with reporter(len(missing), console(), quiet=as_json) as progress:
+            trained, failures = workers.run_all(missing, settings, jobs, progress)
     results = [*sealed, *trained]
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]
-    pages = write_pages(experiments, results, problems, runs / "report", None if as_json else console)
+    pages = write_pages(experiments, results, problems, runs / "report", None if as_json else console())
     if as_json:
         wanted = {run.id for run in planned}
         ordered = sorted((r for r in results if r.id in wanted), key=lambda r: r.config.folder)
@@ -329,11 +321,9 @@ def bench(
     methods: MethodsOption = None,
 ) -> None:
     """Time every method's step against vanilla's, and the loop against bare steps."""
-    from dataclasses import asdict
-
     from reproduce.bench.measure import bench as measure
     from reproduce.bench.measure import machine
-    from reproduce.cli.terminal import bench_table
+    from reproduce.cli.terminal import bench_table, console
     from reproduce.training.run import default_device, torch_device
 
     chosen = torch_device(device or default_device())
@@ -343,7 +333,7 @@ def bench(
         measured += [asdict(row) for row in rows]
         (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         if not as_json:
-            console.print(bench_table(rows, show_header=len(measured) == len(rows)))
+            console().print(bench_table(rows, show_header=len(measured) == len(rows)))
     print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
 
 

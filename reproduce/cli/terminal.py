@@ -1,12 +1,67 @@
-"""Tables for a terminal."""
+"""What commands print: the one console, and tables for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
-from reproduce.bench.measure import Row
+if TYPE_CHECKING:  # both know torch, and `list` prints too
+    from reproduce.bench.measure import Row
+    from reproduce.training.calibrate import GradientRatio
+
+
+@cache
+def console() -> Console:
+    """The terminal, or the file or pipe in its place."""
+    return Console()
+
+
+def print_line(text: str) -> None:
+    """One line as it stands, with rich's markup, however wide the terminal is."""
+    console().print(text, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """One Run of a plan."""
+
+    id: str
+    run: str
+    sealed: bool
+    estimated_seconds: float | None  # None: nothing like it has run
+
+    @property
+    def estimate(self) -> str:
+        if self.sealed:
+            return ""
+        return "unknown" if self.estimated_seconds is None else f"{self.estimated_seconds:.0f} s"
+
+
+def plan_table(rows: Sequence[PlannedRow]) -> Table:
+    table = _table({"run": "left", "state": "left", "estimate": "right"})
+    for row in rows:
+        table.add_row(row.run, "sealed" if row.sealed else "to train", row.estimate)
+    return table
+
+
+def calibration_table(rows: Sequence[GradientRatio]) -> Table:
+    columns = {"task": "left", "arm": "left", "weight": "left", "strength": "right", "penalty / task": "right"}
+    table = _table(columns)
+    for row in rows:
+        table.add_row(row.task, row.arm, row.weight, f"{row.strength:.3g}", f"{row.ratio:.3g}")
+    return table
+
+
+def _table(columns: dict[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, justify in columns.items():
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    return table
 
 
 def bench_table(rows: Sequence[Row], show_header: bool) -> Table:

@@ -143,9 +143,9 @@ def writable(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        trial = folder / ".write"
+        trial.touch()
+        trial.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder

@@ -88,8 +88,8 @@ def _join(file: TomlFile, where: tuple[str, ...], own: Any, workload: Experiment
     for name in share.arms:
         if name in workload.arms:
             raise file.error((*where, "arms", name), "the workload has an arm of this name")
-    said = {key: getattr(share, key) for key in share.model_fields_set}
-    content = {**dict(workload), "deviations": (), **said, "arms": {**workload.arms, **share.arms}}
+    given = {key: getattr(share, key) for key in share.model_fields_set}
+    content = {**dict(workload), "deviations": (), **given, "arms": {**workload.arms, **share.arms}}
     return file.parse(Experiment, content, where)
 
 

@@ -18,7 +18,7 @@ LOOP_VERSION = 1  # grows when a change to the loop, the models or the data can 
 class RunConfig(BaseModel):
     """All that can move a number, and nothing else. The hash of this is the Run's identity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
 
     task: TaskSpec
     dataset_checksum: str

@@ -64,14 +64,14 @@ class Published(Strict):
         return tuple(claim for index, row in enumerate(self.rows) for claim in self._of_row(index, row, experiment))
 
     def _of_row(self, index: int, row: Row, experiment: Experiment) -> Iterator[Claim]:
-        said = {arm: self.names.get(arm, experiment.arms[arm].label or arm) for arm in row.cells}
+        names = {arm: self.names.get(arm, experiment.arms[arm].label or arm) for arm in row.cells}
         address = {
             "task": self.names.get(row.task, row.task),
             "metric": self.names.get(row.metric, row.metric),
             "row": row.row,
         }
         for arm, value in row.cells.items():
-            source = self.source.format(arm=said[arm], over="", **address)
+            source = self.source.format(arm=names[arm], over="", **address)
             yield Claim(task=row.task, arm=arm, metric=row.metric, value=value, tolerance=row.tolerance, source=source)
         template = self.gap_source or self.source.replace("{arm}", "{arm} minus {over}")
         for arm, over in self.compare:
@@ -86,7 +86,7 @@ class Published(Strict):
                 metric=row.metric,
                 value=difference(row.cells[arm], row.cells[over]),
                 tolerance=row.gap_tolerance,
-                source=template.format(arm=said[arm], over=said[over], **address),
+                source=template.format(arm=names[arm], over=names[over], **address),
             )
 
     def _check_names(self, experiment: Experiment) -> None:

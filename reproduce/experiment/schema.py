@@ -156,9 +156,6 @@ class HostSpec(Strict):
     site: str  # the Site to read, by its path in the model
 
 
-TaskSpec.model_rebuild()
-
-
 class Arm(Strict):
     """One row of a table: a method with its parameters, and what the paper changed beside it."""
 

@@ -229,12 +229,12 @@ def unit_quantiles(task: TaskFinding, colors: ArmColors) -> Figure | None:
         for result in _chosen(arm)[:1]:
             records = [record for record in result.epochs if record.sites]
             if records:
-                shown.append((arm, records))
+                shown.append((arm, result, records))
     if not shown:
         return None
     figure, axes = panels(len(shown), height=2.2, per_row=min(3, len(shown)), sharey=True)
-    for axis, (arm, records) in zip(axes, shown, strict=True):
-        site = _last_pre(list(records[-1].sites))
+    for axis, (arm, result, records) in zip(axes, shown, strict=True):
+        site = _last_pre(result)
         steps = [record.step for record in records if site in record.sites]
         table = np.array([record.sites[site].unit_quantiles for record in records if site in record.sites])
         low, middle, high = (table[:, QUANTILES.index(q)] for q in (0.15, 0.5, 0.85))
@@ -333,10 +333,19 @@ def _log_if_wide(axis: Axes, ratio: float = 6) -> None:
 
 def _shown_sites(results: Sequence[Result], count: int) -> list[str]:
     """At most ``count`` Sites from first to last, of the role that most methods act on here."""
-    sites = sorted({site for result in results for record in result.epochs for site in record.sites}, key=_depth)
+    sites = _in_order(results)
     roles = Counter(str(result.config.params["sites"]) for result in results if "sites" in result.config.params)
     role = roles.most_common(1)[0][0] if roles else "post"
     return _spread([site for site in sites if _role(site) == role] or sites, count)
+
+
+def _in_order(results: Sequence[Result]) -> list[str]:
+    """All Sites from input to output: as a Result keeps the order, else, of older ones, as the names suggest it."""
+    sites = {site for result in results for record in result.epochs for site in record.sites}
+    for result in results:
+        if result.site_order is not None and sites <= set(result.site_order):
+            return [site for site in result.site_order if site in sites]
+    return sorted(sites, key=_depth)
 
 
 def _role(site: str) -> str:
@@ -344,9 +353,7 @@ def _role(site: str) -> str:
 
 
 def _depth(site: str) -> tuple[bool, list[str], str, int]:
-    """Order from input to output, which sealed Results do not keep: layer 10 after 9, `pre` before `post`, a Site of
-    the model itself after those of its layers.
-    """
+    """Where a name puts a Site: layer 10 after 9, `pre` before `post`, one of the model itself after all layers."""
     *layers, last = site.split(".")
     roles = ("pre", "post", "dropped")
     place = roles.index(_role(site)) if _role(site) in roles else len(roles)
@@ -360,7 +367,7 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
     return [names[round(index * (len(names) - 1) / (count - 1))] for index in range(count)]
 
 
-def _last_pre(sites: Sequence[str]) -> str:
+def _last_pre(result: Result) -> str:
     """The last Site before an activation, or the last of all."""
-    ordered = sorted(sites, key=_depth)
+    ordered = _in_order([result])
     return next((site for site in reversed(ordered) if _role(site) == "pre"), ordered[-1])

@@ -13,11 +13,11 @@ SCHEMA_VERSION = 1
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
 
 
 class SiteStatistics(_Frozen):
-    """What one Site saw in a training-mode pass over the probe batch."""
+    """Statistics of one Site's outputs in a training-mode pass over a fixed batch."""
 
     mean: float
     mean_square: float

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from reproduce.errors import first_problem
 from reproduce.experiment.identity import canonical_json
 from reproduce.results.record import SCHEMA_VERSION, Result
 
@@ -56,9 +57,8 @@ def read_result(path: Path) -> Result:
     try:
         result = Result.model_validate_json(text)  # as JSON: strict models then take arrays for their tuples
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+        location, message, _ = first_problem(error, content)
+        raise ResultError(f"{path}: {'.'.join(map(str, location))}: {message}") from error
     if result.id != result.config.id:
         raise ResultError(f"{path}: id {result.id} is not the hash of its config ({result.config.id})")
     return result

@@ -172,6 +172,8 @@ def _processor() -> str:
 @functools.cache
 def git_state() -> tuple[str, bool]:
     """The code's commit, and whether tracked files differ from it; ("unknown", True) outside a checkout."""
+    if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps inside the checkout of something else
+        return "unknown", True
     try:
         commit = _git("rev-parse", "HEAD")
         return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))

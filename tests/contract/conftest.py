@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.bench.variants import read_spec
+from reproduce.bench.variants import read_variants
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
@@ -40,7 +40,7 @@ class Subject:
     def __init__(self, folder: MethodFolder) -> None:
         self.folder, self.name, self.path = folder, folder.name, folder.path
         self.method_class = folder.load()
-        self.variants = read_spec(folder).variants
+        self.variants = read_variants(folder).variants
         fields = self.method_class.model_fields
         required = any(described.is_required() for described in fields.values())
         params: dict[str, dict[str, Any]] = {} if required else {"defaults": {}}

@@ -161,6 +161,17 @@ def test_site_statistics_goes_from_first_to_last_layer(make_experiment, make_res
     assert [axis.get_title(loc="left") for axis in figure.axes[:4]] == [f"layers.{n}.post" for n in (0, 3, 7, 10)]
 
 
+def test_sites_stand_in_the_order_that_a_result_keeps(make_experiment, make_results):
+    """Older Results keep none: names alone then say what comes first."""
+    experiment = make_experiment(arms={"per": {"method": "per", "params": {"sites": "post"}}}, baseline=None, claims=())
+    names = ["z.post", "a.post", "m.post"]
+    results = with_sites(make_results(experiment), names)
+    kept = [result.model_copy(update={"site_order": tuple(names)}) for result in results]
+    for found, expected in ((results, sorted(names)), (kept, names)):
+        figure = figures.draw("site_statistics", evaluated(experiment, found), style.arm_colors([experiment]))
+        assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == expected
+
+
 def test_site_statistics_shows_the_role_that_methods_act_on(make_experiment, make_results):
     experiment = make_experiment(arms={"per": {"method": "per", "params": {"sites": "pre"}}}, baseline=None, claims=())
     results = with_sites(make_results(experiment), ["pre", "blocks.0.pre_1", "blocks.0.post_1", "blocks.0.pre_2"])
