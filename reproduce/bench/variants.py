@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.toml import read_toml
+from reproduce.experiment.toml import Strict, read_toml
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Variant(_Strict):
+class Variant(Strict):
     """One configuration of a method whose training step is timed against vanilla's."""
 
     params: dict[str, Any] = {}
@@ -23,7 +19,7 @@ class Variant(_Strict):
     workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts, but those to be named
 
 
-class FunctionPair(_Strict):
+class FunctionPair(Strict):
     """A loss function against its plainer relative, forward and backward, on activations of some shapes."""
 
     name: str
@@ -32,7 +28,7 @@ class FunctionPair(_Strict):
     at_least: float | None = None  # times faster
 
 
-class Variants(_Strict):
+class Variants(Strict):
     """A method's `variants.toml`."""
 
     variants: dict[str, Variant] = {}

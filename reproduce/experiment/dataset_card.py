@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from reproduce.errors import UserError
 from reproduce.experiment.identity import canonical_json
-from reproduce.experiment.toml import read_toml
+from reproduce.experiment.toml import Strict, read_toml
 
 Split = Literal["train", "validation", "test"]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,11 +24,7 @@ class DataError(UserError):
     """Data that cannot be used; the message is one line that names it and says how to get it right."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-
-
-class File(_Strict):
+class File(Strict):
     """One file of a dataset: its checksums, and which split it is (where one file is one split)."""
 
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
@@ -36,7 +32,7 @@ class File(_Strict):
     split: Split | None = None
 
 
-class Statistics(_Strict):
+class Statistics(Strict):
     """Channel means and standard deviations of pixels in [0, 1], as customarily used."""
 
     mean: tuple[float, ...]
@@ -44,7 +40,7 @@ class Statistics(_Strict):
     source: str
 
 
-class Words(_Strict):
+class Words(Strict):
     """What a word-level corpus must come out as, and how rare words are treated."""
 
     tokens: dict[Split, int] = {}  # with one <eos> a line; asserted where given
@@ -52,7 +48,7 @@ class Words(_Strict):
     minimum_count: int = Field(default=1, ge=1)  # rarer words in train become <unk>
 
 
-class Table(_Strict):
+class Table(Strict):
     """What a table must come out as."""
 
     rows: int
@@ -61,7 +57,7 @@ class Table(_Strict):
     validation: Literal["last fifth of each class"]  # of the rows outside a fold; named, so that it is in the checksum
 
 
-class HuggingFace(_Strict):
+class HuggingFace(Strict):
     """Where the library `datasets` finds the data."""
 
     repository: str
@@ -80,7 +76,7 @@ _NEEDED = {
 }
 
 
-class DatasetCard(_Strict):
+class DatasetCard(Strict):
     """One dataset: one TOML file in ``datasets/``."""
 
     name: str = ""  # the file's name, filled in by `read_card`
