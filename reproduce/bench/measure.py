@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import platform
 import statistics
@@ -60,11 +59,10 @@ class Stepper:
         self.task = tasks.build(workload.task, workload.recipe, workload.data(), generators, device)
         self.step = Step(self.task, method, workload.recipe, generators, device)
         self.task.start_epoch()
-        self.indices = itertools.cycle(range(self.task.steps_per_epoch))
         self()
 
     def __call__(self) -> None:
-        self.step(next(self.indices))
+        self.step()
 
 
 def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:

@@ -37,8 +37,12 @@ class Task(Protocol):
     def start_epoch(self) -> None:
         """Draw what an epoch needs (the order of the examples) and reset carried state."""
 
-    def loss(self, index: int) -> Tensor:
-        """Forward pass and task loss of batch ``index`` of this epoch: 0-dim, with gradient."""
+    def loss(self, index: Tensor) -> Tensor:
+        """Forward pass and task loss of one batch of this epoch: 0-dim, with gradient.
+
+        Args:
+            index: which batch, 0-dim int64 on the Task's device, where it is read: the host does not know it.
+        """
 
     def evaluate(self) -> Metrics:
         """Metrics on validation (where there is one) and test, in evaluation mode."""
@@ -53,6 +57,11 @@ class Task(Protocol):
         """What an interrupted epoch needs to go on: tensors and numbers only."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def rows_of_batch(index: Tensor, size: int) -> Tensor:
+    """``index * size, ..., index * size + size - 1``: the places of a batch's rows, (size,) int64."""
+    return index * size + torch.arange(size, device=index.device)
 
 
 class TaskOptions(Strict):

@@ -15,7 +15,7 @@ from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS, Metric
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
-from reproduce.tasks import Metrics, check_validation
+from reproduce.tasks import Metrics, check_validation, rows_of_batch
 
 
 class Labelled(Protocol):
@@ -98,15 +98,15 @@ class Classification(Generic[Part]):
         """The loss of a batch whose inputs were read: 0-dim."""
         return F.cross_entropy(self._logits(inputs), labels)
 
-    def loss(self, index: int) -> Tensor:
+    def loss(self, index: Tensor) -> Tensor:
         size = self.recipe.batch_size
-        chosen = self.order[index * size : (index + 1) * size]
+        chosen = self.order.index_select(0, rows_of_batch(index, size))
         labels = self.train.labels[chosen]
         inputs = self.augmented(self.read(self.train.inputs[chosen]))
         if not self.recipe.mixup:
             return self._batch_loss(inputs, labels)
         partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
-        weight = self.mix[index]
+        weight = self.mix.index_select(0, index.view(1)).squeeze(0)
         logits = self._logits(weight * inputs + (1 - weight) * inputs[partner])
         return weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
 

@@ -19,7 +19,7 @@ from reproduce.experiment.schema import Count, HostSpec, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
 from reproduce.models import Sizes
-from reproduce.tasks import Metrics, TaskOptions, language_modeling
+from reproduce.tasks import Metrics, TaskOptions, language_modeling, rows_of_batch
 from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.language_modeling import LanguageModeling
 
@@ -132,10 +132,9 @@ class ActivationAutoencoding:
         self.model.anneal(self.epochs_begun / self.total_epochs)
         self.epochs_begun += 1
 
-    def loss(self, index: int) -> Tensor:
-        size = self.recipe.batch_size
-        inputs = self.inputs[self.order[index * size : (index + 1) * size]]
-        return self._batch_loss(inputs)
+    def loss(self, index: Tensor) -> Tensor:
+        chosen = self.order.index_select(0, rows_of_batch(index, self.recipe.batch_size))
+        return self._batch_loss(self.inputs[chosen])
 
     def _batch_loss(self, inputs: Tensor) -> Tensor:
         return (self._output(inputs) - inputs).square().sum(1).mean()

@@ -17,7 +17,7 @@ from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import Count, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.tasks import Metrics, TaskOptions
+from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
 
 
 class Options(TaskOptions):
@@ -68,10 +68,9 @@ class LanguageModeling:
     def start_epoch(self) -> None:
         self.state = self.model.initial_state(self.recipe.batch_size)
 
-    def loss(self, index: int) -> Tensor:
-        start = index * self.window
-        inputs = self.train[start : start + self.window]
-        targets = self.train[start + 1 : start + 1 + self.window]
+    def loss(self, index: Tensor) -> Tensor:
+        rows = rows_of_batch(index, self.window)
+        inputs, targets = self.train.index_select(0, rows), self.train.index_select(0, rows + 1)
         loss, state = self._window_loss(inputs, targets, self.state)
         self.state = tuple(part.detach() for part in state)
         return loss

@@ -68,7 +68,7 @@ def gradient_ratios(
         if step % task.steps_per_epoch == 0:
             task.start_epoch()
         trace.clear()
-        loss = task.loss(step % task.steps_per_epoch)
+        loss = task.loss(torch.tensor(step % task.steps_per_epoch, device=device))
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         reached = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         task_norm = norm(gradients)

@@ -77,7 +77,7 @@ def train(
         while number < total_steps:
             if number % steps_per_epoch == 0:
                 task.start_epoch()
-            step(number % steps_per_epoch)
+            step()
             number += 1
             clock.steps += 1
 

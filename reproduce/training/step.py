@@ -54,11 +54,12 @@ class Step:
 
     Nothing in a step waits for a value on the device. For whoever records it as a CUDA graph:
 
-    - written in place: parameters, the optimiser's state, ``loss``, ``penalty``, ``sums``, ``number``, ``progress``;
+    - written in place: parameters, the optimiser's state, ``loss``, ``penalty``, ``sums``, ``number``, ``index``,
+      ``progress``;
     - bound anew by each call: the gradients, the Trace's records, and what a Task carries to its next batch
       (the state of a recurrent network);
-    - Python numbers, which a recorded graph would repeat: the ``index`` of the batch, and the learning rate, which
-      the schedule puts into the optimiser's groups.
+    - one Python number, which a recorded graph would repeat: the learning rate, which the schedule puts into the
+      optimiser's groups. Which batch comes next is read on the device.
 
     Args:
         task: its model is prepared by ``method``, moved to ``device`` and put into training mode.
@@ -89,13 +90,14 @@ class Step:
         self.penalty = torch.zeros((), device=device, dtype=torch.float64)
         self.sums = RunningSums(device)
         self.number = torch.zeros((), device=device, dtype=torch.int64)  # of steps taken
+        self.index = torch.zeros((), device=device, dtype=torch.int64)  # of the next batch in its epoch
         self.progress = torch.zeros((), device=device)  # number / total steps, as methods see it
         # A tensor, since CUDA divides by a Python number in a way that may differ in the last bit.
         self._total = torch.full((), self.total_steps, device=device, dtype=torch.float64)
 
-    def __call__(self, index: int) -> None:
-        """Take one step on batch ``index`` of the Task's epoch."""
-        loss = self.task.loss(index)
+    def __call__(self) -> None:
+        """Take one step, on the next batch of the Task's epoch."""
+        loss = self.task.loss(self.index)
         penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + penalty).backward()
@@ -108,6 +110,10 @@ class Step:
         self.sums.add(loss.detach(), penalty.detach(), self.number)
         self.schedule.after_step()
         self.number += 1
+        self._place()
+
+    def _place(self) -> None:
+        self.index.copy_(self.number % self.task.steps_per_epoch)
         self.progress.copy_(self.number / self._total)
 
     def _parts(self) -> dict[str, Any]:
@@ -128,4 +134,4 @@ class Step:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.number.fill_(state["step"])
-        self.progress.copy_(self.number / self._total)
+        self._place()

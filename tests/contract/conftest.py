@@ -97,7 +97,7 @@ class Session:
 
     def forward(self) -> Tensor:
         self.trace.clear()
-        return self.task.loss(0)
+        return self.task.loss(torch.tensor(0))
 
     def penalty(self, progress: float = 0.5) -> Tensor:
         return self.method.penalty(self.trace, torch.tensor(progress), self.generators.method)

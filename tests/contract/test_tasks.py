@@ -36,7 +36,7 @@ def test_a_prepared_batch_needs_nothing_drawn(problem: Any) -> None:
     if hasattr(session.task, "order"):
         session.task.order = torch.arange(len(session.task.order))
     session.generators.load_state_dict(states)
-    torch.testing.assert_close(session.task.loss(0), first)
+    torch.testing.assert_close(session.task.loss(torch.tensor(0)), first)
 
 
 def dropout_draws(session: Any, states: dict[str, torch.Tensor]) -> bool:

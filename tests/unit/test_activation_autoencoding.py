@@ -192,7 +192,7 @@ def test_the_penalty_reads_the_code_of_a_language_model() -> None:
     task, _ = code_task()
     trace = watch(task.model.train())
     task.start_epoch()
-    task.loss(0)
+    task.loss(torch.tensor(0))
     (record,) = trace.select("code")
     assert record.activation.shape == (5, 4, 8)
     generator = torch.Generator()

@@ -189,7 +189,7 @@ def task_of(task: dict[str, Any] | None = None, **recipe: Any) -> Any:
 def test_loss_is_the_loop_over_pixels(reconstruction: str | None, divisor: int) -> None:
     task, _ = task_of({"reconstruction": reconstruction})
     task.start_epoch()
-    found = task.loss(1).item()
+    found = task.loss(torch.tensor(1)).item()
     total = 0.0
     for example in task.order[20:40].tolist():
         image = image_data().train.images[example].flatten() / 255
@@ -234,7 +234,7 @@ def test_the_classifier_reads_features_of_a_frozen_code() -> None:
 def test_pixels_are_their_own_features() -> None:
     task, _ = task_of({"classifier_iterations": 200, "model": "pixels", "model_options": {}})
     task.start_epoch()
-    assert task.loss(0).item() == 0.0
+    assert task.loss(torch.tensor(0)).item() == 0.0
     found = task.evaluate()["test"]
     assert found["fvu"] == 0.0
     assert found["classifier_error"] < 100 * 2 / 3

@@ -235,7 +235,7 @@ def test_loss_and_error_are_those_of_a_loop_over_rows(tmp_path: Path) -> None:
     for row in chosen:
         logits = made.model(made.train.features[row][None])[0]
         total -= torch.log_softmax(logits.double(), 0)[made.train.labels[row]].item()
-    assert made.loss(1).item() == pytest.approx(total / 5, rel=1e-5)
+    assert made.loss(torch.tensor(1)).item() == pytest.approx(total / 5, rel=1e-5)
     found = made.evaluate()
     for name, split in made.splits.items():
         wrong = sum(
@@ -252,7 +252,7 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
         made.start_epoch()
         for index in range(made.steps_per_epoch):
             optimizer.zero_grad()
-            made.loss(index).backward()
+            made.loss(torch.tensor(index)).backward()
             optimizer.step()
     assert made.evaluate()["test"]["error"] <= 10
 

@@ -96,7 +96,7 @@ def test_augmentation_leaves_other_streams_alone() -> None:
     plain, augmented = image_task(data), image_task(data, augment="crop_flip")
     for task in (plain, augmented):
         task.start_epoch()
-        task.loss(0)
+        task.loss(torch.tensor(0))
     states = [task.generators.state_dict() for task in (plain, augmented)]
     same = {name: torch.equal(states[0][name], states[1][name]) for name in states[0]}
     assert same == {name: name != "augmentation" for name in states[0]}
@@ -124,7 +124,7 @@ def test_loss_of_a_batch_is_the_loop_over_its_images() -> None:
             image = (pixels - torch.tensor([0.3, 0.6]).view(2, 1, 1)) / torch.tensor([0.2, 0.4]).view(2, 1, 1)
             logits = task.model(image.float()[None])[0].tolist()
             total -= log_softmax(logits)[int(data.train.labels[example])]
-        assert task.loss(index).item() == pytest.approx(total / 6, rel=1e-5)
+        assert task.loss(torch.tensor(index)).item() == pytest.approx(total / 6, rel=1e-5)
 
 
 def test_mixup_is_the_computation_by_hand() -> None:
@@ -135,7 +135,7 @@ def test_mixup_is_the_computation_by_hand() -> None:
     order = torch.randperm(30, generator=generators.order).tolist()
     uniform = torch.rand(5, generator=generators.order, dtype=torch.float64).tolist()
     for index in range(5):
-        found = task.loss(index).item()
+        found = task.loss(torch.tensor(index)).item()
         weight = scipy.stats.beta.ppf(uniform[index], 0.4, 0.4)
         partner = torch.randperm(6, generator=generators.augmentation).tolist()
         chosen = order[6 * index : 6 * index + 6]
@@ -276,14 +276,14 @@ def test_windows_predict_the_next_word_and_the_short_last_one_is_left_out() -> N
     task.model.forward = spy
     task.start_epoch()
     for index in range(task.steps_per_epoch):
-        task.loss(index)
+        task.loss(torch.tensor(index))
     assert torch.equal(torch.cat(seen).T, table[:, :28])
 
 
 def windows_and_one_pass(task: Any, tokens: Tensor) -> tuple[list[float], list[float]]:
     """The losses of all windows, and the same from one pass over everything."""
     task.start_epoch()
-    windows = [task.loss(index).item() for index in range(task.steps_per_epoch)]
+    windows = [task.loss(torch.tensor(index)).item() for index in range(task.steps_per_epoch)]
     logits, _ = task.model(tokens[:-1], task.model.initial_state(tokens.shape[1]))
     expected = []
     for index in range(task.steps_per_epoch):
@@ -306,7 +306,7 @@ def test_the_state_is_carried_across_windows() -> None:
 def test_no_gradient_reaches_back_beyond_the_window() -> None:
     task = word_task(word_data())
     task.start_epoch()
-    task.loss(0)
+    task.loss(torch.tensor(0))
     assert all(not part.requires_grad for part in task.state)
     assert any(part.abs().max() > 0 for part in task.state)
 
@@ -333,7 +333,7 @@ def test_perplexity_divides_by_rows_minus_one() -> None:
 def test_evaluation_leaves_the_carried_state() -> None:
     task = word_task(word_data())
     task.start_epoch()
-    task.loss(0)
+    task.loss(torch.tensor(0))
     before = [part.clone() for part in task.state]
     task.evaluate()
     task.forward_site_batch()
@@ -374,10 +374,10 @@ def test_an_interrupted_epoch_goes_on() -> None:
     for make in (lambda: image_task(image_data(), mixup=0.3), lambda: word_task(word_data())):
         whole, first, second = make(), make(), make()
         whole.start_epoch()
-        expected = [whole.loss(index).item() for index in range(5)]
+        expected = [whole.loss(torch.tensor(index)).item() for index in range(5)]
         first.start_epoch()
-        found = [first.loss(index).item() for index in range(2)]
+        found = [first.loss(torch.tensor(index)).item() for index in range(2)]
         second.load_state_dict(first.state_dict())
         if hasattr(first, "generators"):  # the loop restores these
             second.generators.load_state_dict(first.generators.state_dict())
-        assert found + [second.loss(index).item() for index in range(2, 5)] == expected
+        assert found + [second.loss(torch.tensor(index)).item() for index in range(2, 5)] == expected

@@ -97,7 +97,7 @@ def test_loss_and_metrics_against_numpy():
     with torch.no_grad():
         outputs = built.model(built.read(built.train.inputs[chosen]))
         expected = ((outputs - built.train.labels[chosen]) ** 2).mean()
-        assert built.loss(0).item() == pytest.approx(expected.item())
+        assert built.loss(torch.tensor(0)).item() == pytest.approx(expected.item())
         every = built.model(built.read(built.splits["test"].inputs)).double().numpy()
     found = built.evaluate()["test"]
     targets = wanted(data().test.images, data().train.images).numpy()

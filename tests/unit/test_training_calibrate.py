@@ -42,7 +42,7 @@ class Descent:
     def start_epoch(self) -> None:
         self.epochs += 1
 
-    def loss(self, index: int) -> Tensor:
+    def loss(self, index: Tensor) -> Tensor:
         assert 0 <= index < self.steps_per_epoch
         return self.model.weight.square().sum() / 2
 
