@@ -150,7 +150,7 @@ def leaves_the_model_alone(method: Method, problem: Any) -> None:
 def never_waits_for_the_device(method: Method, problem: Any) -> None:
     session = problem.session(method)
     with NoCopyToHost(), NoHostSync():
-        session.step(0)
+        session.step()
 
 
 def learns(method: Method, problem: Any) -> None:
