@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from types import ModuleType
@@ -25,4 +26,5 @@ class _CallableModule(ModuleType):
         return attach(*arguments, **options)
 
 
+__signature__ = inspect.signature(attach)
 sys.modules[__name__].__class__ = _CallableModule

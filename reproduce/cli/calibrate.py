@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reproduce.cli.options import DataOption, JsonOption, data_root
+from reproduce.cli.options import DataOption, JsonOption, MethodsOption, data_root
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, find_method
 
@@ -25,6 +25,7 @@ def calibrate(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     data: DataOption = "",
     as_json: JsonOption = False,
+    methods: MethodsOption = None,
 ) -> None:
     """Compare the gradient of a penalty with that of the task, early in training, for a range of strengths."""
     from reproduce.cli.terminal import calibration_table, console

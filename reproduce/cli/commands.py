@@ -7,7 +7,7 @@ import fnmatch
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -48,6 +48,7 @@ app = typer.Typer(
 REPORTS = WORKING_FOLDER / "reports"
 EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
+NOTHING_PLANNED = "{method} has no experiments at scale {scale}: `python -m reproduce list` shows those it has"
 
 
 def chosen_methods(name: str) -> dict[str, MethodFolder]:
@@ -134,6 +135,8 @@ def plan(
     from reproduce.training.plan import estimated_seconds
 
     planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
+    if not planned:
+        print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
     sealed, _ = local_results(runs)
     evidence, _ = read_results(EVIDENCE.glob("*.json"))
     ids = {result.id for result in sealed}
@@ -156,9 +159,10 @@ def planned_runs(experiments: dict[MethodFolder, dict[str, Experiment]], seeds: 
 
     root = data_root(data)
     found: dict[str, PlannedRun] = {}
-    for of_method in experiments.values():
+    for folder, of_method in experiments.items():
         for run in plan_experiments(of_method, root, parse_seeds(seeds)):
-            found.setdefault(run.id, run)
+            named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
+            found.setdefault(run.id, named)
     return list(found.values())
 
 
@@ -169,7 +173,13 @@ def run(
     scale: ScaleOption = "quick",
     seeds: SeedsOption = "",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
-    jobs: Annotated[int, typer.Option("--jobs", help="Worker processes; 0: one per core, one on a GPU.")] = 0,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            help="Worker processes; 0: one per core, one on a GPU. They share the cores; threads move last bits.",
+        ),
+    ] = 0,
     data: DataOption = "",
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
@@ -189,7 +199,7 @@ def run(
     experiments = chosen_experiments(method, scale, only)
     planned = planned_runs(experiments, seeds, data)
     if not planned:
-        print(f"{method} has no experiments at scale {scale}: nothing to train", file=sys.stderr)
+        print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
     sealed, damaged = local_results(runs)
     ids = {result.id for result in sealed}
     missing = [run for run in planned if run.id not in ids]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import keyword
 import pkgutil
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import reproduce
 from reproduce.errors import UserError
-from reproduce.experiment.folder import METHODS, WORKING_FOLDER, methods_outside
+from reproduce.experiment.folder import METHODS, MORE_METHODS, ROOT, WORKING_FOLDER, methods_outside
 
 TEMPLATE = "_template"
 # A method's name is that of a folder, a package, a page and a word of the command line: it may hide none of these.
@@ -46,6 +47,8 @@ def create_method(name: str, methods: Path = METHODS, template: Path | None = No
     for owner, names in TAKEN.items():
         if chosen in names:
             raise UserError(f"method name {name!r}: {chosen} is {owner}: choose another name")
+    if importlib.util.find_spec(chosen) is not None:
+        raise UserError(f"method name {name!r}: {chosen} is a module that is installed: choose another name")
     template, folder = template or methods / TEMPLATE, methods / chosen
     for taken in (folder, template.parent / chosen):  # two methods of one name would clash, wherever they lie
         if taken.exists():
@@ -67,7 +70,9 @@ def new(name: str) -> None:
     folder = create_method(name, methods, METHODS / TEMPLATE)
     print(f"made {folder}: an example that runs, to be replaced file by file")
     if methods == METHODS:
-        print(f"check it: pytest methods/{folder.name} tests/contract -k {folder.name}")
+        print(f"check it: .venv/bin/pytest methods/{folder.name} tests/contract -k {folder.name}")
         print(f"train it: make reproduce-{folder.name}")
     else:
-        print(f"train it: reproduce run {folder.name} --methods {methods}")
+        tests = f" tests/contract -k {folder.name}" if WORKING_FOLDER == ROOT else ""
+        print(f"check it: {MORE_METHODS}={methods} python -m pytest {folder}{tests}")
+        print(f"train it: python -m reproduce run {folder.name} --methods {methods}")

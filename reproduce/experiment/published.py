@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from reproduce.errors import Misplaced
-from reproduce.experiment.schema import Claim, Experiment
+from reproduce.experiment.schema import Claim, Experiment, MetricName
 from reproduce.experiment.toml import Strict
 
 Text = Annotated[str, Field(min_length=1)]
@@ -22,7 +22,7 @@ class Row(Strict):
     """One row of the table: what the paper reports of each arm on one task by one metric."""
 
     task: str
-    metric: str  # "test.error"
+    metric: MetricName  # "test.error"
     cells: dict[str, float] = Field(min_length=1)  # by arm
     tolerance: Tolerance
     gap_tolerance: Tolerance | None = None  # of differences between two cells
@@ -47,11 +47,27 @@ class Published(Strict):
     def _placeholders_exist(self) -> Published:
         for key, template in (("source", self.source), ("gap_source", self.gap_source or "")):
             try:
-                named = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+                fields = [field for field in Formatter().parse(template) if field[1] is not None]
             except ValueError as error:
                 raise Misplaced((key,), f"{template!r}: {error}") from error
-            if unknown := named - set(PLACEHOLDERS):
-                raise Misplaced((key,), f"{{{min(unknown)}}} is none of {', '.join(PLACEHOLDERS)}")
+            for _, name, form, conversion in fields:
+                if name not in PLACEHOLDERS or form or conversion:
+                    wrong = f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+                    raise Misplaced((key,), f"{{{wrong}}} is none of {', '.join(PLACEHOLDERS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_cell_stands_once(self) -> Published:
+        seen: set[tuple[str, str, str]] = set()
+        for index, row in enumerate(self.rows):
+            for arm in row.cells:
+                cell = row.task, row.metric, arm
+                if cell in seen:
+                    raise Misplaced(("rows", index), f"{arm} has a number for {row.task}, {row.metric} already")
+                seen.add(cell)
+        for index, (arm, over) in enumerate(self.compare):
+            if arm == over:
+                raise Misplaced(("compare", index), f"{arm!r} is compared with itself")
         return self
 
     def claims(self, experiment: Experiment) -> tuple[Claim, ...]:
@@ -72,6 +88,8 @@ class Published(Strict):
         }
         for arm, value in row.cells.items():
             source = self.source.format(arm=names[arm], over="", **address)
+            if not source:
+                raise Misplaced(("source",), f"{self.source!r} is no address of {arm} in row {index + 1}")
             yield Claim(task=row.task, arm=arm, metric=row.metric, value=value, tolerance=row.tolerance, source=source)
         template = self.gap_source or self.source.replace("{arm}", "{arm} minus {over}")
         for arm, over in self.compare:

@@ -15,6 +15,7 @@ Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
 
 
 # Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
@@ -185,7 +186,7 @@ class Claim(Strict):
 
     task: str
     arm: str
-    metric: str  # "test.error", "validation.perplexity"
+    metric: MetricName
     over: str | None = None
     value: float | None = None
     tolerance: float | None = Field(default=None, gt=0)

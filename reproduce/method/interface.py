@@ -34,8 +34,9 @@ class Method(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        if "penalty" in vars(cls):
-            setattr(cls, "penalty", _zero_at_strength_zero(cls.penalty))  # noqa: B010  # mypy: a method is no variable
+        is_guarded = cls.penalty is Method.penalty or hasattr(cls.penalty, "strengths")
+        if not is_guarded:  # this class's own, or one mixed in
+            setattr(cls, "penalty", _zero_at_strength_zero(cls.penalty, cls.strengths()))  # noqa: B010
 
     @classmethod
     def strengths(cls) -> list[str]:
@@ -78,17 +79,17 @@ class Unregularized(Method):
     """No method: training with the recipe alone."""
 
 
-Penalty = Callable[[Any, Trace, Tensor, torch.Generator], Tensor]
+def _zero_at_strength_zero(penalty: Callable[..., Tensor], strengths: list[str]) -> Callable[..., Tensor]:
+    """Here, and not in every method, so that no method can forget it.
 
-
-def _zero_at_strength_zero(penalty: Penalty) -> Penalty:
-    """Here, and not in every method, so that no method can forget it."""
+    ``strengths`` are those of the class to which the penalty belongs: a subclass with more of them may call it.
+    """
 
     @functools.wraps(penalty)
-    def guarded(self: Method, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        strengths = self.strengths()
+    def guarded(self: Method, trace: Trace, *arguments: Any, **options: Any) -> Tensor:
         if strengths and all(getattr(self, name) == 0 for name in strengths):
             return trace.zero()
-        return penalty(self, trace, progress, generator)
+        return penalty(self, trace, *arguments, **options)
 
+    guarded.strengths = strengths  # type: ignore[attr-defined]
     return guarded

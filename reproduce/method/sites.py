@@ -112,8 +112,7 @@ class Trace:
     def zero(self) -> Tensor:
         """A 0-dim zero on the model's device."""
         if self._zero is None:
-            parameter = next(self.model.parameters())
-            self._zero = torch.zeros((), device=parameter.device, dtype=torch.float32)
+            self._zero = torch.zeros((), device=device_of(self.model), dtype=torch.float32)
         return self._zero
 
 

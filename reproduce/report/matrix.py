@@ -124,13 +124,10 @@ def _labels(columns: Sequence[Column]) -> list[tuple[str, str]]:
 
 
 def _absent(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> tuple[str, ...]:
-    """Methods that lack a column, in words."""
-    missing: dict[str, list[str]] = {}
-    for file in dict.fromkeys(column.file for column in columns):
-        for name, experiments in methods.items():
-            if file not in experiments:
-                missing.setdefault(name, []).append(file)
-    return tuple(f"{name} has no {', '.join(files)}" for name, files in missing.items())
+    """Which methods a column is without, in words."""
+    files = dict.fromkeys(column.file for column in columns)
+    missing = {file: [name for name, experiments in methods.items() if file not in experiments] for file in files}
+    return tuple(f"{file} is without {', '.join(names)}" for file, names in missing.items() if names)
 
 
 def _column(column: Column) -> ColumnPart:

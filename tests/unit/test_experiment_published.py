@@ -93,6 +93,16 @@ def test_differences_may_have_an_address_of_their_own(tmp_path: Path) -> None:
         ('["ours", "plain"]', '["plain", "theirs"]', 10, "published.compare.0: no row has both 'plain' and 'theirs'"),
         ('plain = "LSTM"', 'plane = "LSTM"', 9, "published.names.plane: no row has a task, metric or arm of this"),
         ("{row}", "{line}", 8, "published.source: {line} is none of task, metric, row, arm, over"),
+        ("{row}", "{row:d}", 8, "published.source: {row:d} is none of task, metric, row, arm, over"),
+        ("{row}", "{row!r}", 8, "published.source: {row!r} is none of task"),
+        ("{row}", "{row:{arm}}", 8, "published.source: {row:{arm}} is none of task"),
+        (
+            "Table 3, {task}, {arm}, {metric}{row}",
+            "{row}",
+            8,
+            "published.source: '{row}' is no address of plain in row 1",
+        ),
+        ('["ours", "plain"]', '["ours", "ours"]', 10, "published.compare.0: 'ours' is compared with itself"),
         ("{row}", "{row", 8, "published.source: 'Table 3, {task}, {arm}, {metric}{row': expected '}'"),
     ],
 )

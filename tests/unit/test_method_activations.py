@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,36 @@ def test_a_penalty_is_computed_only_where_a_strength_is_above_zero(kind: type[We
         with pytest.raises(RuntimeError, match="computed"):
             method.penalty(trace, progress, generator)
     assert kind.penalty.__doc__ == "Ours."
+
+
+class Mixed:
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        raise RuntimeError("computed")
+
+
+class MixesIn(Mixed, Method):
+    strength: NonNegative = 0.0
+
+
+class AddsToIt(Weighted):
+    extra_coefficient: NonNegative = 1.0
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+        return scale * self.extra_coefficient + super().penalty(trace, progress, generator)
+
+
+def test_no_inherited_penalty_escapes_the_guard() -> None:
+    given: Any = (Trace(nn.Linear(2, 2)), torch.zeros(()), torch.Generator())
+    assert float(MixesIn().penalty(*given)) == 0.0
+    with pytest.raises(RuntimeError, match="computed"):
+        MixesIn(strength=1.0).penalty(*given)
+    # The part of the parent is off where its own strengths are zero, whatever the subclass adds.
+    assert float(AddsToIt(strength=0.0).penalty(*given, scale=3.0)) == 3.0
+    assert float(AddsToIt(strength=0.0, extra_coefficient=0.0).penalty(*given)) == 0.0
+
+
+def test_a_model_without_parameters_has_a_zero() -> None:
+    assert float(Trace(nn.ReLU()).zero()) == 0.0
 
 
 def test_a_penalty_without_strengths_is_always_computed() -> None:

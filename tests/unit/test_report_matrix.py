@@ -161,7 +161,7 @@ def test_rows_are_arms_and_say_why_a_cell_is_empty(files, results):
     sliced, vcl = rows["per", "PER, sliced"][0], rows["vcl", "VCL"][0]
     assert (sliced.ran, sliced.note) == (False, "not run")
     assert (vcl.ran, vcl.note) == (False, "not run: no Site to act on")
-    assert content.absent == ("batchnorm has no matrix_words",)
+    assert content.absent == ("matrix_words is without batchnorm",)
 
 
 def test_runs_are_counted_once_and_planned_ones_too(files, results):
