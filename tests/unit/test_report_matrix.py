@@ -262,7 +262,7 @@ def test_the_pages_are_written_and_linked(files, results, per_findings, tmp_path
     assert '<a href="matrix.html">' in index.read_text("utf-8")
     assert "[The cross-method matrix](matrix.md): 4 arms of 3 methods" in (tmp_path / "index.md").read_text("utf-8")
     page, text = (tmp_path / "matrix.html").read_text("utf-8"), (tmp_path / "matrix.md").read_text("utf-8")
-    for piece in ("15 of 33 planned runs", "batchnorm has no matrix_words", "not run: no Site to act on", "6.60"):
+    for piece in ("15 of 33 planned runs", "matrix_words is without batchnorm", "not run: no Site to act on", "6.60"):
         assert piece in page
         assert piece in text
     assert '<a href="per.html">per</a>' in page
