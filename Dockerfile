@@ -8,5 +8,5 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /project
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip make setup
+RUN PIP_NO_CACHE_DIR=1 make setup
 CMD ["make", "reproduce-per"]
