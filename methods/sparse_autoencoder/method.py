@@ -189,6 +189,7 @@ class Resampling(nn.Module):
             scale = ENCODER_SHARE * torch.where(alive.any(), of_alive, norms.mean())
             self._write(encoder, scale * directions.t(), dead, optimizer)
         self.idle.masked_fill_(dead, 0)
+        self.batch = None  # no activation outlives its step
 
     def _directions(self, owner: Any, count: int, generator: torch.Generator) -> Tensor:
         """Unit vectors (count, d_in) towards inputs drawn with probability proportional to their squared loss."""

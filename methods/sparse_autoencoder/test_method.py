@@ -338,6 +338,8 @@ class _NoWaiting(TorchDispatchMode):
 def test_resampling_never_waits_for_the_device() -> None:
     session = _Session(every=2)
     session.step()
+    session.trace.clear()
+    session.model(session.inputs)
     with _NoWaiting():
         with pytest.raises(RuntimeError, match="waits"):
             torch.ones(1).item()

@@ -63,8 +63,9 @@ class Classification(Generic[Part]):
         self.train = train.to(device)
         self.splits = {name: split.to(device) for name, split in splits.items()}
         self.steps_per_epoch = len(train.labels) // recipe.batch_size
-        self.order = torch.empty(0, dtype=torch.int64)
-        self.mix = torch.empty(0)
+        # Written in place from epoch to epoch: a recorded step reads them where they are.
+        self.order = torch.zeros(len(train.labels), dtype=torch.int64, device=device)
+        self.mix = torch.zeros(self.steps_per_epoch if recipe.mixup else 0, device=device)  # a weight for each batch
 
     def read(self, inputs: Tensor) -> Tensor:
         """Stored inputs as the network sees them; default: as they are."""
@@ -86,13 +87,12 @@ class Classification(Generic[Part]):
         return logits.float()
 
     def start_epoch(self) -> None:
-        order = torch.randperm(len(self.train.labels), generator=self.generators.order)
-        self.order = order.to(self.device)
+        self.order.copy_(torch.randperm(len(self.order), generator=self.generators.order))
         if self.recipe.mixup:
             uniform = torch.rand(self.steps_per_epoch, generator=self.generators.order, dtype=torch.float64)
             alpha = self.recipe.mixup
             weights = scipy.special.betaincinv(alpha, alpha, uniform.numpy())
-            self.mix = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.device)
+            self.mix.copy_(torch.from_numpy(np.asarray(weights, dtype=np.float32)))
 
     def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch whose inputs were read: 0-dim."""
@@ -141,5 +141,5 @@ class Classification(Generic[Part]):
         return {"order": self.order, "mix": self.mix}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.order = state["order"].to(self.device)
-        self.mix = state["mix"].to(self.device)
+        self.order.copy_(state["order"])
+        self.mix.copy_(state["mix"])

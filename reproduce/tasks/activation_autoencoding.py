@@ -125,10 +125,10 @@ class ActivationAutoencoding:
             raise UserError(f"batch_size {recipe.batch_size} is larger than the {len(self.inputs)} activations")
         self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
         self.epochs_begun = 0
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.order = torch.zeros(len(self.inputs), dtype=torch.int64, device=device)
 
     def start_epoch(self) -> None:
-        self.order = torch.randperm(len(self.inputs), generator=self.generators.order).to(self.device)
+        self.order.copy_(torch.randperm(len(self.inputs), generator=self.generators.order))
         self.model.anneal(self.epochs_begun / self.total_epochs)
         self.epochs_begun += 1
 
@@ -184,7 +184,7 @@ class ActivationAutoencoding:
         return {"order": self.order, "epochs_begun": self.epochs_begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.order = state["order"].to(self.device)
+        self.order.copy_(state["order"])
         self.epochs_begun = state["epochs_begun"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,16 +63,25 @@ class LanguageModeling:
         sizes = Sizes((), len(data.vocabulary))
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
-        self.state: tuple[Tensor, ...] = ()
+        self.state = self._initial_state()  # carried from window to window, in place
+
+    def _initial_state(self) -> tuple[Tensor, ...]:
+        return self.model.initial_state(self.recipe.batch_size)
 
     def start_epoch(self) -> None:
-        self.state = self.model.initial_state(self.recipe.batch_size)
+        self._carry(self._initial_state())
+
+    @torch.no_grad()
+    def _carry(self, state: Sequence[Tensor]) -> None:
+        for place, part in zip(self.state, state, strict=True):
+            place.copy_(part)
 
     def loss(self, index: Tensor) -> Tensor:
         rows = rows_of_batch(index, self.window)
         inputs, targets = self.train.index_select(0, rows), self.train.index_select(0, rows + 1)
-        loss, state = self._window_loss(inputs, targets, self.state)
-        self.state = tuple(part.detach() for part in state)
+        before = tuple(part.clone() for part in self.state)  # the backward pass reads it, after it is overwritten
+        loss, state = self._window_loss(inputs, targets, before)
+        self._carry(state)
         return loss
 
     def _window_loss(
@@ -108,18 +117,18 @@ class LanguageModeling:
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         inputs, targets = self.train[: self.window], self.train[1 : self.window + 1]
-        state = self.model.initial_state(self.recipe.batch_size)
+        state = self._initial_state()
         return lambda: self._window_loss(inputs, targets, state)[0]
 
     @torch.no_grad()
     def forward_site_batch(self) -> None:
-        self._logits(self.train[: self.window], self.model.initial_state(self.recipe.batch_size))
+        self._logits(self.train[: self.window], self._initial_state())
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": list(self.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = tuple(part.to(self.device) for part in state["state"])
+        self._carry(state["state"])
 
 
 def streams(tokens: Tensor, batch_size: int) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, StepRate
 
@@ -31,7 +32,9 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser, on the model's device; on CUDA a step of it can be recorded as a graph."""
     groups = parameter_groups(model, recipe)
+    on_cuda = groups[0]["params"][0].is_cuda
     match recipe.optimizer:
         case "sgd":
             return torch.optim.SGD(
@@ -42,9 +45,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
                 fused=True,
             )
         case "adam":
-            return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
+            return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True, capturable=on_cuda)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+            return torch.optim.RMSprop(groups, lr=recipe.learning_rate, momentum=recipe.momentum, capturable=on_cuda)
 
 
 def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
@@ -76,7 +79,11 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
 
 
 class RateSchedule:
-    """The learning rate over a Run: a function of the step, or of validation results."""
+    """The learning rate over a Run: a function of the step, or of validation results.
+
+    Rates are computed on the host, as Python numbers, and put into the optimiser's groups when they change: as numbers
+    on the CPU, and into one float32 tensor a group on another ``device``, where a recorded step reads them anew.
+    """
 
     def __init__(
         self,
@@ -85,42 +92,76 @@ class RateSchedule:
         steps_per_epoch: int,
         total_steps: int,
         higher_is_better: bool = False,  # of the metric that a plateau schedule watches
+        device: torch.device | None = None,  # where the rates lie; None: on the host
     ) -> None:
         self.optimizer = optimizer
-        self._by_step: LRScheduler | None = None
-        self._by_result: ReduceLROnPlateau | None = None
-        if isinstance(recipe.schedule, PlateauRate):
-            self._by_result = ReduceLROnPlateau(
-                optimizer,
-                mode="max" if higher_is_better else "min",
-                factor=recipe.schedule.factor,
-                patience=recipe.schedule.patience,
-                threshold=0.0,
-            )
-        else:
-            self._by_step = LambdaLR(optimizer, rate_factor(recipe, steps_per_epoch, total_steps))
-
-    def after_step(self) -> None:
-        if self._by_step is not None:
-            self._by_step.step()
-
-    def after_evaluation(self, value: float) -> None:
-        """Tell the schedule the validation result."""
-        if self._by_result is not None:
-            self._by_result.step(value)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self._base = list(self.rates)
+        self._steps = 0
+        self._factor = rate_factor(recipe, steps_per_epoch, total_steps)
+        self._plateau = (
+            _plateau(self.rates, recipe.schedule, higher_is_better)
+            if isinstance(recipe.schedule, PlateauRate)
+            else None
+        )
+        self._tensors = None if device is None else [torch.zeros((), device=device) for _ in self.rates]
+        self._follow(0)
 
     @property
     def rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        """That of the weights."""
+        return self.rates[0]
+
+    def after_step(self) -> None:
+        """Set the rate of the next step."""
+        self._steps += 1
+        if self._plateau is None:
+            factor = self._factor(self._steps)
+            rates = [base * factor for base in self._base]
+            if rates != self.rates:
+                self._put(rates)
+
+    def after_evaluation(self, value: float) -> None:
+        """Tell the schedule the validation result."""
+        if self._plateau is not None:
+            self._plateau.step(value)
+            self._put([group["lr"] for group in self._plateau.optimizer.param_groups])
+
+    def _follow(self, steps: int) -> None:
+        """Go on after so many steps."""
+        self._steps = steps
+        if self._plateau is not None:
+            self._put([float(rate) for rate in self._plateau.get_last_lr()])
+        else:
+            factor = self._factor(steps)
+            self._put([base * factor for base in self._base])
+
+    def _put(self, rates: list[float]) -> None:
+        self.rates = rates
+        for index, (group, rate) in enumerate(zip(self.optimizer.param_groups, rates, strict=True)):
+            if self._tensors is None:
+                group["lr"] = rate
+            else:
+                group["lr"] = self._tensors[index].fill_(rate)  # the optimiser may have loaded another
 
     def state_dict(self) -> dict:
-        chosen = self._by_step or self._by_result
-        return chosen.state_dict() if chosen is not None else {}
+        """What does not follow from the number of steps."""
+        return {} if self._plateau is None else self._plateau.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        chosen = self._by_step or self._by_result
-        if chosen is not None:
-            chosen.load_state_dict(state)
+    def load_state_dict(self, state: dict, steps: int) -> None:
+        """Go on after so many steps; the optimiser has loaded its own state."""
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state)
+            for group, rate in zip(self._plateau.optimizer.param_groups, self._plateau.get_last_lr(), strict=True):
+                group["lr"] = rate
+        self._follow(steps)
+
+
+def _plateau(rates: list[float], schedule: PlateauRate, higher_is_better: bool) -> ReduceLROnPlateau:
+    """torch's schedule on an optimiser of nothing, whose rates are Python numbers on every device."""
+    holder = torch.optim.SGD([{"params": [torch.zeros(0)], "lr": rate} for rate in rates])
+    mode: Literal["min", "max"] = "max" if higher_is_better else "min"
+    return ReduceLROnPlateau(holder, mode, factor=schedule.factor, patience=schedule.patience, threshold=0.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip: Clip | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.tasks import Task
+from reproduce.training.capture import Mode, Recording, Repeated
 from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients
 
 
@@ -52,14 +54,10 @@ class RunningSums:
 class Step:
     """Forward pass, penalty, backward pass, clipping, optimiser, the method's `after_step`, sums, rate, progress.
 
-    Nothing in a step waits for a value on the device. For whoever records it as a CUDA graph:
-
-    - written in place: parameters, the optimiser's state, ``loss``, ``penalty``, ``sums``, ``number``, ``index``,
-      ``progress``;
-    - bound anew by each call: the gradients, the Trace's records, and what a Task carries to its next batch
-      (the state of a recurrent network);
-    - one Python number, which a recorded graph would repeat: the learning rate, which the schedule puts into the
-      optimiser's groups. Which batch comes next is read on the device.
+    Nothing in a step waits for a value on the device, and what it reads and writes stays where it is: parameters, the
+    optimiser's state, what a Task carries from batch to batch, ``loss``, ``penalty``, ``sums``, ``number``, ``index``,
+    ``progress``. So a step can be recorded once and replayed. The host does one thing between two steps: where the
+    learning rate changes, it writes the new one.
 
     Args:
         task: its model is prepared by ``method``, moved to ``device`` and put into training mode.
@@ -67,13 +65,23 @@ class Step:
         recipe: optimiser, schedule, clipping, and the number of steps that `progress` is a fraction of.
         generators: those that the Task was built with.
         device: where everything lies.
+        make_recording: records a step after the first WARM_UP_STEPS, see `Repeated`; None: every step is eager.
+        rate_on_device: the learning rate is a float32 tensor there, which a recorded step needs. It moves last bits;
+            so by default it is one on CUDA alone, for eager and captured steps alike.
 
     Raises:
         ValueError: the method refuses the Task's model.
     """
 
     def __init__(
-        self, task: Task, method: Method, recipe: Recipe, generators: Generators, device: torch.device
+        self,
+        task: Task,
+        method: Method,
+        recipe: Recipe,
+        generators: Generators,
+        device: torch.device,
+        make_recording: Callable[[], Recording] | None = None,
+        rate_on_device: bool | None = None,
     ) -> None:
         self.task, self.method, self.generators = task, method, generators
         self.model = task.model
@@ -84,8 +92,14 @@ class Step:
         self.clip = recipe.clip
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
         self.optimizer = build_optimizer(self.model, recipe)
-        higher_is_better = task.metric.better == "higher"
-        self.schedule = RateSchedule(self.optimizer, recipe, task.steps_per_epoch, self.total_steps, higher_is_better)
+        self.schedule = RateSchedule(
+            self.optimizer,
+            recipe,
+            task.steps_per_epoch,
+            self.total_steps,
+            higher_is_better=task.metric.better == "higher",
+            device=device if rate_on_device or (rate_on_device is None and device.type == "cuda") else None,
+        )
         self.loss = torch.zeros((), device=device, dtype=torch.float64)  # of the last step
         self.penalty = torch.zeros((), device=device, dtype=torch.float64)
         self.sums = RunningSums(device)
@@ -94,9 +108,20 @@ class Step:
         self.progress = torch.zeros((), device=device)  # number / total steps, as methods see it
         # A tensor, since CUDA divides by a Python number in a way that may differ in the last bit.
         self._total = torch.full((), self.total_steps, device=device, dtype=torch.float64)
+        self._on_device = Repeated(self._act, make_recording)
+
+    @property
+    def mode(self) -> Mode:
+        """Whether its steps are recorded and replayed, or all taken for real."""
+        return self._on_device.mode
 
     def __call__(self) -> None:
         """Take one step, on the next batch of the Task's epoch."""
+        self._on_device()
+        self.schedule.after_step()
+
+    def _act(self) -> None:
+        """What happens on the device."""
         loss = self.task.loss(self.index)
         penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
         self.optimizer.zero_grad(set_to_none=True)
@@ -108,7 +133,6 @@ class Step:
         self.loss.copy_(loss.detach())
         self.penalty.copy_(penalty.detach())
         self.sums.add(loss.detach(), penalty.detach(), self.number)
-        self.schedule.after_step()
         self.number += 1
         self._place()
 
@@ -120,7 +144,6 @@ class Step:
         return {
             "model": self.model,
             "optimizer": self.optimizer,
-            "schedule": self.schedule,
             "generators": self.generators,
             "task": self.task,
             "running": self.sums,
@@ -128,10 +151,13 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values."""
-        return {name: part.state_dict() for name, part in self._parts().items()} | {"step": int(self.number)}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return parts | {"schedule": self.schedule.state_dict(), "step": int(self.number)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self.schedule.load_state_dict(state["schedule"], state["step"])
         self.number.fill_(state["step"])
         self._place()
+        self._on_device.forget()  # the optimiser's state has other tensors now

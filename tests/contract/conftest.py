@@ -26,6 +26,7 @@ from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
+from reproduce.training.capture import Recording
 from reproduce.training.host import build_task
 from reproduce.training.loop import Interrupted, train
 from reproduce.training.step import Step
@@ -87,11 +88,19 @@ def _words() -> WordData:
 class Session:
     """A training step that can be taken whole, or hook by hook to look at what each one does."""
 
-    def __init__(self, method: Method, problem: Problem, **recipe: Any) -> None:
+    def __init__(
+        self,
+        method: Method,
+        problem: Problem,
+        make_recording: Callable[[], Recording] | None = None,
+        rate_on_device: bool | None = None,
+        **recipe: Any,
+    ) -> None:
         self.method = method
         self.generators = Generators.seeded(0, CPU)
         self.task = problem.build(self.generators, **recipe)
-        self.step = Step(self.task, method, problem.recipe, self.generators, CPU)
+        chosen = problem.recipe.model_copy(update=recipe)
+        self.step = Step(self.task, method, chosen, self.generators, CPU, make_recording, rate_on_device)
         self.model, self.trace = self.step.model, self.step.trace
         self.task.start_epoch()
 
@@ -101,6 +110,13 @@ class Session:
 
     def penalty(self, progress: float = 0.5) -> Tensor:
         return self.method.penalty(self.trace, torch.tensor(progress), self.generators.method)
+
+    def steps(self, count: int) -> None:
+        """As the loop takes them."""
+        for _ in range(count):
+            if int(self.step.index) == 0:
+                self.task.start_epoch()
+            self.step()
 
     def after_step(self, progress: float = 0.5) -> None:
         self.method.after_step(self.model, self.step.optimizer, torch.tensor(progress), self.generators.method)
@@ -126,8 +142,8 @@ class Problem:
     def build(self, generators: Generators, **recipe: Any) -> tasks.Task:
         return build_task(self.spec, self.recipe.model_copy(update=recipe), self.data(), generators, CPU)
 
-    def session(self, method: Method, **recipe: Any) -> Session:
-        return Session(method, self, **recipe)
+    def session(self, method: Method, **options: Any) -> Session:
+        return Session(method, self, **options)
 
     @functools.cache  # noqa: B019  # a few Problems live as long as the tests
     def refusal(self, method: Method) -> str | None:

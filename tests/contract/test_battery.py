@@ -21,8 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reproduce.experiment.folder import ROOT
+from reproduce.experiment.schema import CosineRate
 from reproduce.method import Method, NonNegative, Trace, Unregularized
+from reproduce.training.capture import waits_for_a_value
+from reproduce.training.site_statistics import site_statistics
+from reproduce.training.tape import Tape
 
+STEPS = 20
 RAN: Counter[str] = Counter()
 
 
@@ -30,11 +35,7 @@ class NoHostSync(TorchDispatchMode):
     """Raises where an operation waits for a tensor's value, or has a shape that depends on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = torch.Tag.data_dependent_output in func.tags
-        if torch.Tag.dynamic_output_shape in func.tags:
-            masks = args[1] if func is torch.ops.aten.index.Tensor else ()
-            is_masked = any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks)
-            waits |= func is not torch.ops.aten.index.Tensor or is_masked
+        waits = waits_for_a_value(func, args)
         assert not waits, f"{func} waits for the device: no .item(), no branch on a value, no mask as index in a step"
         return func(*args, **(kwargs or {}))
 
@@ -54,6 +55,32 @@ def _clone(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _tensors(state: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries and sequences, by their path."""
+    if isinstance(state, Tensor):
+        return {name: state}
+    if not isinstance(state, dict | list | tuple):
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        found |= _tensors(value, f"{name}.{key}")
+    return found
+
+
+def _reachable(session: Any) -> dict[str, int]:
+    """Where the tensors lie that the next step may read: those of the model, the task, the optimiser, the step."""
+    step = session.step
+    places = {
+        **dict(step.model.named_parameters()),
+        **dict(step.model.named_buffers()),
+        **_tensors({"optimizer": list(step.optimizer.state.values())}),
+        **_tensors({"task": vars(session.task), "step": vars(step), "sums": vars(step.sums)}),
+    }
+    for name, module in step.model.named_modules():
+        places |= _tensors(vars(module), f"module.{name}")  # what is no parameter and no buffer
+    return {name: tensor.data_ptr() for name, tensor in places.items() if tensor.numel()}
 
 
 def _gradients_are_finite(model: nn.Module) -> bool:
@@ -153,6 +180,36 @@ def never_waits_for_the_device(method: Method, problem: Any) -> None:
         session.step()
 
 
+def replays_as_it_steps(method: Method, problem: Any) -> None:
+    """20 steps of which 16 repeat the operations of the fourth, on the same memory, equal 20 steps bit for bit.
+
+    The rate falls on the way, and epochs of two steps begin.
+    """
+    changing = {"rate_on_device": True, "schedule": CosineRate(kind="cosine")}
+    eager = problem.session(method, **changing)
+    replayed = problem.session(method, make_recording=Tape, **changing)
+    with torch.backends.mkldnn.flags(enabled=False):  # the LSTM of oneDNN keeps a workspace that no tape can hold
+        eager.steps(STEPS)
+        replayed.steps(STEPS)
+    RAN["replayed"] += replayed.step.mode == "captured"
+    assert _same(_tensors(eager.step.state_dict()), _tensors(replayed.step.state_dict()))
+    assert not torch.equal(eager.step.sums.loss, torch.zeros(()))
+
+
+def nothing_is_rebound(method: Method, problem: Any) -> None:
+    """What a step reads and writes stays where it is, epochs and evaluations in between."""
+    session = problem.session(method)
+    session.steps(3)  # the optimiser's state is made in the first step
+    held = _reachable(session)
+    session.steps(2)
+    session.task.evaluate()
+    site_statistics(session.task, session.generators, session.trace)
+    session.steps(1)
+    now = _reachable(session)
+    assert held.keys() == now.keys()
+    assert [name for name, place in held.items() if now[name] != place] == []
+
+
 def learns(method: Method, problem: Any) -> None:
     first, *_, last = problem.trained_once(method).epochs
     assert last.train_loss < first.train_loss
@@ -183,6 +240,8 @@ CHECKS: tuple[Callable[[Method, Any], None], ...] = (
     draws_only_from_its_generator,
     leaves_the_model_alone,
     never_waits_for_the_device,
+    replays_as_it_steps,
+    nothing_is_rebound,
     learns,
     gives_the_same_numbers_twice,
     goes_on_from_a_checkpoint,
@@ -213,6 +272,7 @@ def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:
     ]
     assert RAN["checks"] == len(pairs) * len(CHECKS)
     assert RAN["refused"] == sum(reason is not None for _, reason in pairs) * len(CHECKS)
+    assert RAN["replayed"] == sum(reason is None for _, reason in pairs)  # no configuration falls back to eager steps
     assert RAN["exempt"] == sum(reason is None and not subject.adds_a_penalty for subject, reason in pairs)
 
 
@@ -274,6 +334,16 @@ def _copies_to_the_host(method: Any, trace: Trace, progress: Tensor, generator: 
     return method.strength * _read(trace) * sum(progress.reshape(1).tolist())
 
 
+def _follows_the_host(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    """A schedule by a Python number, which a recording repeats."""
+    return method.strength * _read(trace) * float(progress.detach().numpy())
+
+
+def _remembers_in_a_new_tensor(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    trace.model.remembered = [*getattr(trace.model, "remembered", ()), progress.clone()][-9:]
+    return method.strength * _read(trace)
+
+
 def _works_against_the_task(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
     return 10 * torch.stack([weight.square().sum() for weight in trace.model.parameters()]).sum()
 
@@ -291,6 +361,9 @@ def _works_against_the_task(method: Any, trace: Trace, progress: Tensor, generat
         (never_waits_for_the_device, _branches_on_a_value),
         (never_waits_for_the_device, _selects_by_a_mask),
         (never_waits_for_the_device, _copies_to_the_host),
+        (replays_as_it_steps, _counts_its_calls),
+        (replays_as_it_steps, _follows_the_host),
+        (nothing_is_rebound, _remembers_in_a_new_tensor),
         (learns, _works_against_the_task),
         (gives_the_same_numbers_twice, _counts_its_calls),
         (goes_on_from_a_checkpoint, _counts_its_calls),
