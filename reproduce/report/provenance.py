@@ -97,7 +97,7 @@ def _version(result: Result) -> str:
 
 def _software(result: Result) -> str:
     packages = result.environment.packages
-    named = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
+    named = [f"{name} {packages[name]}" for name in PACKAGES if packages.get(name)]
     return ", ".join([f"Python {result.environment.python}", *named, result.environment.platform])
 
 

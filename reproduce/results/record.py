@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from reproduce.experiment.identity import RunConfig
 from reproduce.experiment.schema import Selection
 
 SCHEMA_VERSION = 1
+
+Value = TypeVar("Value")
+# A field that came after Results were sealed. None, "not kept", is left out of the JSON: they keep their seals.
+Added = Annotated[Value | None, Field(exclude_if=lambda value: value is None)]
 
 
 class _Frozen(BaseModel):
@@ -61,7 +65,7 @@ class Environment(_Frozen):
 
     commit: str
     dirty: bool
-    packages: dict[str, str]
+    packages: dict[str, str | None]  # by name, their versions; None: not installed
     python: str
     platform: str
     device: str
@@ -71,6 +75,11 @@ class Environment(_Frozen):
     peak_memory_bytes: int
     finished: str  # UTC, ISO 8601
     resumed: int = 0  # how often the run went on from a checkpoint
+    mode: Added[Literal["eager", "captured"]] = None  # how steps ran: one operation at a time, or as a recorded graph
+    fp32_precision: Added[dict[str, str]] = None  # in which float32 convolutions, RNNs and matrix products are computed
+    cudnn_benchmark: Added[bool] = None  # whether cuDNN chose algorithms by timing them, which may differ next time
+    runs_on_device: Added[int] = None  # at most so many trained on the device at once, this one among them
+    peak_memory_of: Added[Literal["run", "process"]] = None  # the process: other Runs in it count as well
 
 
 class Result(_Frozen):
@@ -85,7 +94,7 @@ class Result(_Frozen):
     metric: str
     parameters: int
     epochs: tuple[EpochRecord, ...]
-    site_order: tuple[str, ...] | None = None  # in which the forward pass meets the Sites; None: not kept, as before
+    site_order: Added[tuple[str, ...]] = None  # in which the forward pass meets the Sites
     final: Final | None
     environment: Environment
     seal: str = ""

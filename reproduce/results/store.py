@@ -27,8 +27,6 @@ def _seal_of(content: dict[str, Any]) -> str:
 def write_result(result: Result, path: Path) -> Result:
     """Seal ``result`` and put it at ``path`` in one step: a crash leaves nothing there."""
     content = json.loads(result.model_dump_json())
-    if result.site_order is None:
-        del content["site_order"]  # so that an older Result is sealed as it was
     content["seal"] = _seal_of(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

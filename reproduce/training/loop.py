@@ -21,7 +21,7 @@ from reproduce.training.checkpoints import read_checkpoint, write_checkpoint
 from reproduce.training.site_statistics import site_statistics
 from reproduce.training.step import Step
 
-LOG_EVERY_STEPS = 50
+LOG_SECONDS = 2.0  # of wall time, not steps: reading a loss waits for the device, and a step may take 0.2 ms
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT = "checkpoint.pt"
 
@@ -82,13 +82,15 @@ def train(
             clock.steps += 1
 
             epoch_ended, at_end = number % steps_per_epoch == 0, number == total_steps
-            if number % LOG_EVERY_STEPS == 0 or epoch_ended or at_end:
+            evaluating = (epoch_ended and number // steps_per_epoch % recipe.evaluate_every == 0) or at_end
+            if evaluating or clock.since_logged() > LOG_SECONDS:
+                clock.logged()
                 _write_step(writer, step, number)
                 on_event(Event(number, total_steps, float(step.loss), _newest(outcome.epochs, task.metric)))
                 if int(step.sums.diverged_step) >= 0:
                     outcome.diverged_step = int(step.sums.diverged_step)
                     break
-            if (epoch_ended and number // steps_per_epoch % recipe.evaluate_every == 0) or at_end:
+            if evaluating:
                 record = _evaluate(step, number, clock.seconds_per_step())
                 outcome.epochs.append(record)
                 _write_evaluation(writer, record)
@@ -113,11 +115,11 @@ def train(
 
 
 class _Clock:
-    """Seconds of the whole Run, of a step since the last evaluation, and since the last checkpoint."""
+    """Seconds of the whole Run, of a step since the last evaluation, and since the last checkpoint and log."""
 
     def __init__(self, before: float) -> None:
         self.before = before  # the Run's seconds in processes that were interrupted
-        self.started = self.period_began = self.last_saved = time.monotonic()
+        self.started = self.period_began = self.last_saved = self.last_logged = time.monotonic()
         self.steps = 0  # in this period
 
     def begin_period(self) -> None:
@@ -128,6 +130,12 @@ class _Clock:
 
     def since_saved(self) -> float:
         return time.monotonic() - self.last_saved
+
+    def logged(self) -> None:
+        self.last_logged = time.monotonic()
+
+    def since_logged(self) -> float:
+        return time.monotonic() - self.last_logged
 
     def seconds_per_step(self) -> float:
         return (time.monotonic() - self.period_began) / max(1, self.steps)

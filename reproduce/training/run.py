@@ -9,19 +9,20 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from reproduce import data, tasks
+from reproduce import data
 from reproduce.errors import UserError
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
-from reproduce.results.record import Environment, Result
-from reproduce.results.store import read_results, write_result
+from reproduce.results.record import Environment, Final, Result
+from reproduce.results.store import ResultError, read_results, write_result
 from reproduce.training.host import build_task
 from reproduce.training.loop import Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -38,6 +39,7 @@ class RunSettings:
     cache: Path  # the project's own data folder
     device: str
     threads: int
+    at_once: int = 1  # Runs that share the device
 
 
 def result_path(runs: Path, config: RunConfig) -> Path:
@@ -84,15 +86,40 @@ def _execute(
         return sealed[0]
     torch.set_num_threads(settings.threads)
     device = torch_device(settings.device)
-    _reset_peak_memory(device)
+    environment = _environment(config, settings, device, peak_is_own=_reset_peak_memory(device))
+    _rehearse_sealing(run, environment, path)
     generators = Generators.seeded(config.seed, device)
     loaded = _load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
     method = run.folder.load().model_validate_json(json.dumps(config.params))
     outcome = train(config.id, config.recipe, task, method, generators, device, path.parent, on_event, should_stop)
-    result = write_result(_result(run, settings, task, device, outcome), path)
+    finished = {
+        "wall_seconds": outcome.seconds,
+        "peak_memory_bytes": _peak_memory(device),
+        "finished": _now(),
+        "resumed": outcome.resumed,
+    }
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    final = None if outcome.diverged_step is not None else select(outcome.epochs, config.recipe.selection, task.metric)
+    made = environment.model_copy(update=finished)
+    result = write_result(_result(run, made, outcome, final, task.metric.name, parameters), path)
     (path.parent / "checkpoint.pt").unlink(missing_ok=True)
     return result
+
+
+def _rehearse_sealing(run: PlannedRun, environment: Environment, path: Path) -> None:
+    """Seal the Run as it is before its first step, and read it back: what cannot be sealed must not be trained first.
+
+    Raises:
+        UserError: it does not read back.
+    """
+    rehearsed = path.with_name("rehearsal.json")
+    try:
+        write_result(_result(run, environment, Outcome(), None, "unknown", 0), rehearsed)
+    except ResultError as error:
+        raise UserError(f"{run.label} is not trained, since its Result could not be sealed: {error}") from error
+    finally:
+        rehearsed.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=2)
@@ -100,35 +127,67 @@ def _load_data(name: str, root: Path | None, cache: Path) -> data.Data:
     return data.load(name, root, cache)
 
 
-def _result(run: PlannedRun, settings: RunSettings, task: tasks.Task, device: torch.device, outcome: Outcome) -> Result:
-    config = run.config
-    diverged = outcome.diverged_step is not None
+def _environment(config: RunConfig, settings: RunSettings, device: torch.device, peak_is_own: bool) -> Environment:
+    """Where and with what the Run is made. All of it is asked before training, so that no question can fail after."""
     commit, dirty = git_state()
-    environment = Environment(
+    return Environment(
         commit=commit,
         dirty=dirty,
-        packages={name: version(name) for name in PACKAGES},
+        packages={name: _version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
-        device=_device_name(device),
+        device=device_name(device),
         precision=config.recipe.precision,
         threads=settings.threads,
-        wall_seconds=outcome.seconds,
+        wall_seconds=0.0,
         peak_memory_bytes=_peak_memory(device),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        resumed=outcome.resumed,
+        finished=_now(),
+        mode="eager",
+        fp32_precision=fp32_precision(device),
+        cudnn_benchmark=torch.backends.cudnn.benchmark if device.type == "cuda" else None,
+        runs_on_device=settings.at_once,
+        peak_memory_of="run" if peak_is_own else "process",
     )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # torch built from source, or a package that this Run does without
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def fp32_precision(device: torch.device) -> dict[str, str]:
+    """In which precision float32 is multiplied: "ieee", "tf32" or "bf16", for each kind of operation.
+
+    A GPU's defaults are mixed: convolutions and RNNs in TF32, matrix products in IEEE. What is set nowhere is IEEE.
+    """
+    where = "cudnn.conv", "cudnn.rnn", "cuda.matmul"
+    if device.type != "cuda":
+        where = "mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul"
+    found = (attrgetter(f"{backend}.fp32_precision")(torch.backends) for backend in where)
+    kinds = "convolution", "rnn", "matrix product"
+    return {kind: "ieee" if value == "none" else value for kind, value in zip(kinds, found, strict=True)}
+
+
+def _result(
+    run: PlannedRun, environment: Environment, outcome: Outcome, final: Final | None, metric: str, parameters: int
+) -> Result:
     return Result(
-        id=config.id,
-        config=config,
+        id=run.config.id,
+        config=run.config,
         defaults=run.defaults,
-        status="diverged" if diverged else "completed",
+        status="completed" if outcome.diverged_step is None else "diverged",
         diverged_step=outcome.diverged_step,
-        metric=task.metric.name,
-        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+        metric=metric,
+        parameters=parameters,
         epochs=tuple(outcome.epochs),
         site_order=tuple(outcome.epochs[0].sites) if outcome.epochs else None,
-        final=None if diverged else select(outcome.epochs, config.recipe.selection, task.metric),
+        final=final,
         environment=environment,
     )
 
@@ -155,7 +214,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({_processor()})"
@@ -187,15 +246,16 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def _reset_peak_memory(device: torch.device) -> None:
-    """Start this Run's peak anew: a worker process trains many Runs."""
+def _reset_peak_memory(device: torch.device) -> bool:
+    """Start this Run's peak anew, since a worker process trains many Runs; whether that was possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        return True
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
-        return  # not Linux: the peak is then that of the process
+        return False  # not Linux: the peak is then that of the process
+    return True
 
 
 def _peak_memory(device: torch.device) -> int:

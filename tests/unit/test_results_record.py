@@ -99,15 +99,27 @@ def test_what_is_written_reads(sealed: Path) -> None:
     assert [path.name for path in sealed.parent.iterdir()] == ["result.json"]
 
 
-def test_a_result_without_an_order_of_sites_is_sealed_as_before(tmp_path: Path) -> None:
-    """Older Results kept none: sealed again, they have the same seal."""
-    config = config_of()
-    orders: dict[str, tuple[str, ...] | None] = {"older": None, "newer": ("layers.10.pre", "layers.9.pre")}
-    for name, order in orders.items():
-        path = tmp_path / name / "result.json"
-        write_result(result_of(config, site_order=order), path)
-        assert ("site_order" in json.loads(path.read_text("utf-8"))) is (order is not None)
-        assert read_result(path).site_order == order
+ADDED = {
+    "mode": "eager",
+    "fp32_precision": {"convolution": "tf32", "rnn": "tf32", "matrix product": "ieee"},
+    "cudnn_benchmark": False,
+    "runs_on_device": 8,
+    "peak_memory_of": "process",
+}
+
+
+def test_what_was_added_later_is_left_out_where_it_was_not_kept(tmp_path: Path) -> None:
+    """Older Results have none of it: sealed again, they have the same seal."""
+    older, newer = tmp_path / "older.json", tmp_path / "newer.json"
+    write_result(result_of(config_of()), older)
+    content = json.loads(older.read_text("utf-8"))
+    assert "site_order" not in content
+    assert content["environment"].keys() == set(Environment.model_fields) - set(ADDED)
+    order = ("layers.10.pre", "layers.9.pre")
+    made = result_of(config_of(), site_order=order, environment=ENVIRONMENT.model_copy(update=ADDED))
+    assert write_result(made, newer).environment.model_dump() == ENVIRONMENT.model_dump() | ADDED
+    assert read_result(newer).site_order == order
+    assert read_result(older).environment.cudnn_benchmark is None
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,30 @@ def test_scalars_for_tensorboard(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("error/test")] == [3, 6, 9]
 
 
+def test_between_evaluations_the_log_goes_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss is read every LOG_SECONDS, however many steps that are, and at evaluations; so is divergence."""
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def pass_time() -> bool:
+        now[0] += 0.4 * loop.LOG_SECONDS
+        return False
+
+    said: list[int] = []
+    image_problem(evaluate_every=100).run(
+        tmp_path / "run", should_stop=pass_time, on_event=lambda event: said.append(event.step)
+    )
+    assert said == [4, 7, 9]  # the third after the last one, and the end
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/task")] == said
+
+    diverging = image_problem(Constant(infinite_after=(1 - 0.5) / 9), evaluate_every=100)
+    outcome, _ = diverging.run(tmp_path / "diverging", should_stop=pass_time)
+    assert outcome.diverged_step == 1
+    assert outcome.epochs == []
+
+
 def test_methods_draw_from_their_own_stream_only(tmp_path: Path) -> None:
     """A penalty of strength zero that draws numbers leaves the run as it was, bit for bit."""
 

@@ -282,6 +282,24 @@ def test_clipping_is_the_loop(per: str, norm: float) -> None:
     assert idle.grad is None
 
 
+def test_clipping_together_is_clipping_one_by_one_to_the_bit() -> None:
+    """Of any size, and of any size of the numbers: tiny, huge, all zero, infinite, not a number."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(), (1,), (3,), (64, 33), (16, 3, 3, 3), (1000,)]
+    scales = [0.0, 1e-30, 1e-8, 1e-3, 1.0, 1e4, 1e20, math.inf, math.nan]
+    drawn = [scale * torch.randn(shape, generator=generator) for shape in shapes for scale in scales]
+    for norm in (1e-3, 0.1, 7.0):
+        together = [nn.Parameter(torch.zeros_like(gradient)) for gradient in drawn]
+        apart = [nn.Parameter(torch.zeros_like(gradient)) for gradient in drawn]
+        for parameter, other, gradient in zip(together, apart, drawn, strict=True):
+            parameter.grad, other.grad = gradient.clone(), gradient.clone()
+            nn.utils.clip_grad_norm_([other], norm)
+        clip_gradients(together, Clip(norm=norm, per="tensor"))
+        for parameter, other in zip(together, apart, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=0, equal_nan=True)
+
+
 def test_no_clipping_changes_nothing() -> None:
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1e6, 0.0, -1e6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from reproduce.experiment.identity import RunConfig
 from reproduce.experiment.schema import Arm, Cell, Experiment, PlateauRate, Recipe, TaskSpec, cells
 from reproduce.results.record import Result
 from reproduce.results.store import read_result
+from reproduce.training import run as module
 from reproduce.training.plan import PlannedRun, estimated_seconds, plan, resolve
 from reproduce.training.run import RunSettings, execute, result_path, torch_device
 
@@ -156,7 +158,7 @@ def _one_thread() -> None:
 
 def test_execute_seals_what_it_trained(settings: RunSettings) -> None:
     run = planned(Arm(method="batchnorm"))
-    result = execute(run, settings)
+    result = execute(run, replace(settings, at_once=3))
     path = result_path(settings.runs, run.config)
     assert read_result(path) == result
     assert {file.name for file in path.parent.iterdir()} >= {"result.json"}
@@ -172,6 +174,39 @@ def test_execute_seals_what_it_trained(settings: RunSettings) -> None:
     assert environment.packages["torch"] == torch.__version__.partition("+")[0]
     assert environment.wall_seconds > 0
     assert environment.peak_memory_bytes > 10**6
+    assert (environment.mode, environment.runs_on_device, environment.cudnn_benchmark) == ("eager", 3, None)
+    assert environment.fp32_precision == {"convolution": "ieee", "rnn": "ieee", "matrix product": "ieee"}
+    assert environment.peak_memory_of in ("run", "process")
+
+
+def test_a_package_that_is_missing_is_said_and_not_asked_for(
+    settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PACKAGES", ("torch", "a-package-of-nobody"))
+    packages = execute(planned(), settings).environment.packages
+    assert packages.keys() == {"torch", "a-package-of-nobody"}
+    assert packages["a-package-of-nobody"] is None
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_what_cannot_be_sealed_is_not_trained(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that does not read back, and a device that cannot be named: both are found before the first step."""
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(module, "train", never)
+    unreadable = replace(planned(), config=planned().config.model_copy(update={"method_version": "one"}))
+    with pytest.raises(UserError, match="could not be sealed"):
+        execute(unreadable, settings)
+
+    def unnamed(device: torch.device) -> str:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(module, "device_name", unnamed)
+    with pytest.raises(RuntimeError, match="no driver"):
+        execute(planned(), settings)
+    assert not list(settings.runs.rglob("*.json"))
 
 
 def test_a_sealed_result_is_never_made_again(settings: RunSettings) -> None:
@@ -215,8 +250,6 @@ def test_no_permission_to_write(settings: RunSettings, monkeypatch: pytest.Monke
 
 
 def test_another_process_at_work(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reproduce.training import run as module
-
     folder = result_path(settings.runs, planned().config).parent
     folder.mkdir(parents=True)
     monkeypatch.setattr(module, "FileLock", lambda path, timeout: FileLock(path, timeout=0.01))
