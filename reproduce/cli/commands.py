@@ -183,6 +183,9 @@ def run(
     data: DataOption = "",
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
+    mode: Annotated[
+        str, typer.Option("--mode", help="Steps eager, or captured as CUDA graphs; default: captured on a GPU.")
+    ] = "",
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
@@ -191,11 +194,12 @@ def run(
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
     from reproduce.training import workers
-    from reproduce.training.run import RunSettings, default_device, torch_device
+    from reproduce.training.run import RunSettings, default_device, step_mode, torch_device
 
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: expected 0 or more")
     chosen = torch_device(device or default_device())
+    chosen_mode = step_mode(mode, chosen)
     experiments = chosen_experiments(method, scale, only)
     planned = planned_runs(experiments, seeds, data)
     if not planned:
@@ -215,6 +219,7 @@ def run(
         cache=WORKING_FOLDER / "data",
         device=str(chosen),
         threads=max(1, cores // jobs),
+        mode=chosen_mode,
     )
     trained: list[Result] = []
     failures: list[str] = []

@@ -17,6 +17,7 @@ from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
+from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import read_checkpoint, write_checkpoint
 from reproduce.training.site_statistics import site_statistics
 from reproduce.training.step import Step
@@ -48,6 +49,7 @@ class Outcome:
     diverged_step: int | None = None
     seconds: float = 0.0
     resumed: int = 0
+    mode: Mode = "eager"  # of its last steps
 
 
 def train(
@@ -60,14 +62,18 @@ def train(
     folder: Path,
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    make_recording: Callable[[], Recording] | None = None,
+    rate_on_device: bool | None = None,
 ) -> Outcome:
     """Train ``task`` with ``method`` until the recipe's end, from the last checkpoint if there is one.
+
+    ``make_recording`` and ``rate_on_device`` are those of `Step`.
 
     Raises:
         Interrupted: when ``should_stop()`` turned true; a checkpoint was written first.
         CheckpointError: the checkpoint in ``folder`` belongs to another version or cannot be read.
     """
-    step = Step(task, method, recipe, generators, device)
+    step = Step(task, method, recipe, generators, device, make_recording, rate_on_device)
     outcome = Outcome()
     number = _resume(folder, run_id, step, outcome)  # of steps taken
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
@@ -111,6 +117,7 @@ def train(
     finally:
         writer.close()
     outcome.seconds = clock.total()
+    outcome.mode = step.mode
     return outcome
 
 

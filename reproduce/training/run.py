@@ -6,7 +6,8 @@ import functools
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.store import ResultError, read_results, write_result
+from reproduce.training.capture import CudaGraph, Mode
 from reproduce.training.host import build_task
 from reproduce.training.loop import Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -40,6 +42,7 @@ class RunSettings:
     device: str
     threads: int
     at_once: int = 1  # Runs that share the device
+    mode: Mode = "eager"  # how steps are taken
 
 
 def result_path(runs: Path, config: RunConfig) -> Path:
@@ -80,24 +83,48 @@ def _execute(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> Result:
-    config = run.config
     sealed, _ = read_results([path] if path.exists() else [])
     if sealed:  # by another process, while this one waited for the lock
         return sealed[0]
     torch.set_num_threads(settings.threads)
     device = torch_device(settings.device)
+    with own_stream(device):
+        return _train_and_seal(run, settings, device, path, on_event, should_stop)
+
+
+def _train_and_seal(
+    run: PlannedRun,
+    settings: RunSettings,
+    device: torch.device,
+    path: Path,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> Result:
+    config = run.config
     environment = _environment(config, settings, device, peak_is_own=_reset_peak_memory(device))
     _rehearse_sealing(run, environment, path)
     generators = Generators.seeded(config.seed, device)
     loaded = _load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
     method = run.folder.load().model_validate_json(json.dumps(config.params))
-    outcome = train(config.id, config.recipe, task, method, generators, device, path.parent, on_event, should_stop)
+    outcome = train(
+        config.id,
+        config.recipe,
+        task,
+        method,
+        generators,
+        device,
+        path.parent,
+        on_event,
+        should_stop,
+        functools.partial(CudaGraph, generators) if settings.mode == "captured" else None,
+    )
     finished = {
         "wall_seconds": outcome.seconds,
         "peak_memory_bytes": _peak_memory(device),
         "finished": _now(),
         "resumed": outcome.resumed,
+        "mode": outcome.mode,
     }
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     final = None if outcome.diverged_step is not None else select(outcome.epochs, config.recipe.selection, task.metric)
@@ -208,6 +235,32 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise UserError(f"device {name!r} asked for, but torch finds {n_gpus} CUDA GPUs: use --device cpu")
     return device
+
+
+def step_mode(asked: str, device: torch.device) -> Mode:
+    """How steps are taken on this device: as asked, or, asked nothing (""), captured where that can be.
+
+    Raises:
+        UserError: neither "eager" nor "captured"; captured steps where there are no CUDA graphs.
+    """
+    if asked == "captured" and device.type != "cuda":
+        raise UserError(f"--mode captured: a {device.type} captures no steps, a CUDA GPU does: use --mode eager")
+    match asked or ("captured" if device.type == "cuda" else "eager"):
+        case "eager":
+            return "eager"
+        case "captured":
+            return "captured"
+    raise UserError(f"--mode {asked}: expected eager or captured")
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Work on a CUDA stream of one's own: a capture needs one, and Runs side by side do not wait for each other."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
 
 
 def default_device() -> str:

@@ -183,14 +183,17 @@ def never_waits_for_the_device(method: Method, problem: Any) -> None:
 def replays_as_it_steps(method: Method, problem: Any) -> None:
     """20 steps of which 16 repeat the operations of the fourth, on the same memory, equal 20 steps bit for bit.
 
-    The rate falls on the way, and epochs of two steps begin.
+    The rate falls on the way, epochs of two steps begin, and the model is evaluated.
     """
     changing = {"rate_on_device": True, "schedule": CosineRate(kind="cosine")}
     eager = problem.session(method, **changing)
     replayed = problem.session(method, make_recording=Tape, **changing)
     with torch.backends.mkldnn.flags(enabled=False):  # the LSTM of oneDNN keeps a workspace that no tape can hold
-        eager.steps(STEPS)
-        replayed.steps(STEPS)
+        for session in (eager, replayed):
+            session.steps(STEPS // 2)
+            session.task.evaluate()
+            site_statistics(session.task, session.generators, session.trace)
+            session.steps(STEPS // 2)
     RAN["replayed"] += replayed.step.mode == "captured"
     assert _same(_tensors(eager.step.state_dict()), _tensors(replayed.step.state_dict()))
     assert not torch.equal(eager.step.sums.loss, torch.zeros(()))

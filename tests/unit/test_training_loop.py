@@ -26,6 +26,7 @@ from reproduce.method import Method, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
 from reproduce.training.loop import Interrupted, Outcome, train
+from reproduce.training.tape import Tape
 
 CPU = torch.device("cpu")
 
@@ -341,3 +342,26 @@ def test_checkpoint_is_of_plain_values(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert (saved["step"], saved["id"], saved["resumed"]) == (5, "id", 0)
     assert copy.deepcopy(saved)["epochs"][0]["step"] == 3
+
+
+@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+def test_a_replayed_run_is_the_run(make: Callable[[], Problem], tmp_path: Path) -> None:
+    """Evaluations, checkpoints and a stop in between; the rate lies in a tensor for both."""
+
+    problem = make()
+    longer = {"steps": 20} if problem.recipe.steps else {"epochs": 8}
+    problem.recipe = problem.recipe.model_copy(update=longer)
+
+    def trained(name: str, **options: Any) -> tuple[Outcome, dict[str, Tensor]]:
+        stops = iter([False] * 6 + [True])
+        with pytest.raises(Interrupted):
+            problem.run(tmp_path / name, should_stop=lambda: next(stops), rate_on_device=True, **options)
+        return problem.run(tmp_path / name, rate_on_device=True, **options)
+
+    with torch.backends.mkldnn.flags(enabled=False):  # a tape cannot hold the workspace of oneDNN's LSTM
+        eager, state = trained("eager")
+        replayed, again = trained("replayed", make_recording=Tape)
+    assert (eager.mode, eager.resumed) == ("eager", 1)
+    assert (replayed.mode, replayed.resumed) == ("captured" if problem.recipe.optimizer != "rmsprop" else "eager", 1)
+    assert numbers(eager) == numbers(replayed)
+    assert all(torch.equal(state[name], again[name]) for name in state)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce import tasks
+from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import PlateauRate, Recipe
 from reproduce.method import Unregularized
@@ -17,6 +18,7 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
 from reproduce.training.loop import Event, Outcome, select, train
 from reproduce.training.optim import RateSchedule
+from reproduce.training.run import step_mode
 
 CPU = torch.device("cpu")
 
@@ -150,3 +152,15 @@ def test_selection_without_what_it_needs() -> None:
     assert select([], "last", METRICS["error"]) is None
     with pytest.raises(ValueError, match="needs a validation split"):
         select([record_of(1, None, 5.0)], "best_validation", METRICS["error"])
+
+
+def test_steps_are_captured_where_that_can_be() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    assert [step_mode("", device) for device in (cpu, cuda)] == ["eager", "captured"]
+    assert [step_mode("eager", device) for device in (cpu, cuda)] == ["eager", "eager"]
+    with pytest.raises(
+        UserError, match="^--mode captured: a cpu captures no steps, a CUDA GPU does: use --mode eager$"
+    ):
+        step_mode("captured", cpu)
+    with pytest.raises(UserError, match="^--mode fast: expected eager or captured$"):
+        step_mode("fast", cuda)
