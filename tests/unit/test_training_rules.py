@@ -158,9 +158,7 @@ def test_steps_are_captured_where_that_can_be() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
     assert [step_mode("", device) for device in (cpu, cuda)] == ["eager", "captured"]
     assert [step_mode("eager", device) for device in (cpu, cuda)] == ["eager", "eager"]
-    with pytest.raises(
-        UserError, match="^--mode captured: a cpu captures no steps, a CUDA GPU does: use --mode eager$"
-    ):
+    with pytest.raises(UserError, match=r"^--mode captured: a cpu captures no steps, .* use --mode eager$"):
         step_mode("captured", cpu)
-    with pytest.raises(UserError, match="^--mode fast: expected eager or captured$"):
+    with pytest.raises(UserError, match=r"^--mode fast: expected eager or captured$"):
         step_mode("fast", cuda)
