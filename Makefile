@@ -11,7 +11,7 @@ where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
 train  := --scale $(SCALE) $(common) $(where)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test bench architecture new-method clean
+.PHONY: help setup matrix report test test-oldest bench architecture new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
@@ -52,6 +52,20 @@ test: $(ready) ## ruff, mypy and the whole test suite
 	@$(venv)/bin/lint-imports --verbose > /dev/null || $(venv)/bin/lint-imports
 	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile
 
+# The machine that is rented tomorrow may bring the oldest torch that pyproject.toml allows.
+oldest := .venv-oldest
+$(oldest)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(oldest)
+	@grep -vE '^(torch|torchvision|triton|nvidia|cuda)' constraints.txt > $(oldest)/constraints.txt
+	@sed -nE 's/^ *"(torch|torchvision)>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml > $(oldest)/torch.txt
+	@$(oldest)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(oldest)/constraints.txt -r $(oldest)/torch.txt -e '.[test]'
+	@touch $@
+
+test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldest torch that is allowed
+	@$(oldest)/bin/python -c 'import torch; print("torch", torch.__version__)'
+	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile tests/contract tests/unit methods
+
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))
 
@@ -62,4 +76,4 @@ architecture: $(ready) ## redraw the layers in docs/architecture.md from the con
 	@$(python) docs/architecture.py
 
 clean: ## remove local results, caches and the environment; downloaded data stays
-	rm -rf runs $(venv) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs $(venv) $(oldest) .pytest_cache .mypy_cache .ruff_cache .hypothesis
