@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,10 @@ from reproduce.method import (
     grouped,
     groups_of_samples,
     is_channels_last,
+    losses_together,
+    mean_of_each,
     sample_rows,
+    sum_of_each,
 )
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -68,11 +72,26 @@ def energy_distance(
         ValueError: fewer than two samples, no features, not floating point; feature_axes that the activations do
             not have; a group_size below 2.
     """
+    n_groups, order = _groups(activations, feature_axes, group_size, generator)
+    return energy_distances([activations], feature_axes, n_groups, None if order is None else [order]).squeeze(0)
+
+
+def energy_distances(
+    activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None
+) -> Tensor:
+    """`energy_distance` of each of several activations of one shape, (activations,), in few operations for all.
+
+    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``.
+    """
+    return _EnergyDistances.apply(feature_axes, n_groups, orders, *activations)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _groups(
+    activations: Tensor, feature_axes: int, group_size: int | None, generator: torch.Generator | None
+) -> tuple[int, Tensor | None]:
     check_activations(activations, feature_axes, least_samples=2)
     n_samples = math.prod(activations.shape[:-feature_axes])
-    n_groups, order = groups_of_samples(n_samples, group_size, generator, activations.device)
-    energy: Tensor = _EnergyDistance.apply(activations, feature_axes, n_groups, order)  # type: ignore[no-untyped-call]
-    return energy
+    return groups_of_samples(n_samples, group_size, generator, activations.device)
 
 
 def sliced_energy_distance(
@@ -104,17 +123,16 @@ def sliced_energy_distance(
 
 
 def attraction(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
-    """``a`` of samples of mean square ``q = |h|^2/d``, and the slope with ``gradient of a = slope * h``; both (n,).
+    """``a`` of samples of mean square ``q = |h|^2/d``, and the slope with ``gradient of a = slope * h``; of q's shape.
 
     ``a = F(u) sqrt(1+q)`` and ``slope = G(u) / sqrt(1+q)`` with ``u = q/(1+q)``, where F and G are smooth on
     [0, 1] in every dimension: Chebyshev series, the shorter the more dimensions.
     """
-    scale = mean_square + 1
-    position = (mean_square - 1) / scale  # 2u - 1
-    coefficients = _series(dimension, mean_square.dtype, mean_square.device)
-    both = clenshaw(coefficients, position)
+    q = mean_square.reshape(-1)
+    scale = q + 1
+    both = clenshaw(_series(dimension, q.dtype, q.device), (q - 1) / scale)  # at 2u - 1
     root = scale.sqrt()
-    return both[0] * root, both[1] / root
+    return (both[0] * root).reshape(mean_square.shape), (both[1] / root).reshape(mean_square.shape)
 
 
 @lru_cache(maxsize=256)
@@ -152,78 +170,101 @@ def pair_constant(dimension: int) -> float:
     return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(math.pi)
 
 
-class _EnergyDistance(torch.autograd.Function):
-    """One product of the activations with themselves forward, and one with a matrix over samples backward."""
+class _EnergyDistances(torch.autograd.Function):
+    """One product of each activation with itself forward, and one with a matrix over samples backward.
+
+    What lies between is done for all activations at once, on (activations, samples) and (activations, groups, m, m).
+    """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, feature_axes: int, n_groups: int, order: Tensor | None) -> Tensor:
-        rows = sample_rows(activations, feature_axes)
-        n, dimension = rows.shape
-        precision = accumulation_dtype(activations)
-        with torch.autocast(activations.device.type, enabled=False):
-            length = torch.linalg.vector_norm(rows, dim=1, dtype=precision)
+    def forward(
+        ctx: Any, feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
+    ) -> Tensor:
+        rows = [sample_rows(h, feature_axes) for h in activations]
+        n, dimension = rows[0].shape
+        precision = accumulation_dtype(rows[0])
+        with torch.autocast(rows[0].device.type, enabled=False):
+            length = torch.stack([torch.linalg.vector_norm(h, dim=1, dtype=precision) for h in rows])
             value, slope = attraction(length.square() / dimension, dimension)
-            if order is not None:
-                rows, length = rows[order], length[order]
-            groups = grouped(rows, n_groups)
-            distance = _distances(groups, grouped(length.unsqueeze(1), n_groups), precision)
-            size = groups.shape[1]
+            own = ordered = 2 / n * slope
+            if orders is not None:
+                rows = [h[order] for h, order in zip(rows, orders, strict=True)]
+                place = torch.stack(list(orders))
+                length, ordered = length.gather(1, place), own.gather(1, place)
+            groups = [grouped(h, n_groups) for h in rows]
+            size = groups[0].shape[1]
+            length, within = (each[:, : n_groups * size].unflatten(1, (n_groups, size)) for each in (length, ordered))
+            distance = _distances(groups, length)
             pair_weight = pair_constant(dimension) / (n_groups * size * (size - 1))
-            energy = 2 * value.mean() - pair_weight * distance.sum() - _WITHIN_TARGET
+            energy = 2 * mean_of_each(value) - pair_weight * sum_of_each(distance) - _WITHIN_TARGET
             # The gradient at sample i is the sum over j of pull_ij h_j. A pair pushes apart with a force that
             # has no direction, and is none, where its distance is zero.
             push = torch.where(distance > 0, 2 * pair_weight / distance, 0)
-            own = 2 / n * slope
-            within = grouped((own if order is None else own[order]).unsqueeze(1), n_groups).squeeze(2)
-            pull = push + torch.diag_embed(within - push.sum(2))
-        ctx.save_for_backward(activations, pull, own, order)
+            pull = push + torch.diag_embed(within - push.sum(3))
+        ctx.save_for_backward(pull, own, *activations, *(orders or ()))
         ctx.feature_axes = feature_axes
         return energy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        activations, pull, own, order = ctx.saved_tensors
-        # The gradient has the activations' own layout and no view behind it: autograd can then add the other
-        # gradients of the layer into it in place, which saves a pass over memory.
-        if is_channels_last(activations, ctx.feature_axes):
-            result = torch.empty_like(activations)
-        else:
-            result = activations.new_empty(activations.shape)
-        rows, target = sample_rows(activations, ctx.feature_axes), sample_rows(result, ctx.feature_axes)
-        found = torch.empty_like(target) if order is not None else target
-        if order is not None:
-            rows, own = rows[order], own[order]
-        groups = grouped(rows, len(pull))
-        if rows.dtype == pull.dtype:
-            torch.bmm(pull * gradient, groups, out=grouped(found, len(pull)))
-        else:
-            grouped(found, len(pull)).copy_(torch.bmm(pull * gradient, groups.to(pull.dtype)))
-        n_grouped = groups.shape[0] * groups.shape[1]
-        found[n_grouped:] = own[n_grouped:].unsqueeze(1) * gradient * rows[n_grouped:]
-        if order is not None:
-            target.index_copy_(0, order, found)
-        return result, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pull, own, *saved = ctx.saved_tensors
+        pull, own = pull * gradient.view(-1, 1, 1, 1), own * gradient.view(-1, 1)
+        activations, orders = saved[: len(pull)], saved[len(pull) :] or [None] * len(pull)
+        given = zip(activations, pull, own, orders, strict=True)
+        return None, None, None, *(_pulled(*each, ctx.feature_axes) for each in given)
 
 
-def _distances(groups: Tensor, length: Tensor, precision: torch.dtype) -> Tensor:
-    """Distances (groups, m, m) between the samples (groups, m, d) of each group, zero where they coincide."""
-    n_groups, size, dimension = groups.shape
-    rounding = torch.finfo(precision).eps * _COINCIDENT
-    if n_groups * size * size * dimension < _DIRECT:
-        wide = groups.to(precision)
-        distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+def _pulled(activations: Tensor, pull: Tensor, own: Tensor, order: Tensor | None, feature_axes: int) -> Tensor:
+    """The gradient: the samples of each group times its matrix ``pull``, and those in no group times their ``own``.
+
+    It has the activations' own layout and no view behind it: autograd can then add the other gradients of the layer
+    into it in place, which saves a pass over memory.
+    """
+    if is_channels_last(activations, feature_axes):
+        result = torch.empty_like(activations)
     else:
-        gram = groups.new_zeros(n_groups, size, size, dtype=precision)
-        for start in range(0, dimension, _CHUNK):
-            wide = groups[:, :, start : start + _CHUNK].to(precision)
-            wide = wide - wide.mean(dim=1, keepdim=True)  # a common offset has no part in distances
-            gram.baddbmm_(wide, wide.mT)
-        own = gram.diagonal(dim1=1, dim2=2)
-        both = own.unsqueeze(2) + own.unsqueeze(1)
+        result = activations.new_empty(activations.shape)
+    rows, target = sample_rows(activations, feature_axes), sample_rows(result, feature_axes)
+    found = torch.empty_like(target) if order is not None else target
+    if order is not None:
+        rows, own = rows[order], own[order]
+    groups = grouped(rows, len(pull))
+    if rows.dtype == pull.dtype:
+        torch.bmm(pull, groups, out=grouped(found, len(pull)))
+    else:
+        grouped(found, len(pull)).copy_(torch.bmm(pull, groups.to(pull.dtype)))
+    n_grouped = groups.shape[0] * groups.shape[1]
+    if n_grouped < len(rows):
+        found[n_grouped:] = own[n_grouped:].unsqueeze(1) * rows[n_grouped:]
+    if order is not None:
+        target.index_copy_(0, order, found)
+    return result
+
+
+def _distances(groups: Sequence[Tensor], length: Tensor) -> Tensor:
+    """Distances (activations, groups, m, m) between the samples of each group, zero where they coincide.
+
+    Groups (groups, m, d) of each activation, and the length of each sample (activations, groups, m).
+    """
+    n_groups, size, dimension = groups[0].shape
+    rounding = torch.finfo(length.dtype).eps * _COINCIDENT
+    if n_groups * size * size * dimension < _DIRECT:
+        wides = [each.to(length.dtype) for each in groups]
+        exactly = "donot_use_mm_for_euclid_dist"
+        distance = torch.stack([torch.cdist(wide, wide, compute_mode=exactly) for wide in wides])
+    else:
+        gram = length.new_zeros(*length.shape, size)
+        for each, products in zip(groups, gram, strict=True):
+            for start in range(0, dimension, _CHUNK):
+                wide = each[:, :, start : start + _CHUNK].to(length.dtype)
+                wide = wide - wide.mean(dim=1, keepdim=True)  # a common offset has no part in distances
+                products.baddbmm_(wide, wide.mT)
+        own = gram.diagonal(dim1=2, dim2=3)
+        both = own.unsqueeze(3) + own.unsqueeze(2)
         square = both - 2 * gram
         distance = torch.where(square > rounding * both, square, 0).sqrt()
-    return torch.where(distance > rounding * (length + length.mT), distance, 0)
+    return torch.where(distance > rounding * (length.unsqueeze(3) + length.unsqueeze(2)), distance, 0)
 
 
 class EnergyDistance(Method):
@@ -244,19 +285,20 @@ class EnergyDistance(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        directions = SharedDirections(self.n_slices, generator)
-        terms = []
-        for record in trace.select(self.sites):
-            if self.mode == "exact":
-                terms.append(self._exact(record, generator))
-            else:
-                samples = record.vectors(self.features)
-                terms.append(sliced_energy_distance(samples, directions=directions.of(samples)))
-        return self.strength * torch.stack(terms).sum()
+        records = trace.select(self.sites)
+        if self.mode == "exact":
+            sites = [self._site(record, generator) for record in records]
+            losses = losses_together(energy_distances, *zip(*sites, strict=True))
+        else:
+            directions = SharedDirections(self.n_slices, generator)
+            samples = [record.vectors(self.features) for record in records]
+            losses = torch.stack([sliced_energy_distance(h, directions=directions.of(h)) for h in samples])
+        return self.strength * losses.sum()
 
-    def _exact(self, record: Record, generator: torch.Generator) -> Tensor:
+    def _site(self, record: Record, generator: torch.Generator) -> tuple[Tensor, int, int, Tensor | None]:
+        """What `energy_distances` needs of a Site."""
         if record.site.axes == "nchw" and self.features == "flatten":
-            return energy_distance(record.activation, 3, self.group_size)
+            return record.activation, 3, *_groups(record.activation, 3, self.group_size, None)
         in_random_order = record.site.axes == "nc"
         samples = record.vectors(self.features)
-        return energy_distance(samples, 1, self.group_size, None if in_random_order else generator)
+        return samples, 1, *_groups(samples, 1, self.group_size, None if in_random_order else generator)

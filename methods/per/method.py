@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from reproduce.method import (
     clenshaw,
     directions_for,
     in_float32,
+    losses_together,
+    mean_of_each,
     sample_directions,
 )
 
@@ -45,8 +48,17 @@ def per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have.
     """
-    check_activations(activations, feature_axes)
-    return _ExactLoss.apply(activations, feature_axes)  # type: ignore[no-untyped-call, no-any-return]
+    return per_losses([activations], feature_axes).squeeze(0)
+
+
+def per_losses(activations: Sequence[Tensor], feature_axes: int = 1) -> Tensor:
+    """`per_loss` of each of several activations of one shape, (activations,), in few operations for all of them.
+
+    Raises:
+        ValueError: as `per_loss`.
+    """
+    check_activations(activations[0], feature_axes)
+    return _ExactLosses.apply(feature_axes, *activations)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
@@ -257,34 +269,42 @@ def _kummer(u: float, b: float) -> float:
     return math.gamma(b) / math.gamma(b + 0.5) * math.sqrt(b * u) * total
 
 
-class _ExactLoss(torch.autograd.Function):
-    """One pass over the activations forward, and one multiplication backward."""
+class _ExactLosses(torch.autograd.Function):
+    """One pass over each activation forward, and one multiplication backward; what lies between is done for all."""
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, feature_axes: int) -> Tensor:
-        precision = accumulation_dtype(activations)
+    def forward(ctx: Any, feature_axes: int, *activations: Tensor) -> Tensor:
+        precision = accumulation_dtype(activations[0])
         axes = tuple(range(-feature_axes, 0))
-        dimension = math.prod(activations.shape[-feature_axes:])
-        length = torch.linalg.vector_norm(activations, dim=axes, dtype=precision)
+        dimension = math.prod(activations[0].shape[-feature_axes:])
+        length = torch.stack([torch.linalg.vector_norm(h, dim=axes, dtype=precision) for h in activations])
         value, slope = value_and_slope(length.square() / dimension, dimension)
-        ctx.save_for_backward(activations, slope)
+        ctx.save_for_backward(slope, *activations)
         ctx.feature_axes = feature_axes
-        return value.mean()
+        return mean_of_each(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # The gradient has the activations' own shape and no view behind it: autograd can then add the other
         # gradients of the layer into it in place, which saves a third of the loss's memory traffic.
-        activations, slope = ctx.saved_tensors
-        weight = gradient / slope.numel()
+        slope, *activations = ctx.saved_tensors
+        weight = gradient / slope[0].numel()
         if torch.is_grad_enabled():  # create_graph: the same in operations that autograd can differentiate again
-            return _differentiable_gradient(activations, weight, ctx.feature_axes), None
-        scale = _spread(weight * slope, ctx.feature_axes)
-        return torch.mul(activations, scale, out=torch.empty_like(activations)), None
+            own = zip(activations, weight, strict=True)
+            return None, *(_differentiable_gradient(h, share, ctx.feature_axes) for h, share in own)
+        scales = _spread(_spread(weight, slope.dim() - 1) * slope, ctx.feature_axes)
+        return None, *(_scaled(h, scale) for h, scale in zip(activations, scales, strict=True))
 
 
-def _spread(per_sample: Tensor, feature_axes: int) -> Tensor:
-    return per_sample.reshape(per_sample.shape + (1,) * feature_axes)
+def _spread(numbers: Tensor, n_axes: int) -> Tensor:
+    """With ``n_axes`` more axes, of length one: to be broadcast over as many."""
+    return numbers.reshape(numbers.shape + (1,) * n_axes)
+
+
+def _scaled(activations: Tensor, scale: Tensor) -> Tensor:
+    """Their product, in the activations' type."""
+    same_type = scale.dtype == activations.dtype
+    return torch.mul(activations, scale, out=None if same_type else torch.empty_like(activations))
 
 
 def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: int) -> Tensor:
@@ -325,22 +345,36 @@ class PER(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        sets = 2 if self.mode == "noisy" else 1
-        directions = SharedDirections(sets * self.n_slices, generator)
-        terms = []
-        for record in trace.select(self.sites):
-            samples = record.vectors(self.features)
-            n_samples = samples.numel() // samples.shape[-1]
-            term = self._term(record, samples, directions)
-            terms.append(term * n_samples if self.reduction == "sum" else term)
-        return self.strength * torch.stack(terms).sum()
+        records = trace.select(self.sites)
+        if self.mode == "exact":
+            losses = losses_together(self._exact, *zip(*map(self._samples, records), strict=True))
+        else:
+            sets = 2 if self.mode == "noisy" else 1
+            directions = SharedDirections(sets * self.n_slices, generator)
+            losses = torch.stack([self._term(record, directions) for record in records])
+        return self.strength * losses.sum()
 
-    def _term(self, record: Record, samples: Tensor, directions: SharedDirections) -> Tensor:
-        match self.mode:
-            case "sliced":
-                return sliced_per_loss(samples, directions=directions.of(samples))
-            case "noisy":
-                return noisy_per_loss(samples, directions=directions.of(samples).unflatten(0, (2, self.n_slices)))
-        loss = per_loss if self.mode == "exact" else limit_per_loss
-        is_whole_map = record.site.axes == "nchw" and self.features == "flatten"
-        return loss(record.activation, feature_axes=3) if is_whole_map else loss(samples)
+    def _samples(self, record: Record) -> tuple[Tensor, int]:
+        """The activation, and how many of its last axes are one sample: a whole map needs no view."""
+        if record.site.axes == "nchw" and self.features == "flatten":
+            return record.activation, 3
+        return record.vectors(self.features), 1
+
+    def _exact(self, samples: Sequence[Tensor], feature_axes: int) -> Tensor:
+        return self._reduced(per_losses(samples, feature_axes), samples[0], feature_axes)
+
+    def _term(self, record: Record, directions: SharedDirections) -> Tensor:
+        samples, feature_axes = self._samples(record)
+        if self.mode == "limit":
+            loss = limit_per_loss(samples, feature_axes)
+        else:
+            vectors = record.vectors(self.features)
+            shared = directions.of(vectors)
+            if self.mode == "sliced":
+                loss = sliced_per_loss(vectors, directions=shared)
+            else:
+                loss = noisy_per_loss(vectors, directions=shared.unflatten(0, (2, self.n_slices)))
+        return self._reduced(loss, samples, feature_axes)
+
+    def _reduced(self, mean: Tensor, samples: Tensor, feature_axes: int) -> Tensor:
+        return mean * math.prod(samples.shape[:-feature_axes]) if self.reduction == "sum" else mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -26,7 +27,9 @@ from reproduce.method import (
     groups_of_samples,
     in_float32,
     is_channels_last,
+    losses_together,
     sample_rows,
+    sum_of_each,
 )
 
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
@@ -63,10 +66,26 @@ def sigreg(
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have; a group_size below 2.
     """
+    n_groups, order = _groups(activations, feature_axes, group_size, generator)
+    return sigregs([activations], feature_axes, n_groups, None if order is None else [order]).squeeze(0)
+
+
+def sigregs(
+    activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None
+) -> Tensor:
+    """`sigreg` of each of several activations of one shape, (activations,), in few operations for all.
+
+    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``.
+    """
+    return _Exact.apply(feature_axes, n_groups, orders, *activations)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _groups(
+    activations: Tensor, feature_axes: int, group_size: int | None, generator: torch.Generator | None
+) -> tuple[int, Tensor | None]:
     check_activations(activations, feature_axes)
     n_samples = math.prod(activations.shape[:-feature_axes])
-    n_groups, order = groups_of_samples(n_samples, group_size, generator, activations.device)
-    return _Exact.apply(activations, feature_axes, n_groups, order)  # type: ignore[no-untyped-call, no-any-return]
+    return groups_of_samples(n_samples, group_size, generator, activations.device)
 
 
 def sliced_sigreg(
@@ -182,72 +201,87 @@ class _Pull(NamedTuple):
 
     pairs: Tensor
     single: Tensor
-    order: Tensor | None  # of the samples, before they are cut into groups
 
-    def of(self, rows: Tensor) -> Tensor:
-        rows = rows if self.order is None else rows[self.order]
+    def of(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Rows (N, d); ``order`` of the samples, before they are cut into groups."""
+        rows = rows if order is None else rows[order]
         groups = grouped(rows, len(self.pairs))
         found = torch.bmm(self.pairs, groups).flatten(0, 1)
         if len(self.single):
             found = torch.cat([found, self.single.unsqueeze(1) * rows[len(found) :]])
-        return found if self.order is None else found[self.order.argsort()]
+        return found if order is None else found[order.argsort()]
 
 
-def _value_and_pull(rows: Tensor, n_groups: int, order: Tensor | None) -> tuple[Tensor, _Pull]:
-    """The statistic of rows (N, d) with the pairs of ``n_groups`` groups, and its gradient.
+def _values_and_pulls(rows: Sequence[Tensor], n_groups: int, orders: Sequence[Tensor | None]) -> tuple[Tensor, _Pull]:
+    """The statistics of several activations' rows (N, d) with the pairs of ``n_groups`` groups, and their gradients.
 
-    The constants of the target are taken out of both sums before they are formed: at the target those nearly cancel.
+    Both are stacked: they have a first axis for the activations. The constants of the target are taken out of both
+    sums before they are formed: at the target those nearly cancel.
     """
-    n, dimension = rows.shape
-    rows = rows if order is None else rows[order]
-    groups = grouped(rows, n_groups)
-    size = groups.shape[1]
-    gram = torch.bmm(groups, groups.mT).double()  # products in the rows' own precision, all that follows in float64
-    own = gram.diagonal(dim1=1, dim2=2)
-    distance = (own.unsqueeze(2) + own.unsqueeze(1) - 2 * gram).clamp_min(0)
-    square = torch.cat([own.flatten(), rows[n_groups * size :].double().square().sum(1)])
+    n, dimension = rows[0].shape
+    rows = [h if order is None else h[order] for h, order in zip(rows, orders, strict=True)]
+    groups = [grouped(h, n_groups) for h in rows]
+    size = groups[0].shape[1]
+    gram = torch.stack([torch.bmm(each, each.mT) for each in groups])
+    gram = gram.double()  # products in the rows' own precision, all that follows in float64
+    own = gram.diagonal(dim1=2, dim2=3)
+    distance = (own.unsqueeze(3) + own.unsqueeze(2) - 2 * gram).clamp_min(0)
+    square = own.flatten(1)
+    if n_groups * size < n:
+        rest = torch.stack([h[n_groups * size :] for h in rows])
+        square = torch.cat([square, rest.double().square().sum(2)], dim=1)
     single, single_slope = kernel_and_slope(square / (2 * dimension), dimension)
     pair, pair_slope = kernel_and_slope(distance / dimension, dimension)
     share = (n - 1) / max(n_groups * size * (size - 1), 1)  # what a pair counts; a sample is no pair with itself
-    others = share * (1 - torch.eye(size, device=rows.device, dtype=pair.dtype))
-    deviation = ((pair - _PAIR_AT_TARGET) * others).sum() - math.sqrt(2) * (single - _SINGLE_AT_TARGET).sum()
+    others = share * (1 - torch.eye(size, device=gram.device, dtype=pair.dtype))
+    pairs_deviate = sum_of_each((pair - _PAIR_AT_TARGET) * others)
+    deviation = pairs_deviate - math.sqrt(2) * sum_of_each(single - _SINGLE_AT_TARGET)
     push, pull = 4 * pair_slope * others, -math.sqrt(2) * single_slope
-    within = pull[: n_groups * size].view(n_groups, size)
+    within = pull[:, : n_groups * size].unflatten(1, (n_groups, size))
     scale = _SQRT_TWO_PI / dimension
-    pairs = ((push.sum(2) + within).diag_embed() - push) * scale
+    pairs = ((push.sum(3) + within).diag_embed() - push) * scale
     value = _SQRT_TWO_PI * (1 - _PAIR_AT_TARGET + deviation)
-    return value.to(rows.dtype), _Pull(pairs.to(rows.dtype), (pull[n_groups * size :] * scale).to(rows.dtype), order)
+    precision = rows[0].dtype
+    return value.to(precision), _Pull(pairs.to(precision), (pull[:, n_groups * size :] * scale).to(precision))
 
 
 class _Exact(torch.autograd.Function):
-    """One product with the activations forward, and one backward.
+    """One product with each activation forward, and one backward; what lies between is done for all of them at once.
 
-    The gradient has the activations' own shape and layout and no view behind it: autograd can then add the other
-    gradients of the layer into it in place.
+    The gradients have the activations' own shape and layout and no view behind them: autograd can then add the other
+    gradients of the layer into them in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, feature_axes: int, n_groups: int, order: Tensor | None) -> Tensor:
-        with torch.autocast(activations.device.type, enabled=False):
-            value, pull = _value_and_pull(sample_rows(in_float32(activations), feature_axes), n_groups, order)
-        ctx.save_for_backward(activations, *pull)
-        ctx.feature_axes, ctx.n_groups = feature_axes, n_groups
+    def forward(
+        ctx: Any, feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
+    ) -> Tensor:
+        ctx.feature_axes, ctx.n_groups, ctx.orders = feature_axes, n_groups, orders or [None] * len(activations)
+        with torch.autocast(activations[0].device.type, enabled=False):
+            rows = [sample_rows(in_float32(h), feature_axes) for h in activations]
+            value, pull = _values_and_pulls(rows, n_groups, ctx.orders)
+        ctx.save_for_backward(*pull, *activations)
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        activations, *saved = ctx.saved_tensors
-        pull = _Pull(*saved)
-        with torch.autocast(activations.device.type, enabled=False):
-            rows = sample_rows(in_float32(activations), ctx.feature_axes)
-            if torch.is_grad_enabled():  # create_graph: autograd differentiates the matrix, too
-                pull = _value_and_pull(rows, ctx.n_groups, pull.order)[1]
-            found = pull._replace(pairs=gradient * pull.pairs, single=gradient * pull.single).of(rows)
-        found = found.to(activations.dtype)
-        if is_channels_last(activations, ctx.feature_axes):
-            n, c, h, w = activations.shape
-            return found.view(n, h, w, c).permute(0, 3, 1, 2), None, None, None
-        return found.view(activations.shape), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pairs, single, *activations = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            rows = [sample_rows(in_float32(h), ctx.feature_axes) for h in activations]
+            if torch.is_grad_enabled():  # create_graph: autograd differentiates the matrices, too
+                pairs, single = _values_and_pulls(rows, ctx.n_groups, ctx.orders)[1]
+            pulls = map(_Pull, gradient.view(-1, 1, 1, 1) * pairs, gradient.view(-1, 1) * single)
+            found = [pull.of(h, order) for pull, h, order in zip(pulls, rows, ctx.orders, strict=True)]
+        given = zip(found, activations, strict=True)
+        return None, None, None, *(_in_layout_of(h, own, ctx.feature_axes) for own, h in given)
+
+
+def _in_layout_of(activations: Tensor, rows: Tensor, feature_axes: int) -> Tensor:
+    rows = rows.to(activations.dtype)
+    if is_channels_last(activations, feature_axes):
+        n, c, h, w = activations.shape
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+    return rows.view(activations.shape)
 
 
 class _EppsPulley(torch.autograd.Function):
@@ -318,25 +352,38 @@ class SIGReg(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        terms = [self._term(record, generator) for record in trace.select(self.sites)]
-        return self.strength * torch.stack(terms).sum()
-
-    def _term(self, record: Record, generator: torch.Generator) -> Tensor:
-        feature_axes = 1
-        if record.site.axes == "nchw" and self.features == "flatten" and self.mode == "exact":
-            samples, feature_axes = record.activation, 3
-        elif self.features != "pooled":
-            samples = record.vectors(self.features)
-        elif record.site.axes == "nchw":
-            precision = accumulation_dtype(record.activation)
-            samples = record.activation.mean((2, 3), dtype=precision)
+        samples, feature_axes = zip(*map(self._samples, trace.select(self.sites)), strict=True)
+        if self.mode == "exact":
+            groups = [self._groups_of(h, axes, generator) for h, axes in zip(samples, feature_axes, strict=True)]
+            losses = losses_together(self._exact, samples, feature_axes, *zip(*groups, strict=True))
         else:
-            samples = record.activation
+            losses = torch.stack([self._term(h, generator) for h in samples])
+        return self.strength * losses.sum()
+
+    def _samples(self, record: Record) -> tuple[Tensor, int]:
+        """What is one sample of a Site, and how many last axes it has."""
+        if record.site.axes == "nchw" and self.features == "flatten" and self.mode == "exact":
+            return record.activation, 3
+        if self.features != "pooled":
+            return record.vectors(self.features), 1
+        if record.site.axes == "nchw":
+            return record.activation.mean((2, 3), dtype=accumulation_dtype(record.activation)), 1
+        return record.activation, 1
+
+    def _groups_of(self, samples: Tensor, feature_axes: int, generator: torch.Generator) -> tuple[int, Tensor | None]:
+        per_example = feature_axes == 3 or samples.dim() == 2
+        return _groups(samples, feature_axes, self.group_size, None if per_example else generator)
+
+    def _exact(
+        self, samples: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None
+    ) -> Tensor:
+        return self._reduced(sigregs(samples, feature_axes, n_groups, orders), samples[0], feature_axes)
+
+    def _term(self, samples: Tensor, generator: torch.Generator) -> Tensor:
         if self.mode == "weak":
             return weak_sigreg(samples, self.n_slices or 64, generator)
-        if self.mode == "exact":
-            per_example = feature_axes == 3 or samples.dim() == 2
-            found = sigreg(samples, feature_axes, self.group_size, None if per_example else generator)
-        else:
-            found = sliced_sigreg(samples, self.n_slices or 256, generator, None, self.n_points, self.t_max)
+        found = sliced_sigreg(samples, self.n_slices or 256, generator, None, self.n_points, self.t_max)
+        return self._reduced(found, samples, 1)
+
+    def _reduced(self, found: Tensor, samples: Tensor, feature_axes: int) -> Tensor:
         return found / math.prod(samples.shape[:-feature_axes]) if self.reduction == "mean" else found

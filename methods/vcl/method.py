@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -19,6 +21,8 @@ from reproduce.method import (
     check_activations,
     device_of,
     in_float32,
+    losses_together,
+    mean_of_each,
     sites_with_role,
 )
 
@@ -39,12 +43,32 @@ def variance_constancy_loss(
             that are not floating point.
     """
     _check(activations, beta, sample_size, unbiased)
-    samples = _FirstRows.apply(activations, 2 * sample_size)  # type: ignore[no-untyped-call]
-    samples = in_float32(samples).unflatten(0, (2, sample_size))
-    centred = samples - samples.mean(1, keepdim=True)
+    return _losses([activations], beta, sample_size, unbiased).squeeze(0)
+
+
+def variance_constancy_losses(
+    activations: Sequence[Tensor], betas: Sequence[Tensor], sample_size: int = 5, unbiased: bool = True
+) -> Tensor:
+    """`variance_constancy_loss` of each of several activations of one shape, (activations,), in few operations for all.
+
+    Raises:
+        ValueError: as `variance_constancy_loss`.
+    """
+    _check(activations[0], betas[0], sample_size, unbiased)
+    beta = torch.stack(list(betas))
+    repeated = activations[0].dim() - beta.dim()  # axes of the units that share a beta
+    beta = beta.reshape(len(beta), *(1,) * repeated, *beta.shape[1:])
+    return _losses(activations, beta, sample_size, unbiased)
+
+
+def _losses(activations: Sequence[Tensor], beta: Tensor | float, sample_size: int, unbiased: bool) -> Tensor:
+    """Beta is one for all activations, or broadcasts against (activations, units...)."""
+    samples = _FirstRows.apply(2 * sample_size, *activations)  # type: ignore[no-untyped-call]
+    samples = in_float32(samples).unflatten(1, (2, sample_size))
+    centred = samples - samples.mean(2, keepdim=True)
     # torch's own variance takes over ten times as long over so short an axis.
-    first, second = (centred.square().sum(1) / (sample_size - int(unbiased))).unbind()
-    return (1 - first / (second + beta)).square().mean()
+    first, second = (centred.square().sum(2) / (sample_size - int(unbiased))).unbind(1)
+    return mean_of_each((1 - first / (second + beta)).square())
 
 
 def two_slice_variance_constancy_loss(
@@ -58,22 +82,26 @@ def two_slice_variance_constancy_loss(
 
 
 class _FirstRows(torch.autograd.Function):
-    """``activations[:n]``, with a gradient in the memory layout of the activations.
+    """``activations[:n]`` of each, stacked, in the memory layout of the activations, and so are the gradients.
 
     Slicing pads its gradient in the default layout, and adding that to the gradient of a map in channels_last
     takes longer than all the rest.
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, n: int) -> Tensor:
-        ctx.layout = torch.empty_like(activations, device="meta")  # without holding on to the activations
-        return activations[:n]
+    def forward(ctx: Any, n: int, *activations: Tensor) -> Tensor:
+        ctx.layouts = [torch.empty_like(h, device="meta") for h in activations]  # without holding on to them
+        axes = range(activations[0].dim())
+        memory_order = sorted(axes, key=activations[0].stride, reverse=True)
+        stacked = torch.stack([h[:n].permute(memory_order) for h in activations])
+        return stacked.permute(0, *(1 + memory_order.index(axis) for axis in axes))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        padded = torch.zeros_like(ctx.layout, device=gradient.device)
-        padded[: len(gradient)] = gradient
-        return padded, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        padded = [torch.zeros_like(layout, device=gradient.device) for layout in ctx.layouts]
+        for own, rows in zip(padded, gradient.unbind(), strict=True):
+            own[: len(rows)] = rows
+        return None, *padded
 
 
 def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased: bool) -> None:
@@ -138,14 +166,12 @@ class VCL(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        terms = [
-            variance_constancy_loss(_batch_first(record), beta, self.sample_size, self.unbiased)
-            for record in trace.select(self.sites)
-            if (beta := _beta(record.site)) is not None
-        ]
-        if not terms:
+        records = [record for record in trace.select(self.sites) if _beta(record.site) is not None]
+        if not records:
             raise ValueError("VCL needs betas at its Sites: call prepare() before training")
-        return self.strength * torch.stack(terms).sum()
+        losses = partial(variance_constancy_losses, sample_size=self.sample_size, unbiased=self.unbiased)
+        betas = [_beta(record.site) for record in records]
+        return self.strength * losses_together(losses, [_batch_first(record) for record in records], betas).sum()
 
     def _shape(self, site: Site) -> tuple[int, ...]:
         if _beta(site) is not None:

@@ -24,6 +24,7 @@ from reproduce.method.sites import (
     sites_of,
     sites_with_role,
 )
+from reproduce.method.together import losses_together, mean_of_each, sum_of_each
 
 __all__ = [
     "Features",
@@ -48,8 +49,11 @@ __all__ = [
     "groups_of_samples",
     "in_float32",
     "is_channels_last",
+    "losses_together",
+    "mean_of_each",
     "sample_directions",
     "sample_rows",
     "sites_of",
     "sites_with_role",
+    "sum_of_each",
 ]
