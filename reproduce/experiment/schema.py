@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,6 +17,7 @@ Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+_DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
 
 
@@ -160,7 +163,7 @@ class HostSpec(Strict):
 class Arm(Strict):
     """One row of a table: a method with its parameters, and what the paper changed beside it."""
 
-    method: str = "vanilla"
+    method: str = _DEFAULTS["arm"]["method"]
     label: str = ""
     params: dict[str, Any] = {}
     grid: dict[str, Choices] = {}  # parameters to choose by mean validation metric
