@@ -31,7 +31,7 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
-from reproduce.results.store import read_results, write_result
+from reproduce.results.store import ResultError, copy_result, read_results
 
 if TYPE_CHECKING:
     from reproduce.training.plan import PlannedRun
@@ -308,11 +308,11 @@ def publish(
         if not source.exists():
             n_missing += 1
         elif not target.exists():
-            found, damaged = read_results([source])
-            problems += damaged
-            for result in found:
-                write_result(result, target)
+            try:
+                copy_result(source, target)
                 n_new += 1
+            except ResultError as error:
+                problems.append(str(error))
     already = len(planned) - n_new - n_missing - len(problems)
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
