@@ -27,10 +27,12 @@ from reproduce.cli.options import (
     data_root,
     one_line_errors,
 )
+from reproduce.cli.pack import pack, unpack
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
+from reproduce.results.source import check_copy
 from reproduce.results.store import ResultError, copy_result, read_results
 
 if TYPE_CHECKING:
@@ -195,6 +197,7 @@ def run(
 
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: expected 0 or more")
+    check_copy()
     chosen = torch_device(device or default_device())
     experiments = chosen_experiments(method, scale, only)
     planned = planned_runs(experiments, seeds, data)
@@ -348,6 +351,8 @@ def bench(
 
 
 app.command()(one_line_errors(calibrate))
+app.command()(one_line_errors(pack))
+app.command()(one_line_errors(unpack))
 
 
 @app.command("new")

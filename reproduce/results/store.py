@@ -36,7 +36,7 @@ def write_result(result: Result, path: Path) -> Result:
     if result.site_order is None:
         del content["site_order"]  # so that an older Result is sealed as it was
     content["seal"] = _seal_of(content)
-    return _put(content, path)
+    return place_result(content, path)
 
 
 def copy_result(source: Path, target: Path) -> Result:
@@ -47,8 +47,7 @@ def copy_result(source: Path, target: Path) -> Result:
     Raises:
         ResultError: as `read_result`.
     """
-    content, _ = _read(source)
-    return _put(content, target)
+    return place_result(read_content(source), target)
 
 
 def respell(path: Path) -> Result:
@@ -63,6 +62,11 @@ def read_result(path: Path) -> Result:
         ResultError: truncated or invalid JSON, another schema, a broken seal, an id that is not its config's.
     """
     return _read(path)[1]
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What one Result says, names that today's Results have and it lacks left out; errors as `read_result`."""
+    return _read(path)[0]
 
 
 def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
@@ -103,7 +107,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Result]:
     return checked(text, str(path))
 
 
-def _put(content: dict[str, Any], path: Path) -> Result:
+def place_result(content: dict[str, Any], path: Path) -> Result:
+    """Put sealed content to ``path`` in one step, in today's spelling; errors as `read_result`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(spelled(content), "utf-8")
