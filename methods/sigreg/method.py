@@ -70,9 +70,7 @@ def sigreg(
     return sigregs([activations], feature_axes, n_groups, None if order is None else [order]).squeeze(0)
 
 
-def sigregs(
-    activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None
-) -> Tensor:
+def sigregs(activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None) -> Tensor:
     """`sigreg` of each of several activations of one shape, (activations,), in few operations for all.
 
     Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``.

@@ -27,11 +27,13 @@ from reproduce.cli.options import (
     data_root,
     one_line_errors,
 )
+from reproduce.cli.pack import pack, unpack
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
-from reproduce.results.store import read_results, write_result
+from reproduce.results.source import check_copy
+from reproduce.results.store import ResultError, copy_result, read_results
 
 if TYPE_CHECKING:
     from reproduce.training.plan import PlannedRun
@@ -198,6 +200,7 @@ def run(
 
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: expected 0 or more")
+    check_copy()
     chosen = torch_device(device or default_device())
     chosen_mode = step_mode(mode, chosen)
     experiments = chosen_experiments(method, scale, only)
@@ -313,11 +316,11 @@ def publish(
         if not source.exists():
             n_missing += 1
         elif not target.exists():
-            found, damaged = read_results([source])
-            problems += damaged
-            for result in found:
-                write_result(result, target)
+            try:
+                copy_result(source, target)
                 n_new += 1
+            except ResultError as error:
+                problems.append(str(error))
     already = len(planned) - n_new - n_missing - len(problems)
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
@@ -353,6 +356,8 @@ def bench(
 
 
 app.command()(one_line_errors(calibrate))
+app.command()(one_line_errors(pack))
+app.command()(one_line_errors(unpack))
 
 
 @app.command("new")

@@ -14,26 +14,43 @@ from pydantic import ValidationError
 from reproduce.errors import first_problem
 from reproduce.experiment.identity import canonical_json
 from reproduce.results.record import SCHEMA_VERSION, Result
+from reproduce.results.spelling import content_of, spelled
 
 
 class ResultError(Exception):
     """A Result file that cannot be trusted; the message names the file and the reason."""
 
 
+def _sealed_text(content: dict[str, Any]) -> str:
+    """What a seal is the hash of."""
+    return canonical_json({name: value for name, value in content.items() if name != "seal"})
+
+
 def _seal_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "seal"}).encode()).hexdigest()
+    return hashlib.sha256(_sealed_text(content).encode()).hexdigest()
 
 
 def write_result(result: Result, path: Path) -> Result:
     """Seal ``result`` and put it at ``path`` in one step: a crash leaves nothing there."""
     content = json.loads(result.model_dump_json())
     content["seal"] = _seal_of(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    sealed = read_result(temporary)
-    temporary.replace(path)
-    return sealed
+    return place_result(content, path)
+
+
+def copy_result(source: Path, target: Path) -> Result:
+    """Put the Result at ``source`` to ``target`` in today's spelling, with the seal that it has.
+
+    A Result of before may lack names that today's have: it is copied as it is, not sealed anew.
+
+    Raises:
+        ResultError: as `read_result`.
+    """
+    return place_result(read_content(source), target)
+
+
+def respell(path: Path) -> Result:
+    """Give a Result's file today's spelling, which is shorter: neither content nor seal change."""
+    return copy_result(path, path)
 
 
 def read_result(path: Path) -> Result:
@@ -42,24 +59,60 @@ def read_result(path: Path) -> Result:
     Raises:
         ResultError: truncated or invalid JSON, another schema, a broken seal, an id that is not its config's.
     """
+    return _read(path)[1]
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What one Result says, names that today's Results have and it lacks left out; errors as `read_result`."""
+    return _read(path)[0]
+
+
+def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
+    """The content of one Result and the Result that it is, where seal and id hold.
+
+    Args:
+        text: a Result in any spelling.
+        where: what an error begins with: the file, say.
+
+    Raises:
+        ResultError: as `read_result`.
+    """
     try:
-        text = path.read_text("utf-8")
-        content = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultError(f"{path}: not a readable Result ({error})") from error
+        content = content_of(text)
+    except ValueError as error:
+        raise ResultError(f"{where}: not a readable Result ({error})") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
-        raise ResultError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}")
-    if content.get("seal") != _seal_of(content):
-        raise ResultError(f"{path}: its seal does not match its content; it was edited or damaged after the run")
+        raise ResultError(f"{where}: schema version {found}, expected {SCHEMA_VERSION}")
+    sealed = _sealed_text(content)
+    if content.get("seal") != hashlib.sha256(sealed.encode()).hexdigest():
+        raise ResultError(f"{where}: its seal does not match its content; it was edited or damaged after the run")
     try:
-        result = Result.model_validate_json(text)  # as JSON: strict models then take arrays for their tuples
+        result = Result.model_validate_json(sealed)  # as JSON: strict models then take arrays for their tuples
     except ValidationError as error:
         location, message, _ = first_problem(error, content)
-        raise ResultError(f"{path}: {'.'.join(map(str, location))}: {message}") from error
+        raise ResultError(f"{where}: {'.'.join(map(str, location))}: {message}") from error
     if result.id != result.config.id:
-        raise ResultError(f"{path}: id {result.id} is not the hash of its config ({result.config.id})")
-    return result
+        raise ResultError(f"{where}: id {result.id} is not the hash of its config ({result.config.id})")
+    return content, result.model_copy(update={"seal": content["seal"]})
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Result]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: not a readable Result ({error})") from error
+    return checked(text, str(path))
+
+
+def place_result(content: dict[str, Any], path: Path) -> Result:
+    """Put sealed content to ``path`` in one step, in today's spelling; errors as `read_result`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(spelled(content), "utf-8")
+    sealed = read_result(temporary)
+    temporary.replace(path)
+    return sealed
 
 
 def read_results(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:

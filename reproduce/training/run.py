@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from filelock import FileLock, Timeout
 
 from reproduce import data
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT
 from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
+from reproduce.results.source import git_state
 from reproduce.results.store import ResultError, read_results, write_result
 from reproduce.training.capture import CudaGraph, Mode
 from reproduce.training.host import build_task
@@ -279,24 +278,6 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-@functools.cache
-def git_state() -> tuple[str, bool]:
-    """The code's commit, and whether tracked files differ from it; ("unknown", True) outside a checkout."""
-    if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps inside the checkout of something else
-        return "unknown", True
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def _reset_peak_memory(device: torch.device) -> bool:

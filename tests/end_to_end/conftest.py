@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from reproduce.results.spelling import content_of
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds, for a busy machine
 UNWANTED = ("REPRODUCE_DATA", "REPRODUCE_METHODS", "PYTHONPATH")  # of the environment of whoever tests
@@ -222,7 +224,8 @@ def groups() -> Iterator[list[subprocess.Popen[str]]]:
 
 def results_in(runs: Path) -> dict[str, Any]:
     """The content of every sealed Result, by the name of its folder."""
-    return {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(runs.glob("*/result.json"))}
+    paths = sorted(runs.glob("*/result.json"))
+    return {path.parent.name: content_of(path.read_text("utf-8")) for path in paths}
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from reproduce.experiment.schema import (
     TaskSpec,
 )
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
+from reproduce.results.spelling import content_of
 from reproduce.results.store import ResultError, read_result, read_results, write_result
 
 ENVIRONMENT = Environment(
@@ -219,8 +220,8 @@ def test_any_result_comes_back(
 
 def test_an_edited_result_does_not_read(sealed: Path) -> None:
     text = sealed.read_text("utf-8")
-    assert '"error": 1.5' in text
-    sealed.write_text(text.replace('"error": 1.5', '"error": 1.4'), "utf-8")
+    assert '"error":1.5' in text
+    sealed.write_text(text.replace('"error":1.5', '"error":1.4'), "utf-8")
     with pytest.raises(ResultError, match=r"result\.json: its seal does not match its content"):
         read_result(sealed)
 
@@ -244,7 +245,7 @@ def reseal(path: Path, **changes: Any) -> None:
     """What a careful forger would write."""
     import hashlib
 
-    content = {**json.loads(path.read_text("utf-8")), **changes}
+    content = {**content_of(path.read_text("utf-8")), **changes}
     content.pop("seal")
     content["seal"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     path.write_text(json.dumps(content), "utf-8")
@@ -260,7 +261,7 @@ def test_another_schema_does_not_read(sealed: Path) -> None:
 
 
 def test_a_sealed_lie_does_not_read(sealed: Path) -> None:
-    content = json.loads(sealed.read_text("utf-8"))
+    content = content_of(sealed.read_text("utf-8"))
     reseal(sealed, config={**content["config"], "seed": 1})
     with pytest.raises(ResultError, match=r"is not the hash of its config"):
         read_result(sealed)
