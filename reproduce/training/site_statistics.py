@@ -1,6 +1,14 @@
-"""What passes the Sites: statistics of a training-mode pass over a fixed batch, leaving no trace in the run."""
+"""What passes the Sites: statistics of a training-mode pass over a fixed batch, leaving no trace in the run.
+
+Sites of equal shape are described together, and the host waits once, for all numbers of all Sites. On a CPU each number
+is that of the Site alone, to the last bit: sums in float32 are taken in the same order, and what is not is computed in
+float64 and then rounded.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +19,7 @@ from reproduce.results.record import BINS, QUANTILES, SiteStatistics
 from reproduce.tasks import Task
 
 RANK_SAMPLES = 256  # the rank needs an eigenvalue problem of this size at most
+LARGEST_BATCH = 2**24  # numbers of Sites that are described together: 64 MiB in float32, and twice that beside them
 
 
 def site_statistics(task: Task, generators: Generators, trace: Trace) -> dict[str, SiteStatistics]:
@@ -18,78 +27,188 @@ def site_statistics(task: Task, generators: Generators, trace: Trace) -> dict[st
 
     Running averages and generators are put back afterwards, so a Run with these statistics equals one without.
     """
-    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
+    buffers = list(task.model.buffers())
+    before = [buffer.clone() for buffer in buffers]
     states = generators.state_dict()
     task.forward_site_batch()
-    found = {record.site.name: describe(record) for record in trace.records}
+    names = [record.site.name for record in trace.records]
+    found = dict(zip(names, describe(trace.records), strict=True))
     trace.clear()
-    for name, buffer in task.model.named_buffers():
-        buffer.copy_(buffers[name])
+    if buffers:
+        with torch.no_grad():
+            torch._foreach_copy_(buffers, before)
     generators.load_state_dict(states)
     return found
 
 
 @torch.no_grad()
-def describe(record: Record) -> SiteStatistics:
+def describe(records: Sequence[Record]) -> list[SiteStatistics]:
     """Mean, mean square, dispersion of the norms, effective rank, excess kurtosis, and the law of one fixed unit.
 
     Samples are rows: (samples, features), with space and time counted as samples. The effective rank is
     exp(-sum p log p) with p the eigenvalues of the covariance over their sum (Roy & Vetterli 2007).
     """
-    samples = record.samples.detach().float()
-    norms = samples.norm(dim=1)
-    unit = samples[:, samples.shape[1] // 2].double()
-    quantiles = torch.quantile(unit, torch.tensor(QUANTILES, dtype=torch.float64, device=unit.device))
-    summary = torch.stack(
-        [
-            samples.mean(),
-            samples.square().mean(),
-            norms.std(correction=0) / norms.mean().clamp_min(1e-12),
-            effective_rank(samples),
-            excess_kurtosis(samples),
-        ]
-    ).tolist()
-    low, high, *counts = _histogram(unit)
-    return SiteStatistics(
-        mean=summary[0],
-        mean_square=summary[1],
-        norm_dispersion=summary[2],
-        effective_rank=summary[3],
-        unit_quantiles=tuple(quantiles.tolist()),
-        unit_range=(low, high),
-        unit_histogram=tuple(int(count) for count in counts),
-        excess_kurtosis=summary[4],
-    )
+    if not records:
+        return []
+    batches = _of_equal_shape(records)
+    sums, powers, chosen, units = [], [], [], []
+    for batch in batches:
+        samples = _stacked([records[index] for index in batch])
+        norms = samples.norm(dim=2)
+        deviations = torch.stack([norm.std(correction=0) for norm in norms.unbind()])
+        sums.append(torch.stack([_means(samples), _means(samples.square()), _means(norms), deviations], dim=1))
+        powers.append(_central_moments(samples))
+        chosen.append(_spread_over(samples))
+        units.append(samples[:, :, samples.shape[2] // 2].clone())
+    mean, mean_square, mean_norm, deviation = torch.cat(sums).unbind(1)
+    columns = [
+        torch.stack([mean, mean_square, deviation / mean_norm.clamp_min(1e-12)], dim=1).double(),
+        torch.cat(_together(_excess_kurtosis, powers)),
+        torch.cat(_together(effective_rank, _together(_gram, chosen))),
+        torch.cat(_together(_law, units)),
+    ]
+    rows = torch.cat(columns, dim=1).tolist()
+    order = [index for batch in batches for index in batch]
+    return [_named(row) for _, row in sorted(zip(order, rows, strict=True))]
 
 
-def effective_rank(samples: Tensor) -> Tensor:
-    """exp of the entropy of the normalised covariance spectrum, 0-dim; 1 for a rank-one or constant batch."""
-    stride = max(1, len(samples) // RANK_SAMPLES)
-    # A diverging run may hold infinities here; its statistics are then void, but reading them must not fail.
-    chosen = samples[::stride][:RANK_SAMPLES].float().nan_to_num().double()  # float's largest, still squared finitely
-    centred = chosen - chosen.mean(0)
-    gram = centred @ centred.T if centred.shape[0] < centred.shape[1] else centred.T @ centred
-    power = torch.linalg.eigvalsh(gram).clamp_min(0)
-    share = power / power.sum().clamp_min(1e-300)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
-    return entropy.exp().float()
+def _of_equal_shape(records: Sequence[Record]) -> list[list[int]]:
+    """Which records are described together: those whose samples fill memory alike, up to LARGEST_BATCH numbers.
+
+    A Site whose samples are spread over memory otherwise, as those of a transposed matrix, is described alone: its
+    sums are taken in the order of memory.
+    """
+    batches: list[list[int]] = []
+    newest: dict[tuple[object, ...], list[int]] = {}
+    for index, (site, activation) in enumerate(records):
+        is_dense = activation.is_contiguous() or (
+            site.axes == "nchw" and activation.is_contiguous(memory_format=torch.channels_last)
+        )
+        kind = (site.axes, activation.dtype, activation.shape, is_dense or index)
+        batch = newest.get(kind)
+        if batch is None or (len(batch) + 1) * activation.numel() > LARGEST_BATCH:
+            batch = newest[kind] = []
+            batches.append(batch)
+        batch.append(index)
+    return batches
 
 
-def excess_kurtosis(samples: Tensor) -> Tensor:
-    """``E[(h - mean)^4] / variance^2 - 3`` of each unit over (samples, units), the mean over units; 0-dim.
+def _stacked(records: Sequence[Record]) -> Tensor:
+    """Samples of Sites of one kind: (Sites, samples, features), in float32."""
+    if len(records) == 1:
+        return records[0].samples.float()[None]
+    rows = torch.stack([record.vectors("channels") for record in records])
+    return rows.reshape(len(records), -1, rows.shape[-1]).float()
+
+
+def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """``function`` of each part (Sites, ...), called once for parts of one shape, as many as fit into memory."""
+    results = list(parts)
+    calls: list[list[int]] = []
+    newest: dict[torch.Size, list[int]] = {}
+    for place, part in enumerate(parts):
+        call = newest.get(part.shape[1:])
+        if call is None or sum(parts[other].numel() for other in call) + part.numel() > LARGEST_BATCH // 2:
+            call = newest[part.shape[1:]] = []
+            calls.append(call)
+        call.append(place)
+    for call in calls:
+        result = function(torch.cat([parts[place] for place in call]))
+        for place, own in zip(call, result.split([len(parts[place]) for place in call]), strict=True):
+            results[place] = own
+    return results
+
+
+def _means(values: Tensor) -> Tensor:
+    """The mean of all numbers of each Site: (Sites, ...) to (Sites,).
+
+    Threads of a CPU divide one sum among them, but of several sums each takes some: there, one after the other.
+    """
+    if values.device.type == "cpu" and torch.get_num_threads() > 1:
+        return torch.stack([own.mean() for own in values.unbind()])
+    return values.mean(tuple(range(1, values.dim())))
+
+
+def _central_moments(samples: Tensor) -> Tensor:
+    """Variance and fourth central moment of each unit of (Sites, samples, units), in float64: (Sites, 2, units)."""
+    centred = samples.to(torch.float64, copy=True)
+    centred -= centred.mean(1, keepdim=True)
+    squares = centred.square_()
+    variance = squares.mean(1)
+    return torch.stack([variance, squares.square_().mean(1)], dim=1)
+
+
+def _excess_kurtosis(moments: Tensor) -> Tensor:
+    """``E[(h - mean)^4] / variance^2 - 3`` from `_central_moments`, averaged over units, in float32: (Sites, 1).
 
     0 for a normal law, -2 for two equal points, its least. A unit that does not vary counts as 0.
     """
-    centred = samples.double() - samples.double().mean(0)
-    variance = centred.square().mean(0)
-    varies = variance > 0
-    fourth = centred.square().square().mean(0)
-    return torch.where(varies, fourth / variance.square().clamp_min(1e-300) - 3, 0.0).mean().float()
+    variance, fourth = moments.unbind(1)
+    excess = torch.where(variance > 0, fourth / variance.square().clamp_min(1e-300) - 3, 0.0)
+    return excess.mean(1, keepdim=True).float().double()
 
 
-def _histogram(unit: Tensor) -> list[float]:
-    """Smallest value, largest value, and the counts of values in BINS equal parts between them."""
-    low, high = unit.aminmax()
-    position = ((unit - low) / (high - low).clamp_min(1e-300) * BINS).nan_to_num().long().clamp(0, BINS - 1)
-    counts = torch.zeros(BINS, dtype=unit.dtype, device=unit.device).index_add_(0, position, torch.ones_like(unit))
-    return torch.cat([low.view(1), high.view(1), counts]).tolist()
+def _spread_over(samples: Tensor) -> Tensor:
+    """At most RANK_SAMPLES samples of each Site, evenly from first to last: (Sites, samples, features), finite."""
+    stride = max(1, samples.shape[1] // RANK_SAMPLES)
+    # A diverging run may hold infinities here; its statistics are then void, but reading them must not fail.
+    return samples[:, ::stride][:, :RANK_SAMPLES].nan_to_num()  # float32's largest, whose square float64 holds
+
+
+def _gram(samples: Tensor) -> Tensor:
+    """The smaller of the matrices that have the covariance's spectrum, but for a factor: (Sites, m, m)."""
+    samples = samples.double()
+    centred = samples - samples.mean(1, keepdim=True)
+    return centred @ centred.mT if centred.shape[1] < centred.shape[2] else centred.mT @ centred
+
+
+def effective_rank(gram: Tensor) -> Tensor:
+    """exp of the entropy of the normalised spectra of (Sites, m, m): (Sites, 1), rounded to float32.
+
+    1 for a rank-one or constant batch.
+    """
+    power = torch.linalg.eigvalsh(gram).clamp_min(0)
+    share = power / power.sum(1, keepdim=True).clamp_min(1e-300)
+    entropy = -(share * share.clamp_min(1e-300).log()).sum(1, keepdim=True)
+    return entropy.exp().float().double()
+
+
+def _law(units: Tensor) -> Tensor:
+    """QUANTILES, smallest and largest value, and the counts in BINS equal parts between them, of (Sites, samples)."""
+    units = units.double()
+    low, high = units.aminmax(dim=1, keepdim=True)
+    return torch.cat([_quantiles(units), low, high, _histogram(units, low, high)], dim=1)
+
+
+def _histogram(units: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    position = (units - low).div_((high - low).clamp_min(1e-300)).mul_(BINS)
+    place = position.nan_to_num_().long().clamp_(0, BINS - 1)
+    return units.new_zeros(len(units), BINS).scatter_add_(1, place, units.new_ones(()).expand_as(units))
+
+
+def _quantiles(units: Tensor) -> Tensor:
+    """Linear between order statistics, as `torch.quantile`, which takes no more than 2^24 numbers."""
+    ordered = units.sort(dim=1).values
+    last = ordered.shape[1] - 1
+    levels = []
+    for quantile in QUANTILES:
+        place = quantile * last
+        below = math.floor(place)
+        levels.append(torch.lerp(ordered[:, below], ordered[:, math.ceil(place)], place - below))
+    found = torch.stack(levels, dim=1)
+    return torch.where(ordered[:, -1:].isnan(), torch.nan, found)  # not a number among them is sorted to the end
+
+
+def _named(row: Sequence[float]) -> SiteStatistics:
+    mean, mean_square, norm_dispersion, kurtosis, rank, *law = row
+    quantiles, (low, high), counts = law[: len(QUANTILES)], law[-BINS - 2 : -BINS], law[-BINS:]
+    return SiteStatistics(
+        mean=mean,
+        mean_square=mean_square,
+        norm_dispersion=norm_dispersion,
+        effective_rank=rank,
+        unit_quantiles=tuple(quantiles),
+        unit_range=(low, high),
+        unit_histogram=tuple(int(count) for count in counts),
+        excess_kurtosis=kurtosis,
+    )
