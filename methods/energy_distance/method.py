@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -89,6 +89,7 @@ def energy_distances(
 def _groups(
     activations: Tensor, feature_axes: int, group_size: int | None, generator: torch.Generator | None
 ) -> tuple[int, Tensor | None]:
+    """How many groups there are of the samples, and in which order those are cut."""
     check_activations(activations, feature_axes, least_samples=2)
     n_samples = math.prod(activations.shape[:-feature_axes])
     return groups_of_samples(n_samples, group_size, generator, activations.device)
@@ -188,13 +189,13 @@ class _EnergyDistances(torch.autograd.Function):
             value, slope = attraction(length.square() / dimension, dimension)
             own = ordered = 2 / n * slope
             if orders is not None:
-                rows = [h[order] for h, order in zip(rows, orders, strict=True)]
                 place = torch.stack(list(orders))
                 length, ordered = length.gather(1, place), own.gather(1, place)
-            groups = [grouped(h, n_groups) for h in rows]
-            size = groups[0].shape[1]
+            size = n // n_groups
             length, within = (each[:, : n_groups * size].unflatten(1, (n_groups, size)) for each in (length, ordered))
-            distance = _distances(groups, length)
+            in_order = rows if orders is None else (h[order] for h, order in zip(rows, orders, strict=True))
+            groups = (grouped(h, n_groups) for h in in_order)
+            distance = _distances(groups, length, dimension)
             pair_weight = pair_constant(dimension) / (n_groups * size * (size - 1))
             energy = 2 * mean_of_each(value) - pair_weight * sum_of_each(distance) - _WITHIN_TARGET
             # The gradient at sample i is the sum over j of pull_ij h_j. A pair pushes apart with a force that
@@ -242,15 +243,16 @@ def _pulled(activations: Tensor, pull: Tensor, own: Tensor, order: Tensor | None
     return result
 
 
-def _distances(groups: Sequence[Tensor], length: Tensor) -> Tensor:
+def _distances(groups: Iterable[Tensor], length: Tensor, dimension: int) -> Tensor:
     """Distances (activations, groups, m, m) between the samples of each group, zero where they coincide.
 
-    Groups (groups, m, d) of each activation, and the length of each sample (activations, groups, m).
+    Groups (groups, m, d) of each activation, one at a time since they may be copies, and the length of each sample
+    (activations, groups, m).
     """
-    n_groups, size, dimension = groups[0].shape
+    _, n_groups, size = length.shape
     rounding = torch.finfo(length.dtype).eps * _COINCIDENT
     if n_groups * size * size * dimension < _DIRECT:
-        wides = [each.to(length.dtype) for each in groups]
+        wides = (each.to(length.dtype) for each in groups)
         exactly = "donot_use_mm_for_euclid_dist"
         distance = torch.stack([torch.cdist(wide, wide, compute_mode=exactly) for wide in wides])
     else:

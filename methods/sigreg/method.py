@@ -81,6 +81,7 @@ def sigregs(activations: Sequence[Tensor], feature_axes: int, n_groups: int, ord
 def _groups(
     activations: Tensor, feature_axes: int, group_size: int | None, generator: torch.Generator | None
 ) -> tuple[int, Tensor | None]:
+    """How many groups there are of the samples, and in which order those are cut."""
     check_activations(activations, feature_axes)
     n_samples = math.prod(activations.shape[:-feature_axes])
     return groups_of_samples(n_samples, group_size, generator, activations.device)
@@ -210,24 +211,37 @@ class _Pull(NamedTuple):
         return found if order is None else found[order.argsort()]
 
 
-def _values_and_pulls(rows: Sequence[Tensor], n_groups: int, orders: Sequence[Tensor | None]) -> tuple[Tensor, _Pull]:
-    """The statistics of several activations' rows (N, d) with the pairs of ``n_groups`` groups, and their gradients.
+def _rows(activations: Tensor, feature_axes: int) -> Tensor:
+    """(N, d), in float32 at least."""
+    return sample_rows(in_float32(activations), feature_axes)
 
-    Both are stacked: they have a first axis for the activations. The constants of the target are taken out of both
-    sums before they are formed: at the target those nearly cancel.
+
+def _products(rows: Tensor, n_groups: int, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of rows (N, d): all inner products in each group (groups, m, m), and the squares of the rest (rest,)."""
+    rows = rows if order is None else rows[order]
+    groups = grouped(rows, n_groups)
+    rest = rows[groups.shape[0] * groups.shape[1] :]
+    return torch.bmm(groups, groups.mT), rest.double().square().sum(1) if len(rest) else rest.new_empty(0)
+
+
+def _values_and_pulls(
+    activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor | None]
+) -> tuple[Tensor, _Pull]:
+    """The statistics of activations of one shape with the pairs of ``n_groups`` groups, and their gradients.
+
+    Both are stacked: their first axis counts activations. The constants of the target are taken out of both sums
+    before they are formed: at the target those nearly cancel.
     """
-    n, dimension = rows[0].shape
-    rows = [h if order is None else h[order] for h, order in zip(rows, orders, strict=True)]
-    groups = [grouped(h, n_groups) for h in rows]
-    size = groups[0].shape[1]
-    gram = torch.stack([torch.bmm(each, each.mT) for each in groups])
+    dimension = math.prod(activations[0].shape[-feature_axes:])
+    n = activations[0].numel() // dimension
+    in_order = zip(activations, orders, strict=True)
+    products = [_products(_rows(h, feature_axes), n_groups, order) for h, order in in_order]
+    gram, rest = (torch.stack(each) for each in zip(*products, strict=True))
+    precision, size = gram.dtype, gram.shape[-1]
     gram = gram.double()  # products in the rows' own precision, all that follows in float64
     own = gram.diagonal(dim1=2, dim2=3)
     distance = (own.unsqueeze(3) + own.unsqueeze(2) - 2 * gram).clamp_min(0)
-    square = own.flatten(1)
-    if n_groups * size < n:
-        rest = torch.stack([h[n_groups * size :] for h in rows])
-        square = torch.cat([square, rest.double().square().sum(2)], dim=1)
+    square = torch.cat([own.flatten(1), rest], dim=1)
     single, single_slope = kernel_and_slope(square / (2 * dimension), dimension)
     pair, pair_slope = kernel_and_slope(distance / dimension, dimension)
     share = (n - 1) / max(n_groups * size * (size - 1), 1)  # what a pair counts; a sample is no pair with itself
@@ -239,7 +253,6 @@ def _values_and_pulls(rows: Sequence[Tensor], n_groups: int, orders: Sequence[Te
     scale = _SQRT_TWO_PI / dimension
     pairs = ((push.sum(3) + within).diag_embed() - push) * scale
     value = _SQRT_TWO_PI * (1 - _PAIR_AT_TARGET + deviation)
-    precision = rows[0].dtype
     return value.to(precision), _Pull(pairs.to(precision), (pull[:, n_groups * size :] * scale).to(precision))
 
 
@@ -256,8 +269,7 @@ class _Exact(torch.autograd.Function):
     ) -> Tensor:
         ctx.feature_axes, ctx.n_groups, ctx.orders = feature_axes, n_groups, orders or [None] * len(activations)
         with torch.autocast(activations[0].device.type, enabled=False):
-            rows = [sample_rows(in_float32(h), feature_axes) for h in activations]
-            value, pull = _values_and_pulls(rows, n_groups, ctx.orders)
+            value, pull = _values_and_pulls(activations, feature_axes, n_groups, ctx.orders)
         ctx.save_for_backward(*pull, *activations)
         return value
 
@@ -265,21 +277,19 @@ class _Exact(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pairs, single, *activations = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
-            rows = [sample_rows(in_float32(h), ctx.feature_axes) for h in activations]
             if torch.is_grad_enabled():  # create_graph: autograd differentiates the matrices, too
-                pairs, single = _values_and_pulls(rows, ctx.n_groups, ctx.orders)[1]
+                pairs, single = _values_and_pulls(activations, ctx.feature_axes, ctx.n_groups, ctx.orders)[1]
             pulls = map(_Pull, gradient.view(-1, 1, 1, 1) * pairs, gradient.view(-1, 1) * single)
-            found = [pull.of(h, order) for pull, h, order in zip(pulls, rows, ctx.orders, strict=True)]
-        given = zip(found, activations, strict=True)
-        return None, None, None, *(_in_layout_of(h, own, ctx.feature_axes) for own, h in given)
+            given = zip(pulls, activations, ctx.orders, strict=True)
+            return None, None, None, *(_gradient(*each, ctx.feature_axes) for each in given)
 
 
-def _in_layout_of(activations: Tensor, rows: Tensor, feature_axes: int) -> Tensor:
-    rows = rows.to(activations.dtype)
+def _gradient(pull: _Pull, activations: Tensor, order: Tensor | None, feature_axes: int) -> Tensor:
+    found = pull.of(_rows(activations, feature_axes), order).to(activations.dtype)
     if is_channels_last(activations, feature_axes):
         n, c, h, w = activations.shape
-        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
-    return rows.view(activations.shape)
+        return found.view(n, h, w, c).permute(0, 3, 1, 2)
+    return found.view(activations.shape)
 
 
 class _EppsPulley(torch.autograd.Function):
