@@ -75,7 +75,9 @@ def adds_a_finite_number(method: Method, problem: Any) -> None:
 
 def works_in_bfloat16(method: Method, problem: Any) -> None:
     session = problem.session(method, precision="bfloat16")
-    loss = session.forward()
+    with session.trace.recording_every_role():
+        loss = session.forward()
+    assert {record.activation.dtype for record in session.trace.records} == {torch.bfloat16}
     penalty = session.penalty()
     assert penalty.shape == ()
     assert penalty.dtype in (torch.float32, torch.float64), "half precision is accumulated in float32"
