@@ -86,6 +86,14 @@ class ActivityNorm(Method):
             raise ValueError(f"temporal_strength {self.temporal_strength} needs kind = 'ar_tar', got {self.kind!r}")
         return self
 
+    @property
+    def recorded_roles(self) -> frozenset[Role]:
+        """Of AR and TAR those that have a weight."""
+        if self.kind != "ar_tar":
+            return super().recorded_roles
+        weights: dict[Role, float] = {"dropped": self.strength, "post": self.temporal_strength}
+        return frozenset(role for role, weight in weights.items() if weight)
+
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted penalty."""
         if self.kind == "ar_tar":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from reproduce.method.sites import Trace
+from reproduce.method.sites import ROLES, Role, Trace
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +43,21 @@ class Method(BaseModel):
         """The fields that weight the penalty: those whose names end in ``strength`` or ``coefficient``."""
         return [name for name in cls.model_fields if name.endswith(("strength", "coefficient"))]
 
+    @property
+    def recorded_roles(self) -> frozenset[Role]:
+        """Roles of the Sites that `penalty` and `after_step` read: while training, a Trace records no others.
+
+        They are the values of the fields that hold a `Role`; none for a method without a penalty, or with every
+        strength at zero, that does nothing after a step either. A method that reads by another rule overrides this.
+        """
+        own = type(self)
+        adds = own.penalty is not Method.penalty and not _all_zero(self, getattr(own.penalty, "strengths", []))
+        if not adds and own.after_step is Method.after_step:
+            return frozenset()
+        return frozenset(
+            getattr(self, name) for name, field in own.model_fields.items() if _holds_role(field.annotation)
+        )
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""
 
@@ -53,7 +68,7 @@ class Method(BaseModel):
         training is vanilla's, bit for bit.
 
         Args:
-            trace: what the Sites recorded in this step's forward pass.
+            trace: what the Sites of `recorded_roles` recorded in this step's forward pass.
             progress: fraction of training done, 0-dim in [0, 1].
             generator: the only source of randomness a method may use; lives on the model's device.
         """
@@ -87,9 +102,19 @@ def _zero_at_strength_zero(penalty: Callable[..., Tensor], strengths: list[str])
 
     @functools.wraps(penalty)
     def guarded(self: Method, trace: Trace, *arguments: Any, **options: Any) -> Tensor:
-        if strengths and all(getattr(self, name) == 0 for name in strengths):
+        if _all_zero(self, strengths):
             return trace.zero()
         return penalty(self, trace, *arguments, **options)
 
     guarded.strengths = strengths  # type: ignore[attr-defined]
     return guarded
+
+
+def _all_zero(method: Method, strengths: list[str]) -> bool:
+    """Whether there are strengths, and none of them adds anything."""
+    return bool(strengths) and all(getattr(method, name) == 0 for name in strengths)
+
+
+def _holds_role(annotation: Any) -> bool:
+    """Whether a field is of type `Role`, or of some of its values."""
+    return get_origin(annotation) is Literal and ROLES.issuperset(get_args(annotation))

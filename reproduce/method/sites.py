@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Role = Literal["pre", "post", "dropped", "code"]
+ROLES: frozenset[Role] = frozenset(get_args(Role))
 Axes = Literal["nc", "nchw", "tnc", "ntc"]
 Features = Literal["flatten", "channels"]  # what a sample of a map is: all of it, or one location
 
@@ -84,15 +86,31 @@ class Record(NamedTuple):
 
 
 class Trace:
-    """What the Sites of a model recorded in the current training step, and the model's weights."""
+    """What the Sites of a model recorded in the current training step, and the model's weights.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: whose Sites record.
+        roles: of the Sites that are recorded; an activation that nobody reads would be kept in memory for nothing.
+    """
+
+    def __init__(self, model: nn.Module, roles: frozenset[Role] = ROLES) -> None:
         self.model = model
+        self.roles = roles
         self.records: list[Record] = []
         self._zero: Tensor | None = None
 
     def add(self, site: Site, activation: Tensor) -> None:
-        self.records.append(Record(site, activation))
+        if site.role in self.roles:
+            self.records.append(Record(site, activation))
+
+    @contextlib.contextmanager
+    def recording_every_role(self) -> Iterator[None]:
+        """Within it, every Site is recorded."""
+        roles, self.roles = self.roles, ROLES
+        try:
+            yield
+        finally:
+            self.roles = roles
 
     def clear(self) -> None:
         self.records.clear()
@@ -101,11 +119,17 @@ class Trace:
         """Records of one role, in the order of the forward pass.
 
         Raises:
-            ValueError: if this model has no Site of that role, because a penalty on nothing is a mistake.
+            ValueError: if this model has no Site of that role, because a penalty on nothing is a mistake; or if it is
+                a role that the method does not say it reads.
         """
+        if role not in self.roles:
+            raise ValueError(
+                f"{role!r} Sites are not recorded, only {sorted(self.roles) or 'none'}: a method that reads them needs "
+                f"a field of type Role that says so, or its own `recorded_roles`"
+            )
         chosen = [record for record in self.records if record.site.role == role]
         if not chosen:
-            present = sorted({record.site.role for record in self.records})
+            present = sorted({site.role for site in sites_of(self.model) if site.trace is self})
             raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")
         return chosen
 
@@ -124,9 +148,9 @@ def sites_of(model: nn.Module) -> Iterator[Site]:
             yield module
 
 
-def watch(model: nn.Module) -> Trace:
-    """Connect every Site of ``model`` to one new Trace, and return it."""
-    trace = Trace(model)
+def watch(model: nn.Module, roles: frozenset[Role] = ROLES) -> Trace:
+    """Connect every Site of ``model`` to one new Trace, which records those of these roles, and return it."""
+    trace = Trace(model, roles)
     for site in sites_of(model):
         site.trace = trace
     return trace

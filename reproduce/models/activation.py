@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.sites import Axes, Site
+from reproduce.models.precision import like
 
 ActivationName = Literal["relu", "elu", "selu", "sigmoid", "tanh", "leaky_relu"]
 
@@ -51,5 +52,5 @@ class Activated(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         value = self.activation(self.pre(self.layer(value)))
         if self.scalar_bias is not None:
-            value = value + self.scalar_bias
+            value = value + like(self.scalar_bias, value)
         return self.post(value)

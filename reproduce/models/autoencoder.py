@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.dropout import Dropout
+from reproduce.models.precision import like
 
 
 class Options(ModelOptions):
@@ -107,7 +108,7 @@ class Autoencoder(nn.Module):
     def decode(self, code: Tensor) -> Tensor:
         """Codes (N, d_sae) to reconstructions (N, d_in)."""
         output = code @ self.W_dec
-        return output + self.b_dec if self.options.decoder_bias else output
+        return output + like(self.b_dec, output) if self.options.decoder_bias else output
 
     def features(self, inputs: Tensor) -> Tensor:
         """What a classifier reads, (N, d_sae): the code, with the alpha * k largest kept where k are in training."""
@@ -132,7 +133,8 @@ class Autoencoder(nn.Module):
         inputs = inputs.flatten(1)
         if self.options.centred:
             inputs = inputs - self.b_dec
-        return inputs @ (self.W_dec.t() if self.options.tied else self.W_enc) + self.b_enc
+        product = inputs @ (self.W_dec.t() if self.options.tied else self.W_enc)
+        return product + like(self.b_enc, product)
 
 
 def build(

@@ -13,6 +13,7 @@ from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.dropout import Dropout, LockedDropout
 from reproduce.models.initialisation import draw_uniform
+from reproduce.models.precision import run_recurrent
 
 EMBEDDING_BOUND = 0.1  # U(+-0.1) for embedding and decoder: pytorch/examples, word_language_model
 
@@ -48,7 +49,7 @@ class Layer(nn.Module):
         self.dropped = Site("dropped", "tnc", (hidden,))
 
     def forward(self, value: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output, (hidden, cell) = self.lstm(value, (hidden, cell))
+        output, (hidden, cell) = run_recurrent(self.lstm, value, (hidden, cell))
         return self.dropped(self.dropout(self.post(output))), hidden, cell
 
 

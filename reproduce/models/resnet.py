@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.initialisation import draw_weight
+from reproduce.models.precision import like
 
 
 class Options(ModelOptions):
@@ -76,11 +77,13 @@ class FixupBlock(nn.Module):
         self.post_2 = Site("post", "nchw", shape)
 
     def forward(self, value: Tensor) -> Tensor:
-        shifted = value + self.bias_1a
+        shifted = value + like(self.bias_1a, value)
         halved = self.conv_1.stride[0] == 2
         identity = shortcut(shifted, self.shape) if halved else value
-        hidden = self.post_1(F.relu(self.pre_1(self.conv_1(shifted) + self.bias_1b)))
-        branch = self.conv_2(hidden + self.bias_2a) * self.scale + self.bias_2b
+        hidden = self.conv_1(shifted)
+        hidden = self.post_1(F.relu(self.pre_1(hidden + like(self.bias_1b, hidden))))
+        branch = self.conv_2(hidden + like(self.bias_2a, hidden))
+        branch = branch * like(self.scale, branch) + like(self.bias_2b, branch)
         return self.post_2(F.relu(self.pre_2(branch + identity)))
 
 
@@ -135,11 +138,11 @@ class ResidualNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         value = self.conv(images)
         if self.bias_1 is not None:
-            value = value + self.bias_1
+            value = value + like(self.bias_1, value)
         value = self.blocks(self.post(F.relu(self.pre(value))))
         pooled = value.mean((2, 3))
         if self.bias_2 is not None:
-            pooled = pooled + self.bias_2
+            pooled = pooled + like(self.bias_2, pooled)
         return self.classifier(pooled)
 
 

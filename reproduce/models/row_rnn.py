@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
 from reproduce.models.initialisation import draw_uniform
+from reproduce.models.precision import run_recurrent
 
 CELLS: dict[str, Callable[[int, int], nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 BLOCKS = {"lstm": 4, "gru": 3, "tanh": 1}  # gates, whose blocks lie below each other in a hidden-to-hidden kernel
@@ -63,7 +64,7 @@ class RowRNN(nn.Module):
         return sequence if self.permutation is None else sequence[self.permutation]
 
     def forward(self, images: Tensor) -> Tensor:
-        output, _ = self.recurrent(self.steps(images).contiguous())
+        output, _ = run_recurrent(self.recurrent, self.steps(images).contiguous())
         return self.classifier(self.post(output)[-1])
 
 

@@ -30,7 +30,8 @@ def site_statistics(task: Task, generators: Generators, trace: Trace) -> dict[st
     buffers = list(task.model.buffers())
     before = [buffer.clone() for buffer in buffers]
     states = generators.state_dict()
-    task.forward_site_batch()
+    with trace.recording_every_role():
+        task.forward_site_batch()
     names = [record.site.name for record in trace.records]
     found = dict(zip(names, describe(trace.records), strict=True))
     trace.clear()

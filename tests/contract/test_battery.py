@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import CosineRate
-from reproduce.method import Method, NonNegative, Trace, Unregularized
+from reproduce.method import Method, NonNegative, Record, Role, Trace, Unregularized
+from reproduce.method.sites import ROLES
 from reproduce.training.capture import waits_for_a_value
 from reproduce.training.site_statistics import site_statistics
 from reproduce.training.tape import Tape
@@ -101,7 +102,9 @@ def adds_a_finite_number(method: Method, problem: Any) -> None:
 
 def works_in_bfloat16(method: Method, problem: Any) -> None:
     session = problem.session(method, precision="bfloat16")
-    loss = session.forward()
+    with session.trace.recording_every_role():
+        loss = session.forward()
+    assert {record.activation.dtype for record in session.trace.records} == {torch.bfloat16}
     penalty = session.penalty()
     assert penalty.shape == ()
     assert penalty.dtype in (torch.float32, torch.float64), "half precision is accumulated in float32"
@@ -174,6 +177,31 @@ def leaves_the_model_alone(method: Method, problem: Any) -> None:
     assert session.task.evaluate() == evaluated
 
 
+def records_exactly_what_it_reads(method: Method, problem: Any) -> None:
+    """The roles whose activations the hooks look at; that no others are recorded changes no bit of training."""
+    session, recording_all = problem.session(method), problem.session(method)
+    session.forward()
+    read: set[Role] = set()
+
+    class Noted(Record):
+        @property
+        def activation(self) -> Tensor:
+            read.add(self.site.role)
+            return self[1]
+
+    recorded = {record.site.role for record in session.trace.records}
+    session.trace.records[:] = [Noted(*record) for record in session.trace.records]
+    session.penalty()
+    session.after_step()
+    assert read == recorded
+    session = problem.session(method)
+    recording_all.trace.roles = ROLES
+    for _ in range(3):
+        session.step()
+        recording_all.step()
+    assert _same(_clone(session.model.state_dict().items()), _clone(recording_all.model.state_dict().items()))
+
+
 def never_waits_for_the_device(method: Method, problem: Any) -> None:
     session = problem.session(method)
     with NoCopyToHost(), NoHostSync():
@@ -242,6 +270,7 @@ CHECKS: tuple[Callable[[Method, Any], None], ...] = (
     at_strength_zero_is_vanilla,
     draws_only_from_its_generator,
     leaves_the_model_alone,
+    records_exactly_what_it_reads,
     never_waits_for_the_device,
     replays_as_it_steps,
     nothing_is_rebound,
@@ -284,6 +313,7 @@ def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:
 
 class _Weighted(Method):
     strength: NonNegative = 1e-2
+    recorded_roles: ClassVar[frozenset[Role]] = ROLES
 
 
 def _read(trace: Trace) -> Tensor:
@@ -324,6 +354,10 @@ def _clears_the_trace(method: Any, trace: Trace, progress: Tensor, generator: to
     return method.strength * total
 
 
+def _reads_one_role(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+    return method.strength * trace.records[0].activation.square().mean()
+
+
 def _branches_on_a_value(method: Any, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
     return method.strength * _read(trace) if progress > 0.1 else trace.zero()
 
@@ -361,6 +395,7 @@ def _works_against_the_task(method: Any, trace: Trace, progress: Tensor, generat
         (draws_only_from_its_generator, _counts_its_calls),
         (leaves_the_model_alone, _clips_the_weights),
         (leaves_the_model_alone, _clears_the_trace),
+        (records_exactly_what_it_reads, _reads_one_role),
         (never_waits_for_the_device, _branches_on_a_value),
         (never_waits_for_the_device, _selects_by_a_mask),
         (never_waits_for_the_device, _copies_to_the_host),

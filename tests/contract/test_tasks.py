@@ -49,6 +49,7 @@ def dropout_draws(session: Any, states: dict[str, torch.Tensor]) -> bool:
 def test_sites_are_described_in_forward_order(problem: Any) -> None:
     trained = problem.trained_once(Unregularized())
     session = problem.session(Unregularized())
-    session.forward()
+    with session.trace.recording_every_role():
+        session.forward()
     order = [record.site.name for record in session.trace.records]
     assert list(trained.epochs[-1].sites) == order != []

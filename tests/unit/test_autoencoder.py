@@ -17,7 +17,7 @@ from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Recipe, TaskSpec
-from reproduce.method import Method, Unregularized
+from reproduce.method import Method, Role, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of, watch
 from reproduce.models import Sizes
@@ -283,6 +283,8 @@ def test_an_empty_hook_after_the_step_changes_nothing(tmp_path: Path) -> None:
     seen = []
 
     class Watching(Method):
+        sites: Role = "code"
+
         def after_step(self, model: nn.Module, optimizer: Any, progress: Tensor, generator: torch.Generator) -> None:
             (record,) = next(sites_of(model)).trace.records
             seen.append((progress.item(), record.activation.shape, len(optimizer.state)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ra
 from reproduce.bench.startup import startup_seconds
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
-from reproduce.method import Method, Trace, Unregularized
+from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
+from reproduce.method.sites import ROLES
 from reproduce.training.loop import train
 
 CPU = torch.device("cpu")
@@ -25,6 +26,8 @@ SMALL = {workload.name: workload for workload in workloads(small=True)}
 
 class Decaying(Method):
     """Adds to the loss, draws, and rewrites weights after the step."""
+
+    recorded_roles: ClassVar[frozenset[Role]] = ROLES
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         return 0.01 * trace.records[0].activation.square().mean() * torch.rand((), generator=generator)

@@ -22,7 +22,7 @@ from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.schema import Recipe, TaskSpec
-from reproduce.method import Method, Trace, Unregularized
+from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
 from reproduce.training.loop import Interrupted, Outcome, train
@@ -35,6 +35,7 @@ class Everything(Method):
     """Buffers, new parameters and random directions at once."""
 
     batchnorm: bool = True
+    sites: Role = "post"  # PER's
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         if self.batchnorm:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import Recipe
-from reproduce.method import Method, Trace, Unregularized
+from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
 from reproduce.training.step import RunningSums, Step
@@ -43,6 +43,8 @@ class Squares:
 
 class Everything(Method):
     """Adds to the loss by progress and chance, and halves the biases after the step."""
+
+    sites: Role = "post"
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         (record,) = trace.records
