@@ -33,7 +33,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
         planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
         assert len(planned) > n_missing
-        sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
+        sealed = [SimpleNamespace(id=run.id, config=run.config) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(local, "run_all", engine)
