@@ -5,15 +5,33 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import os
 import sys
-from dataclasses import asdict, replace
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from reproduce.cli.calibrate import calibrate
+from reproduce.cli.campaign import (
+    ORDER,
+    ArmsOption,
+    BudgetOption,
+    DeviceOption,
+    JobsOption,
+    ModeOption,
+    TasksOption,
+    agenda_of,
+    duration,
+    known_times,
+    parse_budget,
+    planned_runs,
+    settings_of,
+    time_pilots,
+    too_short,
+    workers_on,
+)
 from reproduce.cli.new import new
 from reproduce.cli.options import (
     DataOption,
@@ -24,13 +42,12 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
-    data_root,
     one_line_errors,
 )
 from reproduce.cli.pack import pack, unpack
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
-from reproduce.experiment.schema import Experiment, Scale, parse_seeds
+from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.record import Result
 from reproduce.results.source import check_copy
 from reproduce.results.store import ResultError, copy_result, read_results
@@ -120,117 +137,134 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
             print_line(f"    {scale:<8} {', '.join(by_scale[scale])}")
 
 
-@app.command()
+@app.command(help=f"The runs that would be trained, what is sealed already, and the estimated time. {ORDER}")
 @one_line_errors
 def plan(
     method: MethodName,
     scale: ScaleOption = "quick",
     seeds: SeedsOption = "",
+    device: DeviceOption = "",
+    jobs: JobsOption = 0,
     data: DataOption = "",
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
+    arms: ArmsOption = "",
+    tasks: TasksOption = "",
+    budget: BudgetOption = "",
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="Time 20 steps and an evaluation of what has no estimate on this device.")
+    ] = False,
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
-    """The runs that would be trained, what is sealed already, and the estimated time."""
-    from reproduce.cli.terminal import PlannedRow, console, plan_table
-    from reproduce.training.plan import estimated_seconds
+    from reproduce.cli.terminal import PlannedRow, print_plan
+    from reproduce.results.record import device_kind
+    from reproduce.training.agenda import rehearsed
+    from reproduce.training.estimate import Work
+    from reproduce.training.plan import most_valuable_first
+    from reproduce.training.run import device_name, torch_device
 
-    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
+    allowed = parse_budget(budget)
+    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data, arms, tasks)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
     sealed, _ = local_results(runs)
     evidence, _ = read_results(EVIDENCE.glob("*.json"))
     ids = {result.id for result in sealed}
+    planned = most_valuable_first(planned, [*sealed, *evidence])
+    missing = [run for run in planned if run.id not in ids]
+    workers = workers_on(device, jobs, len(planned))
+    here = device_kind(device_name(torch_device(workers.device)))
+    settings = settings_of(workers, data, runs, len(missing))
+    at_once = settings.at_once if workers.device.startswith("cuda") else 1
+    times = known_times([*sealed, *evidence], runs)
+    if pilot:
+        time_pilots(missing, times, settings)
+    works = {run.id: Work.of(run.config) for run in planned}
+
+    def seconds(run: PlannedRun, kind: str = here) -> float | None:
+        return times.seconds(works[run.id], kind, workers.threads, at_once)
+
+    estimated = {run.id: seconds(run) for run in planned}
+    starting = None
+    if allowed is not None:
+        starting = rehearsed(missing, allowed, lambda run: estimated[run.id], workers.jobs)
     rows = [
-        PlannedRow(run.id, run.label, run.id in ids, estimated_seconds(run, [*sealed, *evidence])) for run in planned
+        PlannedRow(
+            run.id,
+            run.label,
+            run.id in ids,
+            estimated[run.id],
+            None if starting is None or estimated[run.id] is None else run.id in starting,
+        )
+        for run in planned
     ]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    console().print(plan_table(rows))
-    missing = [row for row in rows if not row.sealed]
-    known = [row.estimated_seconds for row in missing if row.estimated_seconds is not None]
-    unknown = f", {len(missing) - len(known)} of unknown length" if len(known) < len(missing) else ""
-    print(f"{len(rows)} runs, {len(missing)} to train: about {sum(known) / 60:.0f} minutes of one worker{unknown}")
+    print_plan(rows)
+    print(f"{len(rows)} runs, {len(missing)} to train")
+    for kind in dict.fromkeys([here, *times.devices]):
+        known = [found for run in missing if (found := seconds(run, kind)) is not None]
+        unknown = f"{len(missing) - len(known)} of unknown length" if len(known) < len(missing) else ""
+        about = f"about {duration(sum(known))} of one worker" if known or not missing else ""
+        print(f"{kind}: {', '.join(filter(None, (about, unknown)))}")
+    if starting is not None:
+        print(f"{len(starting)} would start within {budget} on {workers.jobs} workers")
 
 
-def planned_runs(experiments: dict[MethodFolder, dict[str, Experiment]], seeds: str, data: str) -> list[PlannedRun]:
-    """All Runs of the chosen methods' experiments, each once."""
-    from reproduce.training.plan import plan as plan_experiments
-
-    root = data_root(data)
-    found: dict[str, PlannedRun] = {}
-    for folder, of_method in experiments.items():
-        for run in plan_experiments(of_method, root, parse_seeds(seeds)):
-            named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
-            found.setdefault(run.id, named)
-    return list(found.values())
-
-
-@app.command()
+@app.command(help=f"Train what is not sealed yet, judge the claims, write the page. {ORDER}")
 @one_line_errors
 def run(
     method: MethodName,
     scale: ScaleOption = "quick",
     seeds: SeedsOption = "",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs",
-            help="Worker processes; 0: one per core, one on a GPU. They share the cores; threads move last bits.",
-        ),
-    ] = 0,
+    device: DeviceOption = "",
+    jobs: JobsOption = 0,
     data: DataOption = "",
     runs: RunsOption = Path("runs"),
     only: OnlyOption = "",
-    mode: Annotated[
-        str, typer.Option("--mode", help="Steps eager, or captured as CUDA graphs; default: captured on a GPU.")
-    ] = "",
+    arms: ArmsOption = "",
+    tasks: TasksOption = "",
+    budget: BudgetOption = "",
+    mode: ModeOption = "",
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
-    """Train what is not sealed yet, judge the claims, write the page."""
+    started = time.monotonic()
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
-    from reproduce.training import workers
-    from reproduce.training.run import RunSettings, default_device, step_mode, torch_device
+    from reproduce.training import workers as engine
+    from reproduce.training.plan import most_valuable_first
 
-    if jobs < 0:
-        raise UserError(f"--jobs {jobs}: expected 0 or more")
     check_copy()
-    chosen = torch_device(device or default_device())
-    chosen_mode = step_mode(mode, chosen)
+    allowed = parse_budget(budget)
+    workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
     experiments = chosen_experiments(method, scale, only)
-    planned = planned_runs(experiments, seeds, data)
+    planned = planned_runs(experiments, seeds, data, arms, tasks)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
     sealed, damaged = local_results(runs)
+    asked = allowed is not None or any(run.published for run in planned)  # of what stands: it takes a second
+    evidence = read_results(EVIDENCE.glob("*.json"))[0] if asked else []
     ids = {result.id for result in sealed}
-    missing = [run for run in planned if run.id not in ids]
+    missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
     for problem in damaged:
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
-    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(planned)))
+    workers = workers_on(device, jobs, len(planned), mode)
     runs.mkdir(parents=True, exist_ok=True)
-    settings = RunSettings(
-        runs=runs,
-        root=data_root(data),
-        cache=WORKING_FOLDER / "data",
-        device=str(chosen),
-        threads=max(1, cores // jobs),
-        mode=chosen_mode,
-    )
+    settings = settings_of(workers, data, runs, len(missing))
     trained: list[Result] = []
     failures: list[str] = []
     if not as_json:
-        print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
+        print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
+    agenda, learn = agenda_of(missing, allowed, started, settings, [*sealed, *evidence])
     if missing:
         with reporter(len(missing), console(), quiet=as_json) as progress:
-            trained, failures = workers.run_all(missing, settings, jobs, progress)
+            trained, failures = engine.run_all(agenda, settings, workers.jobs, progress, learn)
+        if agenda.left and not agenda.n_started and not failures:
+            raise UserError(too_short(budget, agenda))
     results = [*sealed, *trained]
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]
@@ -243,6 +277,8 @@ def run(
     else:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
+        if agenda.left:
+            print(f"{len(agenda.left)} runs did not fit into {budget}: the same command goes on with them")
         for path in pages if len(pages) <= 3 else pages[-1:]:
             print(f"page: {path}")
     if failures:
@@ -331,7 +367,7 @@ def publish(
 @one_line_errors
 def bench(
     method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    device: DeviceOption = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; more are steadier.")] = 5,
     runs: RunsOption = Path("runs"),
     small: Annotated[bool, typer.Option("--small", help="Toy sizes: checks the bench, measures nothing.")] = False,

@@ -33,7 +33,8 @@ class PlannedRow:
     id: str
     run: str
     sealed: bool
-    estimated_seconds: float | None  # None: nothing like it has run
+    estimated_seconds: float | None  # on the device that was asked for; None: nothing like it was timed there
+    in_budget: bool | None = None  # None: there is no budget, or no estimate
 
     @property
     def estimate(self) -> str:
@@ -41,12 +42,19 @@ class PlannedRow:
             return ""
         return "unknown" if self.estimated_seconds is None else f"{self.estimated_seconds:.0f} s"
 
+    @property
+    def state(self) -> str:
+        if self.sealed:
+            return "sealed"
+        return "after the budget" if self.in_budget is False else "to train"
 
-def plan_table(rows: Sequence[PlannedRow]) -> Table:
-    table = _table({"run": "left", "state": "left", "estimate": "right"})
-    for row in rows:
-        table.add_row(row.run, "sealed" if row.sealed else "to train", row.estimate)
-    return table
+
+def print_plan(rows: Sequence[PlannedRow]) -> None:
+    """A line for each Run. Plain lines, since rich takes seconds to lay out thousands of rows."""
+    table = [("run", "state", "estimate"), *((row.run, row.state, row.estimate) for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(3)]
+    for run, state, estimate in table:
+        print(f"{run:<{widths[0]}}  {state:<{widths[1]}}  {estimate:>{widths[2]}}".rstrip())
 
 
 def calibration_table(rows: Sequence[GradientRatio]) -> Table:

@@ -82,6 +82,12 @@ class Environment(_Frozen):
     peak_memory_of: Added[Literal["run", "process"]] = None  # the process: other Runs in it count as well
 
 
+def device_kind(device: str) -> str:
+    """What the devices of one kind have in common in `Environment.device`: "cuda:1 (NVIDIA H100)" is an NVIDIA H100."""
+    name = device.partition(" (")[2].removesuffix(")")
+    return name or device
+
+
 class Result(_Frozen):
     """One finished Run. ``seal`` is the hash of everything else: an edited Result does not read."""
 

@@ -6,8 +6,6 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from reproduce.data import ImageData
@@ -95,6 +93,9 @@ class Autoencoding(ImageClassification):
         return found
 
     def _classifier_errors(self, iterations: int) -> dict[str, float]:
+        from sklearn.exceptions import ConvergenceWarning  # a second to load, which planning can do without
+        from sklearn.linear_model import LogisticRegression
+
         classifier = LogisticRegression(max_iter=iterations)  # L-BFGS from zero: nothing is drawn
         with warnings.catch_warnings():
             # The number of iterations is part of the protocol: reaching it is no accident.

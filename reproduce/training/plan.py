@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from reproduce import models, tasks
 from reproduce.errors import UserError, explained
-from reproduce.experiment.dataset_card import checksum, read_card
+from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import MethodFolder, find_method
-from reproduce.experiment.identity import RunConfig
-from reproduce.experiment.schema import Cell, Experiment, cells
+from reproduce.experiment.identity import RunConfig, run_key
+from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
+from reproduce.method import Method
 from reproduce.results.record import Result
 
 
@@ -29,73 +30,158 @@ class PlannedRun:
     defaults: dict[str, Any]
     label: str  # "figure1 / batchnorm / seed 0"
     experiment: str
+    seed_place: int = 0  # of its seed among those of its experiment
+    baseline: bool = False  # of an experiment that asks for it
+    published: bool = False  # the paper gives a number of its arm on its task
 
-    @property
+    @cached_property
     def id(self) -> str:
         return self.config.id
 
 
+class Planner:
+    """Completes cells to configs. What many cells share is read and checked once: cards, methods, tasks."""
+
+    def __init__(self, root: Path | None) -> None:
+        """``root``: the user's data folder, where datasets lie whose checksum depends on local files."""
+        self._dataset = cache(lambda name: _dataset(name, root))
+        self.folder = cache(find_method)
+        self._defaults = cache(_defaults)
+        self._holds_out: dict[str, bool] = {}  # by task, spelled out: whether it has a validation split
+
+    def resolve(self, cell: Cell, folder: MethodFolder) -> tuple[RunConfig, dict[str, Any]]:
+        """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
+
+        Raises:
+            UserError: unknown model, task or dataset, a parameter or option that it does not take, or a recipe that
+                needs a validation split where there is none.
+        """
+        method_class, defaults = self._defaults(folder)
+        try:
+            method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
+        except ValidationError as error:
+            owner = f"arm {cell.arm_name!r}: method {folder.name}"
+            raise UserError(explained(error, cell.params, owner, method_class.model_fields)) from error
+        card, card_checksum = self._dataset(cell.task.dataset)
+        tasks.check_validation(cell.recipe, self._checked(cell.task, card), cell.task.dataset)
+        config = RunConfig(
+            task=cell.task,
+            dataset_checksum=card_checksum,
+            recipe=cell.recipe,
+            method=folder.name,
+            method_version=method_class.version,
+            params=method.model_dump(mode="json"),
+            seed=cell.seed,
+        )
+        return config, defaults
+
+    def _checked(self, task: TaskSpec, card: DatasetCard) -> bool:
+        """Whether the task, whose options and model are taken by their kinds, has a validation split."""
+        key = task.model_dump_json()
+        if key not in self._holds_out:
+            options = tasks.check_options(task)
+            models.check_options(task.model, dict(task.model_options))
+            self._holds_out[key] = options.holds_out(card)
+        return self._holds_out[key]
+
+
 def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
-    """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
+    """`Planner.resolve` of a single cell."""
+    return Planner(root).resolve(cell, folder)
 
-    Raises:
-        UserError: unknown model, task or dataset, a parameter or option that it does not take, or a recipe that
-            needs a validation split where there is none.
-    """
+
+def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
+    card = read_card(name)
+    return card, checksum(card, root)
+
+
+def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
+    """The method's class, and its own defaults; a parameter without one is given by every arm."""
     method_class = folder.load()
-    try:
-        method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
-        defaults = _defaults(folder)
-    except ValidationError as error:
-        owner = f"arm {cell.arm_name!r}: method {folder.name}"
-        raise UserError(explained(error, cell.params, owner, method_class.model_fields)) from error
-    card = read_card(cell.task.dataset)
-    options = tasks.check_options(cell.task)
-    tasks.check_validation(cell.recipe, options.holds_out(card), cell.task.dataset)
-    models.check_options(cell.task.model, dict(cell.task.model_options))
-    config = RunConfig(
-        task=cell.task,
-        dataset_checksum=checksum(card, root),
-        recipe=cell.recipe,
-        method=folder.name,
-        method_version=method_class.version,
-        params=method.model_dump(mode="json"),
-        seed=cell.seed,
-    )
-    return config, defaults
-
-
-def _defaults(folder: MethodFolder) -> dict[str, Any]:
-    """The method's own defaults; a parameter without one is given by every arm."""
-    fields = folder.load().model_fields
-    return {
+    defaults = {
         name: json.loads(json.dumps(field.get_default(call_default_factory=True)))
-        for name, field in fields.items()
+        for name, field in method_class.model_fields.items()
         if not field.is_required()
     }
+    return method_class, defaults
 
 
 def plan(
-    experiments: dict[str, Experiment], root: Path | None, seeds: tuple[int, ...] | None = None
+    experiments: dict[str, Experiment],
+    root: Path | None,
+    seeds: tuple[int, ...] | None = None,
+    arm_names: Container[str] | None = None,
+    task_names: Container[str] | None = None,
 ) -> list[PlannedRun]:
-    """Every Run that the experiments need, once each: arms shared by several experiments are trained once."""
+    """Every Run that the experiments need, once each: arms shared by several experiments are trained once.
+
+    Args:
+        seeds: in place of the experiments' own.
+        arm_names: only these; None: all. Likewise ``task_names``.
+    """
+    planner = Planner(root)
     planned: dict[str, PlannedRun] = {}
     for name, experiment in experiments.items():
+        places = {seed: place for place, seed in enumerate(seeds or experiment.seeds)}
+        published = _published(experiment)
         for cell in cells(experiment, seeds):
+            if (arm_names is not None and cell.arm_name not in arm_names) or (
+                task_names is not None and cell.task_name not in task_names
+            ):
+                continue
             try:
-                folder = find_method(cell.method)
-                config, defaults = resolve(cell, folder, root)
+                folder = planner.folder(cell.method)
+                config, defaults = planner.resolve(cell, folder)
             except UserError as error:
                 raise UserError(f"experiment {name}: {error}") from error
             point = ", ".join(f"{key}={cell.params[key]}" for key in experiment.arms[cell.arm_name].grid)
             task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
             label = f"{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
-            planned.setdefault(config.id, PlannedRun(config, folder, defaults, label, name))
+            run = PlannedRun(
+                config=config,
+                folder=folder,
+                defaults=defaults,
+                label=label,
+                experiment=name,
+                seed_place=places[cell.seed],
+                baseline=cell.arm_name == experiment.baseline,
+                published=(cell.task_name, cell.arm_name) in published,
+            )
+            planned[run.id] = merged(planned[run.id], run) if run.id in planned else run
     return list(planned.values())
 
 
-def estimated_seconds(run: PlannedRun, results: Iterable[Result]) -> float | None:
-    """Wall seconds of the most similar finished Runs: same task and recipe, same method if possible."""
-    similar = [r for r in results if r.config.task == run.config.task and r.config.recipe == run.config.recipe]
-    same = [result for result in similar if result.config.method == run.config.method] or similar
-    return statistics.median(result.environment.wall_seconds for result in same) if same else None
+def merged(first: PlannedRun, again: PlannedRun) -> PlannedRun:
+    """One Run of two experiments: it is called as in the first, and counts as in the one where it counts more."""
+    return replace(
+        first,
+        seed_place=min(first.seed_place, again.seed_place),
+        baseline=first.baseline or again.baseline,
+        published=first.published or again.published,
+    )
+
+
+def _published(experiment: Experiment) -> set[tuple[str, str]]:
+    """Tasks and arms of which the paper gives a number."""
+    return {
+        (claim.task, arm)
+        for claim in experiment.claims
+        if claim.value is not None
+        for arm in (claim.arm, claim.over)
+        if arm is not None
+    }
+
+
+def most_valuable_first(runs: Iterable[PlannedRun], results: Iterable[Result]) -> list[PlannedRun]:
+    """The order in which Runs are trained, so that wherever the time ends, what stands can be compared.
+
+    One seed of everything before a second; of one seed, the baselines of all tasks first; then what a paper gives a
+    number of and no Result, of any seed, stands beside yet; else as the experiments have it.
+    """
+    known = {run_key(result.config) for result in results}
+
+    def rank(run: PlannedRun) -> tuple[int, bool, bool]:
+        waits = run.published and run_key(run.config) not in known
+        return run.seed_place, not run.baseline, not waits
+
+    return sorted(runs, key=rank)

@@ -103,7 +103,7 @@ def _train_and_seal(
     environment = _environment(config, settings, device, peak_is_own=_reset_peak_memory(device))
     _rehearse_sealing(run, environment, path)
     generators = Generators.seeded(config.seed, device)
-    loaded = _load_data(config.task.dataset, settings.root, settings.cache)
+    loaded = load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
     method = run.folder.load().model_validate_json(json.dumps(config.params))
     outcome = train(
@@ -149,7 +149,7 @@ def _rehearse_sealing(run: PlannedRun, environment: Environment, path: Path) -> 
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(name: str, root: Path | None, cache: Path) -> data.Data:
+def load_data(name: str, root: Path | None, cache: Path) -> data.Data:
     return data.load(name, root, cache)
 
 

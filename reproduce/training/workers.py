@@ -7,7 +7,7 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,8 +17,11 @@ from typing import Any, Protocol
 
 from reproduce.errors import UserError
 from reproduce.results.record import Result
+from reproduce.training.agenda import Agenda, Job
+from reproduce.training.estimate import StepTime
 from reproduce.training.loop import Event, Interrupted
 from reproduce.training.malloc import keep_freed_memory
+from reproduce.training.pilot import pilot
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings, execute
 
@@ -79,9 +82,18 @@ def _work(run: PlannedRun, settings: RunSettings) -> Result:
 
 
 def run_all(
-    runs: list[PlannedRun], settings: RunSettings, jobs: int, reporter: Reporter
+    agenda: Agenda,
+    settings: RunSettings,
+    jobs: int,
+    reporter: Reporter,
+    learn: Callable[[StepTime], None] = lambda time: None,
 ) -> tuple[list[Result], list[str]]:
-    """Train all runs; returns the Results and one line for each run that failed.
+    """Train the agenda's runs; returns the Results and one line for each run that failed.
+
+    A run goes to a worker only when one is free, since a budget decides then whether it starts.
+
+    Args:
+        learn: is told what a pilot found, before the agenda is asked again.
 
     Raises:
         UserError: bad input, which would stop every other run as well.
@@ -91,23 +103,33 @@ def run_all(
     events, stop = context.Queue(), context.Event()
     results: list[Result] = []
     failures: list[str] = []
-    by_id = {run.id: run for run in runs}
+    by_id = {run.id: run for run in agenda.waiting}
     with ProcessPoolExecutor(
-        max_workers=min(jobs, len(runs)),
+        max_workers=min(jobs, len(by_id)),
         mp_context=context,
         initializer=_start_worker,
         initargs=(events, stop, os.getpid()),
     ) as pool:
-        pending: dict[Future[Result], PlannedRun] = {}
+        pending: dict[Future[Any], Job] = {}
         try:
-            with sigint_blocked():
-                pending = {pool.submit(_work, run, settings): run for run in runs}
-            while pending:
+            while True:
+                while len(pending) < jobs and (job := agenda.take()) is not None:
+                    with sigint_blocked():  # a worker process may be started for it
+                        pending[pool.submit(pilot if job.pilot else _work, job.run, settings)] = job
+                if not pending:
+                    break
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(events, by_id, reporter)
                 for future in done:
-                    run = pending.pop(future)
-                    _collect(future, run, results, failures, reporter)
+                    job = pending.pop(future)
+                    found = _collect(future, job.run, failures, reporter)
+                    if isinstance(found, StepTime):
+                        learn(found)
+                    elif found is not None:
+                        results.append(found)
+                        reporter.finished(job.run, found)
+                    if job.pilot:
+                        agenda.piloted(job.run)
         except (KeyboardInterrupt, UserError):
             stop.set()
             for future in pending:
@@ -137,14 +159,10 @@ def sigint_blocked() -> Iterator[None]:
 
 
 def _collect(
-    future: Future[Result],
-    run: PlannedRun,
-    results: list[Result],
-    failures: list[str],
-    reporter: Reporter,
-) -> None:
+    future: Future[Result | StepTime], run: PlannedRun, failures: list[str], reporter: Reporter
+) -> Result | StepTime | None:
     try:
-        result = future.result()
+        return future.result()
     except (UserError, KeyboardInterrupt):
         raise
     except BrokenProcessPool:
@@ -152,9 +170,7 @@ def _collect(
     except Exception as error:
         failures.append(f"{run.label}: {type(error).__name__}: {error}")
         reporter.failed(run, failures[-1])
-    else:
-        results.append(result)
-        reporter.finished(run, result)
+        return None
 
 
 def _forward(events: Any, by_id: dict[str, PlannedRun], reporter: Reporter) -> None:

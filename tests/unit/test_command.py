@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from reproduce.cli import campaign, pages
 from reproduce.cli import commands as command
-from reproduce.cli import pages
 from reproduce.errors import UserError
 from reproduce.training import workers as local
-from reproduce.training.plan import PlannedRun
+from reproduce.training.agenda import Agenda
 from reproduce.training.run import RunSettings
 
 CORES = 4
@@ -27,19 +27,17 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def call(n_missing: int, *arguments: str) -> tuple[RunSettings, int, int]:
         received: list[tuple[RunSettings, int, int]] = []
 
-        def engine(
-            runs: list[PlannedRun], settings: RunSettings, jobs: int, reporter: Any
-        ) -> tuple[list[Any], list[str]]:
-            received.append((settings, jobs, len(runs)))
+        def engine(agenda: Agenda, settings: RunSettings, jobs: int, *given: Any) -> tuple[list[Any], list[str]]:
+            received.append((settings, jobs, len(agenda.waiting)))
             return [], []
 
         planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
         assert len(planned) > n_missing
-        sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
+        sealed = [SimpleNamespace(id=run.id, config=run.config) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(local, "run_all", engine)
-        monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: range(CORES))
+        monkeypatch.setattr(campaign.os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(
             command.app,
             ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(tmp_path / "runs"), *arguments],

@@ -19,6 +19,7 @@ from reproduce.results.match import ResultIndex
 from reproduce.results.record import Result
 from reproduce.results.store import write_result
 from reproduce.training import workers
+from reproduce.training.agenda import Agenda
 from reproduce.training.plan import PlannedRun
 
 
@@ -95,9 +96,9 @@ def test_a_run_reads_no_result_twice_and_evaluates_once(
         (runs / folder).mkdir()
         (runs / folder / "result.json").write_text("{", "utf-8")
 
-    def train(missing: list[PlannedRun], *given: Any) -> tuple[list[Result], list[str]]:
-        assert [run.id for run in missing] == [run.id for run in planned[3:]]
-        return [made[run.id] for run in missing], []
+    def train(agenda: Agenda, *given: Any) -> tuple[list[Result], list[str]]:
+        assert {run.id for run in agenda.waiting} == {run.id for run in planned[3:]}
+        return [made[run.id] for run in agenda.waiting], []
 
     reads: list[int] = []
     read_results = commands.read_results

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,10 @@ from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import checksum, read_card
 from reproduce.experiment.folder import find_method
 from reproduce.experiment.identity import RunConfig
-from reproduce.experiment.schema import Arm, Cell, Experiment, PlateauRate, Recipe, TaskSpec, cells
-from reproduce.results.record import Result
+from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, PlateauRate, Recipe, TaskSpec, cells
 from reproduce.results.store import read_result
 from reproduce.training import run as module
-from reproduce.training.plan import PlannedRun, estimated_seconds, plan, resolve
+from reproduce.training.plan import PlannedRun, most_valuable_first, plan, resolve
 from reproduce.training.run import RunSettings, execute, result_path, torch_device
 
 DIGITS = TaskSpec(
@@ -272,20 +272,52 @@ def test_devices_that_are_not_there(name: str, expected: str) -> None:
     assert torch_device("cpu") == torch.device("cpu")
 
 
-def test_estimate_is_the_median_of_similar_runs(settings: RunSettings) -> None:
-    result = execute(planned(), settings)
+def test_the_most_valuable_runs_come_first() -> None:
+    """One seed of everything, its baselines first, then published cells of which no Result stands beside yet."""
+    tasks = {name: DIGITS.model_copy(update={"train_examples": n}) for name, n in (("a", 40), ("b", 60))}
+    arms = {
+        "per": Arm(method="per"),
+        "none": Arm(),
+        "batchnorm": Arm(method="batchnorm"),
+    }
+    claims = tuple(
+        Claim(task=task, arm=arm, metric="test.error", value=1.0, tolerance=1.0, source="row 1")
+        for task, arm in (("a", "batchnorm"), ("b", "batchnorm"), ("b", "per"))
+    )
+    table = experiment_of(arms, tasks=tasks, baseline="none", claims=claims)
+    runs = plan({"t": table}, None)
+    by_label = {run.label: run for run in runs}
+    sealed = SimpleNamespace(config=by_label["t / a / batchnorm / seed 1"].config)  # of any seed: the cell stands
+    ordered = most_valuable_first(runs, [sealed])  # type: ignore[list-item]
+    one_seed = ["a / none", "b / none", "b / per", "b / batchnorm", "a / per", "a / batchnorm"]
+    assert [run.label for run in ordered] == [f"t / {cell} / seed {seed}" for seed in (0, 1) for cell in one_seed]
+    everything = most_valuable_first(plan({"t": table}, None, (5, 3)), [])
+    assert [run.config.seed for run in everything] == [5] * 6 + [3] * 6  # as they were asked for
 
-    def took(seconds: float, method: str = "vanilla", recipe: Recipe = RECIPE) -> Result:
-        config = result.config.model_copy(update={"method": method, "recipe": recipe})
-        environment = result.environment.model_copy(update={"wall_seconds": seconds})
-        return result.model_copy(update={"config": config, "environment": environment})
 
-    other = RECIPE.model_copy(update={"steps": 1000})
-    known = [took(1.0), took(5.0), took(3.0), took(40.0, "per"), took(900.0, recipe=other)]
-    assert estimated_seconds(planned(), known) == 3.0
-    assert estimated_seconds(planned(Arm(method="per")), known) == 40.0
-    assert estimated_seconds(planned(Arm(method="batchnorm")), known) == 4.0  # of the four alike but for the method
-    assert estimated_seconds(planned(), [known[-1]]) is None
+def test_a_run_of_two_experiments_counts_as_in_the_better_one() -> None:
+    first = experiment_of({"plain": Arm(), "none": Arm(method="batchnorm")}, seeds=(1, 0))
+    second = experiment_of({"none": Arm()}, seeds=(0,), baseline="none")
+    (run,) = (one for one in plan({"a": first, "b": second}, None) if one.label == "a / plain / seed 0")
+    assert (run.seed_place, run.baseline, run.published) == (0, True, False)
+
+
+def test_only_these_arms_and_tasks_are_planned() -> None:
+    tasks = {"a": DIGITS, "b": DIGITS.model_copy(update={"train_examples": 60})}
+    table = experiment_of({"none": Arm(), "bn": Arm(method="batchnorm")}, tasks=tasks)
+    found = plan({"t": table}, None, (0,), arm_names={"bn"}, task_names={"b"})
+    assert [run.label for run in found] == ["t / b / bn / seed 0"]
+
+
+def test_cards_and_methods_are_read_once_for_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.training import plan as planning
+
+    read: list[str] = []
+    monkeypatch.setattr(planning, "read_card", lambda name: (read.append(name), read_card(name))[1])
+    monkeypatch.setattr(planning, "find_method", lambda name: (read.append(name), find_method(name))[1])
+    table = experiment_of({"per": Arm(method="per", grid={"strength": tuple(range(1, 30))})}, seeds=tuple(range(10)))
+    assert len(plan({"t": table}, None)) == 290
+    assert sorted(read) == ["digits", "per"]
 
 
 def test_reporters_print_any_text(settings: RunSettings) -> None:

@@ -1,0 +1,236 @@
+"""What `plan` and `run` share: which Runs, in which order, on what, and how long they will take."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reproduce.cli.options import data_root
+from reproduce.errors import UserError
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder
+from reproduce.experiment.schema import Experiment, parse_seeds
+from reproduce.results.record import Result, device_kind
+
+if TYPE_CHECKING:
+    from reproduce.training.agenda import Agenda
+    from reproduce.training.capture import Mode
+    from reproduce.training.estimate import Estimates, StepTime
+    from reproduce.training.plan import PlannedRun
+    from reproduce.training.run import RunSettings
+
+BENCHES = WORKING_FOLDER / "reports" / "bench"  # step times of devices that were seen once, committed
+ORDER = (
+    "Order: one seed of everything before a second; of one seed, the baselines of all tasks first, then what a paper "
+    "gives a number of and no Result stands beside yet."
+)
+
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
+JobsOption = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        help="Worker processes; 0: one per core, one on a GPU. They share the cores; threads move last bits.",
+    ),
+]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="Steps eager, or captured as CUDA graphs; default: captured on a GPU.")
+]
+ArmsOption = Annotated[str, typer.Option("--arms", help="Only arms of these names, comma-separated.")]
+TasksOption = Annotated[str, typer.Option("--tasks", help="Only tasks of these names, comma-separated.")]
+BudgetOption = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        help="Wall time, as 90s, 9m or 1.5h: only runs start that will finish in it by what similar ones took, or by "
+        "20 steps that are timed first.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The device, and how many worker processes share it and the cores."""
+
+    device: str
+    jobs: int
+    threads: int
+    mode: Mode
+
+
+def workers_on(device: str, jobs: int, n_runs: int, mode: str = "") -> Workers:
+    """So many as asked for, else one on a GPU and one a core on a CPU; never more than there are runs.
+
+    Raises:
+        UserError: a negative number, an unknown device, a GPU that is not there, or a mode that it has not.
+    """
+    from reproduce.training.run import default_device, step_mode, torch_device
+
+    if jobs < 0:
+        raise UserError(f"--jobs {jobs}: expected 0 or more")
+    chosen = torch_device(device or default_device())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
+    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, n_runs))
+    return Workers(str(chosen), jobs, max(1, cores // jobs), step_mode(mode, chosen))
+
+
+def settings_of(workers: Workers, data: str, runs: Path, n_missing: int) -> RunSettings:
+    from reproduce.training.run import RunSettings
+
+    return RunSettings(
+        runs=runs,
+        root=data_root(data),
+        cache=WORKING_FOLDER / "data",
+        device=workers.device,
+        threads=workers.threads,
+        at_once=max(1, min(workers.jobs, n_missing)),
+        mode=workers.mode,
+    )
+
+
+def parse_budget(text: str) -> float | None:
+    """'90s', '9m' or '1.5h' in seconds; nothing as None.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UserError(f"--budget {text!r}: expected a time like 90s, 9m or 1.5h")
+    return seconds
+
+
+def planned_runs(
+    experiments: Mapping[MethodFolder, dict[str, Experiment]],
+    seeds: str,
+    data: str,
+    arms: str = "",
+    tasks: str = "",
+) -> list[PlannedRun]:
+    """All Runs of the chosen methods' experiments, or of these arms and tasks of them, each once.
+
+    Raises:
+        UserError: an arm or task that none of the experiments has, with the nearest names.
+    """
+    from reproduce.training.plan import merged
+    from reproduce.training.plan import plan as plan_experiments
+
+    root = data_root(data)
+    every = [experiment for of_method in experiments.values() for experiment in of_method.values()]
+    arm_names = _named("--arms", arms, {name for experiment in every for name in experiment.arms})
+    task_names = _named("--tasks", tasks, {name for experiment in every for name in experiment.tasks})
+    found: dict[str, PlannedRun] = {}
+    for folder, of_method in experiments.items():
+        for run in plan_experiments(of_method, root, parse_seeds(seeds), arm_names, task_names):
+            named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
+            found[run.id] = merged(found[run.id], named) if run.id in found else named
+    return list(found.values())
+
+
+def _named(option: str, text: str, known: set[str]) -> set[str] | None:
+    """The names in a comma-separated list; None for an empty one, which means all."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    for name in sorted(names - known):
+        near = difflib.get_close_matches(name, sorted(known))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(sorted(known))}"
+        raise UserError(f"{option} {name!r}: no chosen experiment has one of this name: {hint}")
+    return names or None
+
+
+def _some(names: list[str], at_most: int = 12) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def known_times(results: Iterable[Result], runs: Path) -> Estimates:
+    """What Results, pilots on this machine and committed benches say of step times."""
+    from reproduce.training.estimate import Estimates
+
+    return Estimates(results, [*BENCHES.glob("*.json"), *(runs / "pilots").glob("*.json")])
+
+
+def pilot_file(runs: Path, kind: str) -> Path:
+    """Where the pilots of one kind of device are kept; copied to `BENCHES`, `plan` knows them everywhere."""
+    return runs / "pilots" / f"{re.sub(r'[^A-Za-z0-9]+', '-', kind).strip('-').lower()}.json"
+
+
+def agenda_of(
+    missing: list[PlannedRun], budget: float | None, started: float, settings: RunSettings, results: Iterable[Result]
+) -> tuple[Agenda, Callable[[StepTime], None]]:
+    """What starts next, and how it learns from pilots.
+
+    Args:
+        budget: seconds from ``started``, on the monotonic clock: planning is part of them.
+    """
+    from reproduce.training.agenda import Agenda
+    from reproduce.training.estimate import Work, write_step_times
+
+    if budget is None:
+        return Agenda(missing), lambda time: None
+    kind, machine = _machine(settings.device)
+    times = known_times(results, settings.runs)
+    at_once = settings.at_once if settings.device.startswith("cuda") else 1
+
+    def seconds_of(run: PlannedRun) -> float | None:
+        return times.seconds(Work.of(run.config), kind, settings.threads, at_once)
+
+    def learn(found: StepTime) -> None:
+        times.add(kind, found)
+        write_step_times(pilot_file(settings.runs, kind), machine, [found])
+
+    return Agenda(missing, started + budget - time.monotonic(), seconds_of), learn
+
+
+def too_short(budget: str, agenda: Agenda) -> str:
+    """Why nothing was started."""
+    known = [seconds for run in agenda.left if (seconds := agenda.seconds_of(run)) is not None]
+    shortest = f"the shortest is estimated at {duration(min(known))}" if known else "there was no time to time one"
+    return f"--budget {budget}: none of the {len(agenda.left)} runs to train would finish in it: {shortest}"
+
+
+def time_pilots(missing: Iterable[PlannedRun], times: Estimates, settings: RunSettings) -> None:
+    """A pilot, in this process, of each kind of work that has no estimate on this device; what fails is said."""
+    from reproduce.training.estimate import Work, write_step_times
+    from reproduce.training.pilot import pilot
+
+    kind, machine = _machine(settings.device)
+    for run in missing:
+        if times.seconds(Work.of(run.config), kind) is not None:
+            continue
+        try:
+            found = pilot(run, settings)
+        except (UserError, ValueError) as error:
+            print(f"no pilot of {run.label}: {error}", file=sys.stderr)
+            continue
+        times.add(kind, found)
+        write_step_times(pilot_file(settings.runs, kind), machine, [found])
+
+
+def _machine(device: str) -> tuple[str, dict[str, Any]]:
+    """The kind of device, and what a file of step times says of the machine."""
+    from reproduce.training.run import device_name, torch_device
+
+    name = device_name(torch_device(device))
+    kind = device_kind(name)
+    return kind, {"device": name, "kind": kind}
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a reader would take."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,66 @@
+"""A pilot: some steps and one evaluation of a Run, timed and thrown away."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+
+from reproduce.method.rng import Generators
+from reproduce.training.estimate import StepTime, Work
+from reproduce.training.host import build_task
+from reproduce.training.plan import PlannedRun
+from reproduce.training.run import RunSettings, load_data, torch_device
+from reproduce.training.site_statistics import site_statistics
+from reproduce.training.step import Step
+
+WARM_STEPS = 3  # buffers are made, and kernels chosen
+STEPS = 20
+
+
+def pilot(run: PlannedRun, settings: RunSettings) -> StepTime:
+    """Time a Run's steps and an evaluation; nothing is written.
+
+    Raises:
+        UserError: what the Task or the method refuses.
+    """
+    config = run.config
+    torch.set_num_threads(settings.threads)
+    device = torch_device(settings.device)
+    generators = Generators.seeded(config.seed, device)
+    loaded = load_data(config.task.dataset, settings.root, settings.cache)
+    task = build_task(config.task, config.recipe, loaded, generators, device)
+    method = run.folder.load().model_validate_json(json.dumps(config.params))
+    step = Step(task, method, config.recipe, generators, device)
+
+    def timed(n_steps: int, first: int) -> float:
+        started = _now(device)
+        for number in range(first, first + n_steps):
+            if number % task.steps_per_epoch == 0:
+                task.start_epoch()
+            step()
+        return _now(device) - started
+
+    timed(WARM_STEPS, 0)
+    seconds = timed(STEPS, WARM_STEPS) / STEPS
+    started = _now(device)
+    task.evaluate()
+    site_statistics(task, generators, step.trace)
+    work = Work.of(config)
+    return StepTime(
+        problem=work.problem,
+        way=work.way,
+        seconds=seconds,
+        steps_per_epoch=task.steps_per_epoch,
+        evaluation_seconds=_now(device) - started,
+        threads=settings.threads,
+        at_once=settings.at_once if device.type == "cuda" else 1,
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on the clock when all that was given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
