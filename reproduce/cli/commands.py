@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from reproduce.cli.bundle import ACCEPT_OPTIONS_OF_RUN, bundle
 from reproduce.cli.calibrate import calibrate
 from reproduce.cli.campaign import (
     ORDER,
@@ -392,6 +393,7 @@ def bench(
 
 
 app.command()(one_line_errors(calibrate))
+app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
 app.command()(one_line_errors(pack))
 app.command()(one_line_errors(unpack))
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,11 @@ class Checkout:
         return kept | {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
+@pytest.fixture(scope="session")
+def on_one_core() -> Callable[[], AbstractContextManager[None]]:
+    return one_core
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
     """Processes started in here run on one core: one thread each, and quick on a busy machine too."""
@@ -191,9 +196,8 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> 
     raise AssertionError("it never happened")
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    path = tmp_path_factory.mktemp("checkout")
+def small_checkout(path: Path) -> Checkout:
+    """A few methods and one experiment that trains in a moment, with checkpoints all the time."""
     ignored = shutil.ignore_patterns("__pycache__", "experiments", "matrix.toml", "matrix_*.toml", "test_*.py")
     for folder in ("reproduce", "datasets", *(f"methods/{name}" for name in METHODS)):
         shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
@@ -205,6 +209,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     experiments.mkdir()
     (experiments / "tiny.toml").write_text(TINY, "utf-8")
     return Checkout(path)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return small_checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="session")
+def new_checkout() -> Callable[[Path], Checkout]:
+    return small_checkout
 
 
 @pytest.fixture(scope="session")
