@@ -8,7 +8,8 @@ ready  := $(venv)/.ready
 python := $(venv)/bin/python
 common := $(if $(SEEDS),--seeds "$(SEEDS)")
 where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
-train  := --scale $(SCALE) $(common) $(where)
+some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(BUDGET),--budget $(BUDGET))
+train  := --scale $(SCALE) $(common) $(where) $(some)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup matrix report test test-oldest bench architecture new-method clean
@@ -18,6 +19,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "options: SCALE=quick|reduced|paper  SEEDS=0,1,2 or a number of seeds  DEVICE=cpu|cuda  JOBS=n  DATA=folder with datasets"
+	@echo "         BUDGET=9m: start only what will finish  ARMS=a,b  TASKS=t: only these"
 
 $(ready): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,8 +8,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
 from reproduce.method import Method, Unregularized
 from reproduce.method.rng import Generators
+from reproduce.results.record import device_kind
 from reproduce.training.checkpoints import write_checkpoint
+from reproduce.training.estimate import StepTime, problem_of, way_of
 from reproduce.training.loop import CHECKPOINT_SECONDS, train
 from reproduce.training.malloc import keep_freed_memory
 from reproduce.training.optim import clip_gradients
+from reproduce.training.run import device_name
 from reproduce.training.step import Step
 
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
@@ -45,6 +48,7 @@ class Row:
     milliseconds: float  # of the thing measured, for orientation only
     limit: str = ""
     kept: bool | None = None
+    step: StepTime | None = None  # where a whole training step was timed
 
 
 class Stepper:
@@ -117,6 +121,7 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
     steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
     steppers["vanilla again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
+    ways: dict[str, str] = {}
     for variant_name, variant in read_variants(folder).variants.items():
         if not workload.times(variant):
             continue
@@ -129,14 +134,23 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
                 raise UserError(f"variants.toml times {label!r} on {workload.name!r}: {error}") from error
             print(f"not timed: {label} refuses {workload.name}: {error}", file=sys.stderr)
             continue
+        ways[label] = way_of(folder.name, method.model_dump(mode="json"))
         applies = device.type == "cpu" and (not variant.limit_on or workload.name in variant.limit_on)
         limits[label] = variant.limit if applies else None
     seconds = interleaved(steppers, device, rounds)
-    return [
-        ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
-        for label, measured in seconds.items()
-        if label != "vanilla"
-    ]
+    problem = problem_of(workload.task, workload.recipe)
+    rows = []
+    for label, measured in seconds.items():
+        if label != "vanilla":
+            row = ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
+            time = StepTime(
+                problem=problem,
+                way=ways.get(label, way_of("vanilla", {})),
+                seconds=statistics.median(measured),
+                threads=torch.get_num_threads(),
+            )
+            rows.append(replace(row, step=time))
+    return rows
 
 
 def bench_functions(folder: MethodFolder, device: torch.device, rounds: int) -> list[Row]:
@@ -242,10 +256,18 @@ def bench(
     yield [ratio_row("start / typer, pydantic", "import", *startup_seconds(rounds), limit=2.0)]
 
 
+def as_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """The rows, and apart from them the step times, from which `plan` knows what methods cost on this device."""
+    rows = list(rows)
+    ratios = [{name: value for name, value in asdict(row).items() if name != "step"} for row in rows]
+    return {"rows": ratios, "steps": [row.step.model_dump() for row in rows if row.step is not None]}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What the ratios were measured on."""
     return {
         "device": str(device),
+        "kind": device_kind(device_name(device)),
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

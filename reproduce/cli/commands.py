@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -54,6 +54,7 @@ from reproduce.results.source import check_copy
 from reproduce.results.store import ResultError, copy_result, read_results
 
 if TYPE_CHECKING:
+    from reproduce.bench.measure import Row
     from reproduce.training.plan import PlannedRun
 
 # `list`, `status` and `new` answer at once: what trains and what draws is imported by the commands that do so.
@@ -376,6 +377,7 @@ def bench(
     methods: MethodsOption = None,
 ) -> None:
     """Time every method's step against vanilla's, and the loop against bare steps."""
+    from reproduce.bench.measure import as_json as bench_json
     from reproduce.bench.measure import bench as measure
     from reproduce.bench.measure import machine
     from reproduce.cli.terminal import bench_table, console
@@ -383,9 +385,11 @@ def bench(
 
     chosen = torch_device(device or default_device())
     runs.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(chosen), "rounds": rounds, "small": small, "rows": (measured := [])}
+    measured: list[Row] = []
+    content: dict[str, Any] = {}
     for rows in measure(chosen_methods(method), chosen, rounds, small):
-        measured += [asdict(row) for row in rows]
+        measured += rows
+        content = {"machine": machine(chosen), "rounds": rounds, "small": small, **bench_json(measured)}
         (runs / "bench.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         if not as_json:
             console().print(bench_table(rows, show_header=len(measured) == len(rows)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ def build(
     return model
 
 
+@cache  # a plan asks thousands of times
 def _module(name: str) -> ModuleType:
     known = known_models()
     if name not in known:

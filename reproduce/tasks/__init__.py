@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -133,6 +134,7 @@ def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None
         raise UserError(f"schedule plateau: {lacking}")
 
 
+@cache  # a plan asks thousands of times
 def _module(kind: str) -> ModuleType:
     kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     if kind not in kinds:

@@ -15,35 +15,45 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reproduce.errors import UserError, first_problem
 from reproduce.experiment.identity import RunConfig, canonical_json
+from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.results.record import Result, device_kind
 
 # What of a recipe a step's or an evaluation's time hangs on; all else, rates and lengths, moves numbers and no time.
-TIMED = {
-    "batch_size", "optimizer", "clip", "augment", "mixup", "window", "eval_batch_size", "precision", "probe_examples",
-}  # fmt: skip
+TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "window", "precision"}
+TIMED |= {"eval_batch_size", "probe_examples"}
 
 
 @dataclass(frozen=True)
 class Work:
     """What decides how long a Run takes: its problem, the way its method computes, and how often both are done."""
 
-    problem: str  # task, and the recipe as far as it is TIMED; folds of one table are one problem
-    way: str  # the method and its parameters but for numbers, which weigh what is computed
+    problem: str
+    way: str
     epochs: int | None
     steps: int | None
     evaluate_every: int
 
     @classmethod
     def of(cls, config: RunConfig) -> Work:
-        recipe = config.recipe
-        task = config.task.model_dump(mode="json", exclude_none=True, exclude={"fold"})
-        timed = recipe.model_dump(mode="json", exclude_none=True, include=TIMED)
-        return cls(canonical_json([task, timed]), way_of(config.method, config.params), recipe.epochs, recipe.steps,
-                   recipe.evaluate_every)  # fmt: skip
+        recipe, way = config.recipe, way_of(config.method, config.params)
+        return cls(problem_of(config.task, recipe), way, recipe.epochs, recipe.steps, recipe.evaluate_every)
+
+
+def problem_of(task: TaskSpec, recipe: Recipe) -> str:
+    """A task, and its recipe as far as it is TIMED; the folds of one table are one problem."""
+    return canonical_json(
+        [
+            task.model_dump(mode="json", exclude_none=True, exclude={"fold"}),
+            recipe.model_dump(mode="json", exclude_none=True, include=TIMED),
+        ]
+    )
 
 
 def way_of(method: str, params: dict[str, Any]) -> str:
-    """A method with what of its parameters chooses between computations: flags, names and counts."""
+    """A method with what of its parameters chooses between computations: flags, names and counts.
+
+    Numbers with a fraction only weigh what is computed.
+    """
     return canonical_json([method, {name: value for name, value in params.items() if not isinstance(value, float)}])
 
 

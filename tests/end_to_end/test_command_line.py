@@ -65,6 +65,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
         "plan json": (["plan", "per", "--seeds", "2", "--json"], {}),
         "again": (RUN, {}),
         "again json": ([*RUN, "--json"], {}),
+        "budget": ([*RUN, "--runs", "budgeted", "--budget", "20m", "--arms", "per"], {}),
         "status": (["status"], {}),
         "status json": (["status", "--json"], {}),
         "publish": (["publish", "per", "--scale", "quick", "--output", str(evidence)], {}),
@@ -98,6 +99,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
             ["run", "batchnorm", "--jobs", "1", "--device", "cpu", "--data", "data_folder"],
             {mnist: on_mnist, **{f"{raw}/{name}": "cut off" for name in names}},
         ),
+        "no time": ([*RUN, "--runs", "no_time", "--budget", "0.01s"], {}),
         "other checkpoint": ([*RUN, "--runs", "elsewhere"], {}),
     }
     return dict(zip(commands, checkout.commands(*commands.values()), strict=True))
@@ -136,6 +138,17 @@ def test_a_second_run_trains_nothing(answers: dict[str, Any], undisturbed: Any) 
     assert again.code == 0
     assert again.stdout.splitlines()[0] == "2 runs, 2 sealed, 0 to train on cpu"
     assert again.stdout.splitlines()[1:] == without_progress(undisturbed)[3:]  # the same table
+
+
+def test_a_budget_is_spent_on_what_a_pilot_says_will_finish(answers: dict[str, Any], checkout: Any) -> None:
+    assert (answers["budget"].code, answers["budget"].stderr) == (0, "")
+    lines = without_progress(answers["budget"])
+    assert lines[0] == "1 runs, 0 sealed, 1 to train on cpu"
+    assert lines[1].startswith("[1/1] tiny / per / seed 0: error ")
+    (pilots,) = (checkout.path / "budgeted" / "pilots").glob("*.json")
+    (step,) = json.loads(pilots.read_text("utf-8"))["steps"]
+    assert step["seconds"] > 0
+    assert len(list((checkout.path / "budgeted").glob("*/result.json"))) == 1
 
 
 def test_run_json(answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]) -> None:
@@ -204,6 +217,7 @@ REFUSED = {
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
         "torchvision download them",
     ],
+    "no time": ["--budget 0.01s: none of the 2 runs to train would finish in it"],
     "other checkpoint": ["checkpoint.pt: checkpoint format 0.7, expected 1.1; delete that file"],
 }
 

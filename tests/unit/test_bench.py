@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
+from reproduce.bench.measure import Stepper, as_json, bench, bench_steps, interleaved, machine, ratio_row, workloads
 from reproduce.bench.startup import startup_seconds
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import ROLES
+from reproduce.training.estimate import Estimates, Work, read_step_times, way_of
 from reproduce.training.loop import train
 
 CPU = torch.device("cpu")
@@ -72,6 +74,24 @@ def test_the_workload_with_a_code_is_for_those_who_name_it(tmp_path: Path) -> No
     assert [row.what for row in timed["lstm"]] == [again, "step: made a / vanilla"]
     assert [row.what for row in timed["autoencoder"]] == [again, "step: made b / vanilla"]
     assert {row.where for row in timed["autoencoder"]} == {"autoencoder"}
+
+
+def test_a_bench_says_what_methods_cost_where_plan_reads_it(tmp_path: Path) -> None:
+    """PER's step beside vanilla's here is taken for PER's elsewhere, where vanilla alone is known."""
+    rows = bench_steps(find_method("per"), SMALL["lstm"], CPU, 1)
+    content = as_json(rows)
+    assert "step" not in content["rows"][0]
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"machine": machine(CPU), **content}), "utf-8")
+    kind, times = read_step_times(path)
+    assert kind == machine(CPU)["kind"] != ""
+    vanilla, *variants = times
+    assert vanilla.way == way_of("vanilla", {})
+    known = Estimates(files=[path])
+    elsewhere = vanilla.model_copy(update={"problem": "p", "steps_per_epoch": 10.0, "evaluation_seconds": 0.0})
+    known.add(kind, elsewhere.model_copy(update={"seconds": 1.0}))
+    found = known.seconds(Work("p", variants[0].way, None, 10, 1), kind)
+    assert found == pytest.approx(10 * variants[0].seconds / vanilla.seconds)
 
 
 def test_dead_latents_are_resampled_while_timed() -> None:

@@ -1,0 +1,145 @@
+"""`plan` and `run` under a budget: what they take, refuse and say. Nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from reproduce.cli import campaign, pages
+from reproduce.cli import commands as command
+from reproduce.errors import UserError
+from reproduce.results.record import device_kind
+from reproduce.training import workers as engine
+from reproduce.training.agenda import Agenda
+from reproduce.training.estimate import Estimates, StepTime, Work
+from reproduce.training.run import device_name, torch_device
+
+QUICK = ["per", "--only", "quick_digits", "--device", "cpu", "--jobs", "1"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("9m", 540.0), ("1.5h", 5400.0), ("", None)])
+def test_budgets(text: str, seconds: float | None) -> None:
+    assert campaign.parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["9", "m", "-9m", "0s", "9 minutes", "nan"])
+def test_what_is_no_budget(text: str) -> None:
+    with pytest.raises(UserError, match=r"expected a time like 90s, 9m or 1\.5h$"):
+        campaign.parse_budget(text)
+
+
+@pytest.fixture
+def each_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Call a command as if every Run were known to take so many seconds, on a simulated clock."""
+
+    def call(seconds: float, *arguments: str) -> Any:
+        kind = device_kind(device_name(torch_device("cpu")))
+        experiments = command.chosen_experiments("per", "quick", "quick_digits")
+        known = Estimates()
+        for run in campaign.planned_runs(experiments, "", ""):
+            work = Work.of(run.config)
+            steps = work.steps or (work.epochs or 1) * 10
+            known.add(
+                kind,
+                StepTime(problem=work.problem, way=work.way, seconds=seconds / steps, steps_per_epoch=10),
+            )
+
+        def one_after_another(to_do: Agenda, *given: Any) -> tuple[list[Any], list[str]]:
+            now = to_do._clock()
+            to_do._clock = lambda: now
+            while to_do.take() is not None:
+                now += seconds
+            return [], []
+
+        monkeypatch.setattr(campaign, "known_times", lambda *given: known)
+        monkeypatch.setattr(command, "known_times", lambda *given: known)
+        monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
+        monkeypatch.setattr(engine, "run_all", one_after_another)
+        return CliRunner().invoke(command.app, [*arguments, "--runs", str(tmp_path / "runs")])
+
+    return call
+
+
+def test_a_budget_shorter_than_any_run_is_one_line(each_takes: Callable[..., Any], tmp_path: Path) -> None:
+    answer = each_takes(3600.0, "run", *QUICK, "--budget", "9m")
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("error: --budget 9m: none of the ")
+    assert answer.stderr.endswith(" runs to train would finish in it: the shortest is estimated at 60 minutes\n")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_what_did_not_fit_is_said(each_takes: Callable[..., Any]) -> None:
+    """The first run takes 500 of 540 seconds; then none of the others fits."""
+    answer = each_takes(500.0, "run", *QUICK, "--budget", "9m")
+    assert answer.exit_code == 0, answer
+    n_runs = int(answer.stdout.split()[0])
+    assert f"{n_runs - 1} runs did not fit into 9m: the same command goes on with them" in answer.stdout
+
+
+def test_plan_shows_what_starts_in_a_budget(each_takes: Callable[..., Any]) -> None:
+    rows = json.loads(each_takes(100.0, "plan", *QUICK, "--budget", "450s", "--json").stdout)
+    assert [row["in_budget"] for row in rows] == [True] * 4 + [False] * (len(rows) - 4)
+    assert len(rows) > 4
+    lines = each_takes(100.0, "plan", *QUICK, "--budget", "450s").stdout.splitlines()
+    assert lines[-1] == "4 would start within 450s on 1 workers"
+    assert sum("after the budget" in line for line in lines) == len(rows) - 4
+    assert "100 s" in lines[1]
+    unlimited = json.loads(each_takes(100.0, "plan", *QUICK, "--json").stdout)
+    assert {row["in_budget"] for row in unlimited} == {None}
+    assert [row["id"] for row in unlimited] == [row["id"] for row in rows]
+
+
+def test_plan_says_hours_by_kind_of_device(each_takes: Callable[..., Any]) -> None:
+    lines = each_takes(3600.0, "plan", *QUICK, "--seeds", "1").stdout.splitlines()
+    kind = device_kind(device_name(torch_device("cpu")))
+    n_runs = int(lines[-2].split()[0])
+    assert lines[-1] == f"{kind}: about {n_runs:.1f} hours of one worker"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "vanila"], "--arms 'vanila': no chosen experiment has one of this name: did you mean vanilla?"),
+        (["--tasks", "zzz"], "--tasks 'zzz': no chosen experiment has one of this name: there are "),
+        (["--budget", "9"], "--budget '9': expected a time like 90s, 9m or 1.5h"),
+    ],
+)
+@pytest.mark.parametrize("name", ["run", "plan"])
+def test_bad_options_are_one_line(name: str, arguments: list[str], message: str) -> None:
+    answer = CliRunner().invoke(command.app, [name, *QUICK, *arguments])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(f"error: {message}")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_arms_and_tasks_are_chosen_by_name() -> None:
+    experiments = command.chosen_experiments("per", "paper", "table3_ptb")
+    everything = campaign.planned_runs(experiments, "1", "")
+    some = campaign.planned_runs(experiments, "1", "", arms="vanilla", tasks="")
+    assert {run.config.method for run in some} == {"vanilla"}
+    assert 0 < len(some) < len(everything)
+
+
+@pytest.mark.parametrize("name", ["run", "plan"])
+def test_help_states_the_order(name: str) -> None:
+    answer = CliRunner().invoke(command.app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"})
+    assert "one seed of everything before a second" in " ".join(answer.stdout.split())
+
+
+def test_files_of_pilots_are_named_after_the_kind_of_device(tmp_path: Path) -> None:
+    assert campaign.pilot_file(tmp_path, "NVIDIA H100 80GB HBM3") == tmp_path / "pilots" / "nvidia-h100-80gb-hbm3.json"
+
+
+def test_make_passes_the_options_on() -> None:
+    root = Path(__file__).resolve().parents[2]
+    options = ["BUDGET=9m", "ARMS=a,b", "TASKS=t"]
+    said = subprocess.run(
+        ["make", "-n", "reproduce-per", *options], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
+    assert said.splitlines()[-1].endswith(' --arms "a,b" --tasks "t" --budget 9m')
