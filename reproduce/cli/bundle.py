@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST = 60 * 2**20  # bytes of the folder
 SCRIPT = Path(__file__).with_name("bundle.sh")  # the part of run.sh that is the same in every bundle
-LEFT_OUT = ("reports", "docs")  # of the code: what no Run reads
+LEFT_OUT = ("reports", "reports/evidence", "docs")  # folders whose files no Run reads
 ACCEPT_OPTIONS_OF_RUN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -67,7 +67,7 @@ def bundle(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
         made = Path(temporary) / output.name
-        _copy(ROOT, (name for name in tracked_files(ROOT) if not name.startswith(LEFT_OUT)), made / "code")
+        _copy(ROOT, (name for name in tracked_files(ROOT) if name.rpartition("/")[0] not in LEFT_OUT), made / "code")
         (made / "code" / NOTE).write_text(source.model_dump_json(indent=1) + "\n", "utf-8")
         outside = methods_outside()
         if outside is not None:
