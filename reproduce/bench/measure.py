@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,13 @@ from torch import Tensor
 
 from reproduce import tasks
 from reproduce.bench.startup import startup_seconds
+from reproduce.bench.stepper import Stepper
+from reproduce.bench.timing import Row, interleaved, ratio_row, timed
 from reproduce.bench.variants import read_variants
 from reproduce.bench.workloads import Workload, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
-from reproduce.method import Method, Unregularized
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training.checkpoints import write_checkpoint
 from reproduce.training.loop import CHECKPOINT_SECONDS, train
@@ -31,78 +30,6 @@ from reproduce.training.optim import clip_gradients
 from reproduce.training.step import Step
 
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured ratio, with its spread over rounds."""
-
-    what: str
-    where: str
-    ratio: float
-    low: float
-    high: float
-    milliseconds: float  # of the thing measured, for orientation only
-    limit: str = ""
-    kept: bool | None = None
-
-
-class Stepper:
-    """Steps of one method on one workload, over one epoch again and again. The first step is taken at once.
-
-    Raises:
-        ValueError: the method refuses the workload's model.
-    """
-
-    def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
-        generators = Generators.seeded(0, device)
-        self.task = tasks.build(workload.task, workload.recipe, workload.data(), generators, device)
-        self.step = Step(self.task, method, workload.recipe, generators, device)
-        self.task.start_epoch()
-        self()
-
-    def __call__(self) -> None:
-        self.step()
-
-
-def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
-    """Seconds per call, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def interleaved(
-    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, repeats: int = 1
-) -> dict[str, list[float]]:
-    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them.
-
-    Each must have run once before: the first time costs more.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_index in range(rounds):
-        names = list(functions) if round_index % 2 == 0 else list(reversed(functions))
-        for name in names:
-            seconds[name].append(timed(functions[name], device, repeats))
-    return seconds
-
-
-def ratio_row(
-    what: str, where: str, seconds: list[float], base: list[float], limit: float | None = None, at_least: bool = False
-) -> Row:
-    """Median of the ratios round by round, with their quartiles."""
-    ratios = sorted(one / other for one, other in zip(seconds, base, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    if limit is None:
-        promised, kept = "", None
-    else:
-        promised, kept = f"{'>=' if at_least else '<='} {limit:g}", (middle >= limit) if at_least else (middle <= limit)
-    return Row(what, where, middle, low, high, 1e3 * statistics.median(seconds), promised, kept)
 
 
 def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, rounds: int) -> list[Row]:

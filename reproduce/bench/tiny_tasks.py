@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
+from reproduce.bench.stepper import recording
 from reproduce.bench.variants import read_variants
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
@@ -22,7 +23,6 @@ from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
-from reproduce.training.capture import Recording
 from reproduce.training.host import build_task
 from reproduce.training.step import Step
 
@@ -69,7 +69,7 @@ class Session:
         self,
         method: Method,
         problem: Problem,
-        make_recording: Callable[[], Recording] | None = None,
+        captured: bool = False,
         rate_on_device: bool | None = None,
         device: torch.device = CPU,
         **recipe: Any,
@@ -78,6 +78,7 @@ class Session:
         self.generators = Generators.seeded(0, device)
         self.task = problem.build(self.generators, device, **recipe)
         chosen = problem.recipe.model_copy(update=recipe)
+        make_recording = functools.partial(recording, self.generators, device) if captured else None
         self.step = Step(self.task, method, chosen, self.generators, device, make_recording, rate_on_device)
         self.model, self.trace = self.step.model, self.step.trace
         self.task.start_epoch()

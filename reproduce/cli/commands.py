@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from reproduce.cli.calibrate import calibrate
+from reproduce.cli.check import check
 from reproduce.cli.new import new
 from reproduce.cli.options import (
     DataOption,
@@ -24,11 +25,12 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    chosen_methods,
     data_root,
     one_line_errors,
 )
 from reproduce.errors import UserError
-from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale, parse_seeds
 from reproduce.results.record import Result
 from reproduce.results.store import read_results, write_result
@@ -49,13 +51,6 @@ REPORTS = WORKING_FOLDER / "reports"
 EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
 NOTHING_PLANNED = "{method} has no experiments at scale {scale}: `python -m reproduce list` shows those it has"
-
-
-def chosen_methods(name: str) -> dict[str, MethodFolder]:
-    if name == "all":
-        return all_methods()
-    folder = find_method(name)
-    return {folder.name: folder}
 
 
 def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
@@ -352,6 +347,7 @@ def bench(
     print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
 
 
+app.command()(one_line_errors(check))
 app.command()(one_line_errors(calibrate))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:  # both know torch, and `list` prints too
-    from reproduce.bench.measure import Row
+    from reproduce.bench.timing import Row
     from reproduce.training.calibrate import GradientRatio
 
 

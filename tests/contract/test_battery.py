@@ -24,7 +24,6 @@ from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import CosineRate
 from reproduce.method import Method, NonNegative, Trace, Unregularized
 from reproduce.training.site_statistics import site_statistics
-from reproduce.training.tape import Tape
 
 RAN: Counter[str] = Counter()
 
@@ -167,7 +166,7 @@ def replays_as_it_steps(method: Method, problem: Any) -> None:
     """
     changing = {"rate_on_device": True, "schedule": CosineRate(kind="cosine")}
     eager = problem.session(method, **changing)
-    replayed = problem.session(method, make_recording=Tape, **changing)
+    replayed = problem.session(method, captured=True, **changing)
     with torch.backends.mkldnn.flags(enabled=False):  # the LSTM of oneDNN keeps a workspace that no tape can hold
         for session in (eager, replayed):
             session.steps(STEPS // 2)

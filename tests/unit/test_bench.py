@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
-from reproduce.bench.measure import Stepper, bench, bench_steps, interleaved, ratio_row, workloads
+from reproduce.bench.measure import bench, bench_steps
 from reproduce.bench.startup import startup_seconds
+from reproduce.bench.stepper import Stepper
+from reproduce.bench.timing import interleaved, ratio_row
+from reproduce.bench.workloads import workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
 from reproduce.method import Method, Trace, Unregularized
