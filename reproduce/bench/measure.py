@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
+from reproduce.bench.beside_plain import rows_beside_plain
+from reproduce.bench.counting import operations_of
 from reproduce.bench.startup import startup_seconds
 from reproduce.bench.stepper import Stepper
 from reproduce.bench.timing import Row, interleaved, ratio_row, timed
 from reproduce.bench.variants import read_variants
-from reproduce.bench.workloads import Workload, workloads
+from reproduce.bench.workloads import Workload, networks, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
 from reproduce.method import Unregularized
@@ -29,6 +31,7 @@ from reproduce.training.malloc import keep_freed_memory
 from reproduce.training.optim import clip_gradients
 from reproduce.training.step import Step
 
+CPU = torch.device("cpu")
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
 
 
@@ -97,6 +100,30 @@ def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> C
     return call
 
 
+def bench_operations(folders: dict[str, MethodFolder], small: bool = False) -> list[Row]:
+    """How many operations a step has on ResNet-56 with each variant that promises a number, over vanilla's.
+
+    Counted, not timed: a GPU starts each of them on its own where steps are not captured, and that is what takes time.
+    """
+    workload = networks(small)["resnet56"]
+    base = operations_of(Stepper(workload, Unregularized(), CPU)).count
+    rows = [_row_of_count("operations: vanilla", workload.name, base, base, None)]
+    for folder in folders.values():
+        for variant_name, variant in read_variants(folder).variants.items():
+            if variant.operations is not None:
+                method = folder.load().model_validate_json(json.dumps(variant.params))
+                count = operations_of(Stepper(workload, method, CPU)).count
+                what = f"operations: {folder.name} {variant_name} / vanilla"
+                rows.append(_row_of_count(what, workload.name, count, base, variant.operations))
+    return rows
+
+
+def _row_of_count(what: str, where: str, count: int, base: int, limit: int | None) -> Row:
+    ratio = count / base
+    promised, kept = ("", None) if limit is None else (f"<= {limit}", count <= limit)
+    return Row(what, where, ratio, ratio, ratio, None, promised, kept, count)
+
+
 def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int = 4) -> Row:
     """The loop with data, augmentation and logging over bare forward, backward and step on a ready batch.
 
@@ -139,7 +166,8 @@ def _bare_step(step: Step) -> Callable[[], None]:
 def bench(
     folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False
 ) -> Iterator[list[Row]]:
-    """The rows of one method after another, each timed beside vanilla steps of its own; then the loop, and the start.
+    """The rows of one method after another, each timed beside vanilla steps of its own; then the loop, counted
+    operations, plain loops of the same models, and the start.
 
     Raises:
         UserError: a variants.toml that names what its method does not have, or an unknown or refused workload.
@@ -166,6 +194,9 @@ def bench(
                 rows += bench_steps(folder, workload, device, rounds)
         yield rows
     yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
+    yield bench_operations(folders, small)
+    if device.type == "cpu":
+        yield list(rows_beside_plain(max(3, rounds), small))
     yield [ratio_row("start / typer, pydantic", "import", *startup_seconds(rounds), limit=2.0)]
 
 

@@ -12,16 +12,17 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One measured ratio, with its spread over rounds."""
+    """One ratio of timings with its spread over rounds, or of counts."""
 
     what: str
     where: str
     ratio: float
     low: float
     high: float
-    milliseconds: float  # of the thing measured, for orientation only
+    milliseconds: float | None  # of the thing measured, for orientation only; None: it was counted
     limit: str = ""
     kept: bool | None = None
+    operations: int | None = None  # counted
 
 
 def timed(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:

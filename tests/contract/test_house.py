@@ -159,7 +159,7 @@ def test_the_loop_knows_no_name_of_a_task_or_method() -> None:
 
 
 def test_one_loop() -> None:
-    """`backward` is called by the one step, and by the bench, which times bare steps; by no method."""
+    """`backward` is called by the one step, and by the bench, which times bare steps and plain loops; by no method."""
     trees = TREES | {str(path): ast.parse(path.read_text("utf-8")) for path in METHOD_FILES}
     calling = set()
     for file, tree in trees.items():
@@ -168,7 +168,7 @@ def test_one_loop() -> None:
         }
         if "backward" in called:
             calling.add(file)
-    assert calling == {"reproduce/training/step.py", "reproduce/bench/measure.py"}
+    assert calling == {"reproduce/training/step.py", "reproduce/bench/measure.py", "reproduce/bench/plain.py"}
 
 
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}

@@ -79,8 +79,9 @@ def folder(tmp_path: Path, method_class: type[Method]) -> Any:
     return SimpleNamespace(name="made", path=tmp_path, load=lambda: method_class)
 
 
-def test_the_command_on_the_cpu(tmp_path: Path) -> None:
+def test_the_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts on toys, of one method; what is written has what `plan` reads."""
+    monkeypatch.setattr("reproduce.bench.step_times.SECONDS_PER_ROUND", 0.01)
     answer = CliRunner().invoke(app, ["check", BASELINE, "--device", "cpu", "--small", "--output", str(tmp_path)])
     assert answer.exit_code == 0, (answer.stdout, answer.stderr)
     (path,) = tmp_path.glob("*.json")
