@@ -20,6 +20,7 @@ from reproduce.bench.waits import forbidden_waits
 from reproduce.bench.workloads import Workload
 from reproduce.experiment.schema import CosineRate
 from reproduce.method import Method
+from reproduce.training.run import own_stream
 from reproduce.training.step import Step
 
 # Of a quantity's own size. Sums are taken in another order there: on the CPU, other kernels made at most 2e-5 of it.
@@ -151,6 +152,7 @@ def _replayed(make: Callable[[bool], Any], take_steps: Callable[[Any], None], de
 
     with ExitStack() as stack:
         stack.enter_context(ieee_float32())
+        stack.enter_context(own_stream(device))
         if device.type == "cpu":  # the LSTM of oneDNN keeps a workspace that no tape can hold
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings(

@@ -38,7 +38,7 @@ def machine_facts(device: torch.device) -> dict[str, Callable[[], str]]:
         "float32 is multiplied in": lambda: ", ".join(f"{kind} {how}" for kind, how in fp32_precision(device).items()),
         "cuDNN benchmark": lambda: str(torch.backends.cudnn.benchmark) if on_cuda else "none",
         "LSTM under bfloat16 autocast gives": lambda: str(_lstm_dtype(device)).removeprefix("torch."),
-        "MPS": lambda: _mps() if on_cuda else "none",
+        "MPS": lambda: mps_state() if on_cuda else "none",
         "AMX bfloat16": lambda: "yes" if has_amx() else "no, as far as Linux says",
     }
 
@@ -66,7 +66,7 @@ def _lstm_dtype(device: torch.device) -> torch.dtype:
         return lstm(torch.zeros(2, 1, 8, device=device))[0].dtype
 
 
-def _mps() -> str:
+def mps_state() -> str:
     """Whether processes can share the card's multiprocessors at one time: is the daemon there, can it be started?"""
     if shutil.which(MPS_CONTROL) is None:
         return f"{MPS_CONTROL} is not installed"

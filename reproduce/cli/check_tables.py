@@ -46,7 +46,7 @@ def _step_times(found: Findings) -> Table:
     table = _table(headings, right=("ms", "floor ms", "operations"))
     for step in found.steps:
         floor = "" if found.bandwidth is None else f"{1e3 * step.floor(found.bandwidth):.3g}"
-        method = f"{step.method} {step.variant}"
+        method = step.method if step.variant == "defaults" else f"{step.method} {step.variant}"
         row = (step.workload, method, step.precision, step.mode, f"{1e3 * step.seconds:.4g}", floor)
         table.add_row(*row, str(step.operations))
     return table
@@ -66,5 +66,5 @@ def _side_by_side(found: Findings) -> Table:
 def _table(headings: tuple[str, ...], right: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left")
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
     return table

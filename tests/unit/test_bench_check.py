@@ -18,6 +18,7 @@ from reproduce.bench.agreement import Quantities, replay_on_tiny_task, step_besi
 from reproduce.bench.check import BASELINE, LARGE, TRAINED_AT_ONCE, Findings, check
 from reproduce.bench.counting import copy_bandwidth, operations_of
 from reproduce.bench.draws import DrawsOfTheCpu
+from reproduce.bench.facts import mps_state
 from reproduce.bench.side_by_side import SideBySide, measure, recommended_jobs
 from reproduce.bench.tiny_tasks import CPU, PROBLEMS
 from reproduce.bench.waits import forbidden_waits
@@ -174,8 +175,8 @@ def test_problems_end_the_command_with_1(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_does_not_fit_into_its_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(check_module.SECONDS, "replays", -1.0)
     found = Findings("cpu")
-    found.work_through("replays", [("a", lambda: []), ("b", lambda: [])])
-    assert found.remarks == ["replays: 2 of 2 left out after -1 s, from a on"]
+    found.work_through("replays", [("a", lambda: []), ("b", lambda: [])], CPU)
+    assert found.remarks == ["replays: 2 of 2 left out after -5 s, from a on"]
     assert found.counts == {}
 
 
@@ -240,6 +241,27 @@ def test_a_run_that_fails_beside_others_stops_them() -> None:
     network = networks(small=True)["mlp_8x256"]
     with pytest.raises(ValueError, match="needs another model"):
         measure(network, Unwilling(), CPU, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (None, "nvidia-cuda-mps-control is not installed"),
+        ("exit 0", "the daemon is there"),
+        ("exit 1", "no daemon: `nvidia-cuda-mps-control -d` starts one"),
+    ],
+)
+def test_the_daemon_for_processes_side_by_side(
+    script: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        control = tmp_path / "nvidia-cuda-mps-control"
+        control.write_text(
+            f'#!/bin/sh\nread question\n[ "$question" = get_server_list ] || exit 9\n{script}\n', "utf-8"
+        )
+        control.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert mps_state() == expected
 
 
 def test_waits_are_forbidden_for_a_while() -> None:
