@@ -94,8 +94,16 @@ def check(
         folders: the methods that are checked; networks are timed without a method in any case.
         small: toys in the place of networks, and fewer steps: for tests.
     """
-    findings = Findings(device_name(device))
     gc.freeze()  # what has been imported is no garbage: to look through it costs more than a tiny step
+    try:
+        yield from _parts(Findings(device_name(device)), folders, device, small)
+    finally:
+        gc.unfreeze()
+
+
+def _parts(
+    findings: Findings, folders: dict[str, MethodFolder], device: torch.device, small: bool
+) -> Iterator[tuple[str, Findings]]:
     _facts(findings, device, small)
     yield "facts", findings
     methods: list[Configured] = []
@@ -111,7 +119,6 @@ def check(
     _step_times(findings, methods, device, small)
     yield "step times", findings
     _side_by_side(findings, device, small)
-    gc.unfreeze()
     yield "side by side", findings
 
 
@@ -156,9 +163,10 @@ def _replays(findings: Findings, methods: Sequence[Configured], device: torch.de
         for name in LARGE
     ]
     for name, variant, method in methods:
-        for problem in two_tasks(method):
-            act = partial(replay_on_tiny_task, method, problem, device, steps)
-            planned.append((f"{name} {variant} on {problem.name}", act))
+        with findings.trying(f"{name} {variant}"):
+            for problem in two_tasks(method):
+                act = partial(replay_on_tiny_task, method, problem, device, steps)
+                planned.append((f"{name} {variant} on {problem.name}", act))
     findings.work_through("replays", planned, device)
 
 

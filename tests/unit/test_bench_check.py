@@ -65,6 +65,11 @@ class Unwilling(Method):
         raise ValueError("needs another model")
 
 
+class Breaking(Method):
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 CALLS: list[int] = []
 
 
@@ -152,11 +157,14 @@ def test_faults_become_lines_and_stop_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(check_module, "LARGE", ("mlp_8x256",))
     monkeypatch.setattr(check_module, "TRAINED_AT_ONCE", ("mlp_8x256",))
     monkeypatch.setattr(check_module, "PROBLEMS", (IMAGES,))
-    parts = list(check({"made": folder(tmp_path, Waiting)}, CPU, small=True))
+    folders = {"made": folder(tmp_path, Waiting), "broken": folder(tmp_path, Breaking)}
+    parts = list(check(folders, CPU, small=True))
     assert [part for part, _ in parts] == ["facts", "beside the CPU", "replays", "step times", "side by side"]
     found = parts[-1][1]
     assert "copying: RuntimeError: no such instruction" in found.problems
     assert f"{BASELINE} defaults on mlp_8x256, float32: RuntimeError: no such instruction" in found.problems
+    illegal = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert {f"broken defaults on {IMAGES.name}: {illegal}", f"broken defaults: {illegal}"} <= {*found.problems}
     assert any(line.startswith(f"made defaults on {IMAGES.name}: a step waits: ") for line in found.problems)
     assert f"made defaults on {IMAGES.name}: its steps cannot be captured" not in found.problems  # on two other tasks
     assert sum("its steps cannot be captured" in line for line in found.problems) == 2
