@@ -12,7 +12,7 @@ some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if 
 train  := --scale $(SCALE) $(common) $(where) $(some)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test test-oldest bench architecture new-method clean
+.PHONY: help setup matrix report test test-oldest bench check architecture new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
@@ -70,6 +70,9 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))
+
+check: $(ready) ## is this machine fit to train on: facts, every method beside the CPU, step times, runs side by side
+	@$(python) -m reproduce check $(if $(DEVICE),--device $(DEVICE))
 
 new-method: $(ready) ## a new method's folder: make new-method NAME=x
 	@$(python) -m reproduce new "$(NAME)"

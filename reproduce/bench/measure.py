@@ -7,9 +7,8 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,16 @@ import torch
 from torch import Tensor
 
 from reproduce import tasks
+from reproduce.bench.beside_plain import rows_beside_plain
+from reproduce.bench.counting import operations_of
 from reproduce.bench.startup import startup_seconds
+from reproduce.bench.stepper import Stepper
+from reproduce.bench.timing import Row, interleaved, ratio_row, timed
 from reproduce.bench.variants import read_variants
-from reproduce.bench.workloads import Workload, workloads
+from reproduce.bench.workloads import Workload, networks, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
-from reproduce.method import Method, Unregularized
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.results.record import device_kind
 from reproduce.training.checkpoints import write_checkpoint
@@ -33,80 +36,8 @@ from reproduce.training.optim import clip_gradients
 from reproduce.training.run import device_name
 from reproduce.training.step import Step
 
+CPU = torch.device("cpu")
 SECONDS_PER_PAIR = 3.0  # for a function and its naive relative, which may be a hundred times slower
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured ratio, with its spread over rounds."""
-
-    what: str
-    where: str
-    ratio: float
-    low: float
-    high: float
-    milliseconds: float  # of the thing measured, for orientation only
-    limit: str = ""
-    kept: bool | None = None
-    step: StepTime | None = None  # where a whole training step was timed
-
-
-class Stepper:
-    """Steps of one method on one workload, over one epoch again and again. The first step is taken at once.
-
-    Raises:
-        ValueError: the method refuses the workload's model.
-    """
-
-    def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
-        generators = Generators.seeded(0, device)
-        self.task = tasks.build(workload.task, workload.recipe, workload.data(), generators, device)
-        self.step = Step(self.task, method, workload.recipe, generators, device)
-        self.task.start_epoch()
-        self()
-
-    def __call__(self) -> None:
-        self.step()
-
-
-def timed(function: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
-    """Seconds per call, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def interleaved(
-    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, repeats: int = 1
-) -> dict[str, list[float]]:
-    """Time all functions in turn, round after round, so that a machine that drifts drifts for all of them.
-
-    Each must have run once before: the first time costs more.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_index in range(rounds):
-        names = list(functions) if round_index % 2 == 0 else list(reversed(functions))
-        for name in names:
-            seconds[name].append(timed(functions[name], device, repeats))
-    return seconds
-
-
-def ratio_row(
-    what: str, where: str, seconds: list[float], base: list[float], limit: float | None = None, at_least: bool = False
-) -> Row:
-    """Median of the ratios round by round, with their quartiles."""
-    ratios = sorted(one / other for one, other in zip(seconds, base, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    if limit is None:
-        promised, kept = "", None
-    else:
-        promised, kept = f"{'>=' if at_least else '<='} {limit:g}", (middle >= limit) if at_least else (middle <= limit)
-    return Row(what, where, middle, low, high, 1e3 * statistics.median(seconds), promised, kept)
 
 
 def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, rounds: int) -> list[Row]:
@@ -184,6 +115,30 @@ def _forward_backward(function: Callable[..., Tensor], activations: Tensor) -> C
     return call
 
 
+def bench_operations(folders: dict[str, MethodFolder], small: bool = False) -> list[Row]:
+    """How many operations a step has on ResNet-56 with each variant that promises a number, over vanilla's.
+
+    Counted, not timed: a GPU starts each of them on its own where steps are not captured, and that is what takes time.
+    """
+    workload = networks(small)["resnet56"]
+    base = operations_of(Stepper(workload, Unregularized(), CPU)).count
+    rows = [_row_of_count("operations: vanilla", workload.name, base, base, None)]
+    for folder in folders.values():
+        for variant_name, variant in read_variants(folder).variants.items():
+            if variant.operations is not None:
+                method = folder.load().model_validate_json(json.dumps(variant.params))
+                count = operations_of(Stepper(workload, method, CPU)).count
+                what = f"operations: {folder.name} {variant_name} / vanilla"
+                rows.append(_row_of_count(what, workload.name, count, base, variant.operations))
+    return rows
+
+
+def _row_of_count(what: str, where: str, count: int, base: int, limit: int | None) -> Row:
+    ratio = count / base
+    promised, kept = ("", None) if limit is None else (f"<= {limit}", count <= limit)
+    return Row(what, where, ratio, ratio, ratio, None, promised, kept, count)
+
+
 def bench_loop(workload: Workload, device: torch.device, rounds: int, steps: int = 4) -> Row:
     """The loop with data, augmentation and logging over bare forward, backward and step on a ready batch.
 
@@ -226,7 +181,8 @@ def _bare_step(step: Step) -> Callable[[], None]:
 def bench(
     folders: dict[str, MethodFolder], device: torch.device, rounds: int, small: bool = False
 ) -> Iterator[list[Row]]:
-    """The rows of one method after another, each timed beside vanilla steps of its own; then the loop, and the start.
+    """The rows of one method after another, each timed beside vanilla steps of its own; then the loop, counted
+    operations, plain loops of the same models, and the start.
 
     Raises:
         UserError: a variants.toml that names what its method does not have, or an unknown or refused workload.
@@ -253,6 +209,9 @@ def bench(
                 rows += bench_steps(folder, workload, device, rounds)
         yield rows
     yield [bench_loop(workload, device, max(2, rounds // 2)) for workload in chosen if not workload.named_only]
+    yield bench_operations(folders, small)
+    if device.type == "cpu":
+        yield list(rows_beside_plain(max(3, rounds), small))
     yield [ratio_row("start / typer, pydantic", "import", *startup_seconds(rounds), limit=2.0)]
 
 

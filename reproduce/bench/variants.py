@@ -16,6 +16,7 @@ class Variant(Strict):
     params: dict[str, Any] = {}
     limit: float | None = None  # the ratio on CPU that this project promises, on the workloads of `limit_on`
     limit_on: tuple[str, ...] = ()
+    operations: int | None = None  # of one step on ResNet-56, counted: at most so many, as this project promises
     workloads: tuple[str, ...] | None = None  # only these; None: all that the method accepts, but those to be named
 
 

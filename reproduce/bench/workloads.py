@@ -1,15 +1,15 @@
-"""Models and random batches on which steps are timed."""
+"""Models and random batches on which steps are timed and counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from reproduce.bench.variants import Variant
-from reproduce.data import ImageData, Images, WordData
+from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.schema import Clip, Recipe, TaskSpec
 
@@ -23,7 +23,7 @@ class Workload:
     name: str
     task: TaskSpec
     recipe: Recipe
-    data: Callable[[], ImageData | WordData]
+    data: Callable[[], Data]
     named_only: bool = False  # for variants whose variants.toml names it, and no others
 
     def times(self, variant: Variant) -> bool:
@@ -60,6 +60,49 @@ def workloads(small: bool = False) -> list[Workload]:
     ]
 
 
+def networks(small: bool = False) -> dict[str, Workload]:
+    """Networks of the papers by name, at their papers' batch sizes: for step times, and beside plain loops.
+
+    Fixup's ResNet-56 and 20 (He et al. 2016: batch 128), the 11-layer CNN, the 2x650 LSTM of PTB and the 2x200 LSTM of
+    pytorch/examples, and the network of depth 8 for UCI tables (``small``: toys of the same kind, for tests).
+    """
+    cnn, lstm, _ = workloads(small)
+    batch, side = (8, 8) if small else (128, 32)
+    recipe = Recipe(
+        steps=STEPS, batch_size=batch, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, augment="crop_flip"
+    )
+
+    def resnet(name: str, depth: int) -> Workload:
+        options: dict[str, Any] = {"depth": 8, "width": 2} if small else {"depth": depth}
+        task = TaskSpec(kind="image_classification", dataset="random", model="resnet", model_options=options)
+        return Workload(name, task, recipe, lambda: _random_images(4 * batch, 3, side))
+
+    shallow: dict[str, Any] = {"hidden": 8 if small else 200, "dropout": 0.2}
+    example = TaskSpec(kind="language_modeling", dataset="random", model="lstm", model_options=shallow)
+    deep: dict[str, Any] = {"width": 8 if small else 256, "depth": 8, "initialisation": "lecun", "activation": "elu"}
+    table = TaskSpec(
+        kind="table_classification",
+        dataset="random",
+        model="mlp",
+        model_options=deep | {"dropout": 0.5},
+        fold=0,
+        fold_convention="standard",
+    )
+    # That of the experiments on UCI tables.
+    table_recipe = Recipe(
+        steps=STEPS, batch_size=20, learning_rate=0.01, momentum=0.9, clip=Clip(norm=1.0, per="tensor")
+    )
+    found = (
+        resnet("resnet56", 56),
+        resnet("resnet20", 20),
+        replace(cnn, name="cnn11"),
+        replace(lstm, name="lstm_2x650"),
+        Workload("lstm_2x200", example, lstm.recipe, lstm.data),
+        Workload("mlp_8x256", table, table_recipe, lambda: _random_rows(600, 20)),
+    )
+    return {workload.name: workload for workload in found}
+
+
 def _card() -> DatasetCard:
     noise = Statistics(mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29), source="uniform noise")
     return DatasetCard.model_construct(name="random", statistics=noise)
@@ -71,6 +114,14 @@ def _random_images(n: int, channels: int, side: int) -> ImageData:
     labels = torch.randint(0, 10, (n,), generator=generator)
     split = Images(pixels, labels)
     return ImageData(card=_card(), train=split, validation=None, test=split, classes=10, origin="random")
+
+
+def _random_rows(n: int, features: int) -> TableData:
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows(torch.randn(n, features, generator=generator), torch.randint(0, 4, (n,), generator=generator))
+    quarters = torch.arange(n).chunk(4)
+    fold = Fold(inside=quarters[0], others=torch.cat(quarters[1:3]), validation=quarters[3])
+    return TableData(card=_card(), rows=rows, folds=(fold,), classes=4, origin="random")
 
 
 def _random_words(n: int, vocabulary: int) -> WordData:

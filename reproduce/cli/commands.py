@@ -33,6 +33,7 @@ from reproduce.cli.campaign import (
     too_short,
     workers_on,
 )
+from reproduce.cli.check import check
 from reproduce.cli.new import new
 from reproduce.cli.options import (
     DataOption,
@@ -43,11 +44,12 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    chosen_methods,
     one_line_errors,
 )
 from reproduce.cli.pack import pack, unpack
 from reproduce.errors import UserError
-from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.record import Result
 from reproduce.results.source import check_copy
@@ -70,13 +72,6 @@ REPORTS = WORKING_FOLDER / "reports"
 EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
 NOTHING_PLANNED = "{method} has no experiments at scale {scale}: `python -m reproduce list` shows those it has"
-
-
-def chosen_methods(name: str) -> dict[str, MethodFolder]:
-    if name == "all":
-        return all_methods()
-    folder = find_method(name)
-    return {folder.name: folder}
 
 
 def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
@@ -396,6 +391,7 @@ def bench(
     print(json.dumps(content, indent=1) if as_json else f"written: {runs / 'bench.json'}")
 
 
+app.command()(one_line_errors(check))
 app.command()(one_line_errors(calibrate))
 app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
 app.command()(one_line_errors(pack))

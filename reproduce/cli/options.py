@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from reproduce.errors import UserError
-from reproduce.experiment.folder import MORE_METHODS, methods_outside
+from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods, find_method, methods_outside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,6 +29,13 @@ OnlyOption = Annotated[
     str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def chosen_methods(name: str) -> dict[str, MethodFolder]:
+    if name == "all":
+        return all_methods()
+    folder = find_method(name)
+    return {folder.name: folder}
 
 
 def data_root(text: str) -> Path | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:  # both know torch, and `list` prints too
-    from reproduce.bench.measure import Row
+    from reproduce.bench.timing import Row
     from reproduce.training.calibrate import GradientRatio
 
 
@@ -75,11 +75,14 @@ def _table(columns: dict[str, str]) -> Table:
 def bench_table(rows: Sequence[Row], show_header: bool) -> Table:
     """The rows of one method, in columns of one width for all."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_header=show_header)
-    widths = {"measured": 27, "on": 11, "ratio": 5, "quartiles": 11, "ms": 7, "limit": 7, "": 6}  # 80 in all
+    widths = {"measured": 27, "on": 11, "ratio": 5, "quartiles": 11, "ms, ops": 7, "limit": 7, "": 6}  # 80 in all
     for heading, width in widths.items():
-        table.add_column(heading, justify="right" if heading in ("ratio", "quartiles", "ms") else "left", width=width)
+        table.add_column(
+            heading, justify="right" if heading in ("ratio", "quartiles", "ms, ops") else "left", width=width
+        )
     for row in rows:
         kept = "" if row.kept is None else "kept" if row.kept else "MISSED"
-        spread = f"{row.low:.2f}-{row.high:.2f}"
-        table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, f"{row.milliseconds:.4g}", row.limit, kept)
+        spread = "" if row.milliseconds is None else f"{row.low:.2f}-{row.high:.2f}"
+        size = str(row.operations) if row.milliseconds is None else f"{row.milliseconds:.4g}"
+        table.add_row(row.what, row.where, f"{row.ratio:.2f}", spread, size, row.limit, kept)
     return table

@@ -17,37 +17,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from reproduce.bench.tiny_tasks import CPU, STEPS
+from reproduce.bench.waits import WaitsForTheDevice, forbidden_waits
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import CosineRate
 from reproduce.method import Method, NonNegative, Record, Role, Trace, Unregularized
 from reproduce.method.sites import ROLES
-from reproduce.training.capture import waits_for_a_value
 from reproduce.training.site_statistics import site_statistics
-from reproduce.training.tape import Tape
 
-STEPS = 20
 RAN: Counter[str] = Counter()
-
-
-class NoHostSync(TorchDispatchMode):
-    """Raises where an operation waits for a tensor's value, or has a shape that depends on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = waits_for_a_value(func, args)
-        assert not waits, f"{func} waits for the device: no .item(), no branch on a value, no mask as index in a step"
-        return func(*args, **(kwargs or {}))
-
-
-class NoCopyToHost(TorchFunctionMode):
-    """Raises for the copies to the host that no operation on a CPU shows."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        assert name not in ("tolist", "numpy", "__array__", "cpu"), f"Tensor.{name} waits for the device"
-        return func(*args, **(kwargs or {}))
 
 
 def _clone(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -204,7 +183,7 @@ def records_exactly_what_it_reads(method: Method, problem: Any) -> None:
 
 def never_waits_for_the_device(method: Method, problem: Any) -> None:
     session = problem.session(method)
-    with NoCopyToHost(), NoHostSync():
+    with forbidden_waits(CPU):
         session.step()
 
 
@@ -215,7 +194,7 @@ def replays_as_it_steps(method: Method, problem: Any) -> None:
     """
     changing = {"rate_on_device": True, "schedule": CosineRate(kind="cosine")}
     eager = problem.session(method, **changing)
-    replayed = problem.session(method, make_recording=Tape, **changing)
+    replayed = problem.session(method, captured=True, **changing)
     with torch.backends.mkldnn.flags(enabled=False):  # the LSTM of oneDNN keeps a workspace that no tape can hold
         for session in (eager, replayed):
             session.steps(STEPS // 2)
@@ -411,7 +390,7 @@ def test_a_check_finds_its_fault(check: Callable[[Method, Any], None], penalty: 
     sound = type("Sound", (_Weighted,), {"penalty": lambda self, trace, *_: self.strength * _read(trace)})
     faulty = type("Faulty", (_Weighted,), {"penalty": penalty})
     check(sound(), problems[0])
-    with pytest.raises((AssertionError, ValueError)):
+    with pytest.raises((AssertionError, ValueError, WaitsForTheDevice)):
         check(faulty(), problems[0])
 
 

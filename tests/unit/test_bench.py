@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
 
-from reproduce import tasks
-from reproduce.bench.measure import Stepper, as_json, bench, bench_steps, interleaved, machine, ratio_row, workloads
+from reproduce import models, tasks
+from reproduce.bench.beside_plain import clip_apart, plain_process
+from reproduce.bench.measure import as_json, bench, bench_operations, bench_steps, machine
+from reproduce.bench.plain import image_steps, word_steps
 from reproduce.bench.startup import startup_seconds
+from reproduce.bench.stepper import Stepper
+from reproduce.bench.timing import interleaved, ratio_row
+from reproduce.bench.workloads import networks, workloads
+from reproduce.cli.terminal import bench_table
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import ROLES
+from reproduce.models import Sizes
 from reproduce.training.estimate import Estimates, Work, read_step_times, way_of
 from reproduce.training.loop import train
 
@@ -125,6 +134,10 @@ def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monke
     monkeypatch.setattr("reproduce.bench.measure.bench_functions", lambda one, *_: [f"losses of {one.path.name}"])
     monkeypatch.setattr("reproduce.bench.measure.bench_steps", lambda one, workload, *_: [one.path.name, workload.name])
     monkeypatch.setattr("reproduce.bench.measure.bench_loop", lambda workload, *_: f"loop {workload.name}")
+    monkeypatch.setattr(
+        "reproduce.bench.measure.bench_operations", lambda folders, small: [f"operations {len(folders)}"]
+    )
+    monkeypatch.setattr("reproduce.bench.measure.rows_beside_plain", lambda rounds, small: iter([f"plain {rounds}"]))
     monkeypatch.setattr("reproduce.bench.measure.startup_seconds", lambda rounds: ([0.3], [0.2]))
     named = "[variants.a]\nworkloads = ['lstm']\n"
     folders = {"x": folder(tmp_path / "x", Method, named), "y": folder(tmp_path / "y", Method, "[variants.a]\n")}
@@ -133,8 +146,77 @@ def test_methods_are_timed_one_by_one_and_the_loop_at_last(tmp_path: Path, monke
         ["losses of x", "x", "lstm"],
         ["losses of y", "y", "cnn11", "y", "lstm"],
         ["loop cnn11", "loop lstm"],
+        ["operations 2"],
+        ["plain 3"],
     ]
     assert (start.what, start.ratio, start.kept) == ("start / typer, pydantic", pytest.approx(1.5), True)
+
+
+def test_operations_are_counted_where_a_number_is_promised(tmp_path: Path) -> None:
+    toml = "[variants.a]\noperations = 1\n[variants.b]\n[variants.c]\noperations = 9999\n"
+    vanilla, a, c = bench_operations({"made": folder(tmp_path, Decaying, toml)}, small=True)
+    assert (vanilla.what, vanilla.ratio, vanilla.kept) == ("operations: vanilla", 1.0, None)
+    assert (a.what, a.limit, a.kept) == ("operations: made a / vanilla", "<= 1", False)
+    assert (c.limit, c.kept) == ("<= 9999", True)
+    # Square, mean, draw, two products, as many backwards, and the halved weight: a few more than without.
+    assert vanilla.operations is not None
+    assert a.operations == c.operations
+    assert vanilla.operations < a.operations < vanilla.operations + 25
+    shown = Console(width=100, file=StringIO())
+    shown.print(bench_table([a], show_header=True))
+    assert f" {a.operations} " in shown.file.getvalue()
+
+
+def test_the_plain_loop_trains_the_same_model() -> None:
+    """On words, where nothing is drawn but the masks: the same weights after some steps, up to rounding."""
+    workload = networks(small=True)["lstm_2x200"]
+    ours = Stepper(workload, Unregularized(), CPU)
+    model = models.build("lstm", dict(workload.task.model_options), Sizes((), 50), *_streams())
+    data = workload.data()
+    tokens = data.train.view(workload.recipe.batch_size, -1).t()
+    step = word_steps(model, tokens, model.initial_state(workload.recipe.batch_size), 35, 1.0, 0.25)
+    step()
+    for _ in range(3):
+        ours()
+        step()
+    for name, value in ours.task.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
+def _streams() -> tuple[torch.Generator, torch.Generator]:
+    generators = Generators.seeded(0, CPU)
+    return generators.initialisation, generators.dropout
+
+
+def test_the_plain_loop_learns_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(32) % 4
+    images = torch.randn(32, 1, 2, 2, generator=generator) + 4 * nn.functional.one_hot(labels, 4).view(32, 1, 2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    step = image_steps(model, images, labels, 8, rate=0.1, momentum=0.9, decay=0.0)
+    for _ in range(40):
+        step()
+    assert (model(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_the_plain_loop_runs_in_a_process_of_its_own() -> None:
+    with plain_process("resnet20", small=True) as seconds:
+        assert 0 < seconds(2) < 60
+    with pytest.raises(RuntimeError, match="the plain loop on abacus has ended"), plain_process("abacus", True) as none:
+        none(1)
+
+
+def test_clipped_one_by_one_or_together_gives_the_same_bits() -> None:
+    workload = networks(small=True)["mlp_8x256"]
+    together, apart = (Stepper(workload, Unregularized(), CPU) for _ in range(2))
+    clip_apart(apart)
+    for _ in range(5):
+        together()
+        apart()
+    state = apart.task.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in together.task.model.state_dict().items())
+    with pytest.raises(ValueError, match="expected, found clip"):
+        clip_apart(apart)
 
 
 def test_the_start_is_measured_beside_its_libraries() -> None:
