@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -177,7 +176,8 @@ def run(
         int,
         typer.Option(
             "--jobs",
-            help="Worker processes; 0: one per core, one on a GPU. They share the cores; threads move last bits.",
+            help="Runs side by side; 0: one per core, up to 8 on a GPU, as its memory allows. They share the cores; "
+            "threads move last bits.",
         ),
     ] = 0,
     data: DataOption = "",
@@ -194,11 +194,13 @@ def run(
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
     from reproduce.training import workers
-    from reproduce.training.run import RunSettings, default_device, step_mode, torch_device
+    from reproduce.training.engines import engine_for
+    from reproduce.training.run import RunSettings, default_device, multiplies_bfloat16, step_mode, torch_device
+    from reproduce.training.side_by_side import DeviceFacts, Room, arrange
 
-    if jobs < 0:
-        raise UserError(f"--jobs {jobs}: expected 0 or more")
     chosen = torch_device(device or default_device())
+    facts = DeviceFacts.of(chosen)
+    arrange(jobs, 1, facts)  # bad input is said before anything is read
     chosen_mode = step_mode(mode, chosen)
     experiments = chosen_experiments(method, scale, only)
     planned = planned_runs(experiments, seeds, data)
@@ -209,25 +211,29 @@ def run(
     missing = [run for run in planned if run.id not in ids]
     for problem in damaged:
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
-    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, len(planned)))
+    how = arrange(jobs, len(planned), facts)
     runs.mkdir(parents=True, exist_ok=True)
     settings = RunSettings(
         runs=runs,
         root=data_root(data),
         cache=WORKING_FOLDER / "data",
         device=str(chosen),
-        threads=max(1, cores // jobs),
+        threads=how.threads,
+        at_once=max(1, min(how.jobs, len(missing))),
         mode=chosen_mode,
     )
     trained: list[Result] = []
     failures: list[str] = []
     if not as_json:
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {chosen}")
+        if missing and how.said:
+            print(how.said)
+    if any(run.config.recipe.precision == "bfloat16" for run in missing) and not multiplies_bfloat16(chosen):
+        print("warning: this processor computes bfloat16 by emulation, slower than float32", file=sys.stderr)
     if missing:
         with reporter(len(missing), console(), quiet=as_json) as progress:
-            trained, failures = workers.run_all(missing, settings, jobs, progress)
+            engine, room = engine_for(how, len(missing)), Room(how.jobs, how.free_bytes)
+            trained, failures = workers.run_all(missing, settings, engine, room, progress)
     results = [*sealed, *trained]
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from reproduce.errors import UserError
 from reproduce.training import workers as local
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings
+from reproduce.training.side_by_side import Room
 
 CORES = 4
 
@@ -27,10 +29,10 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def call(n_missing: int, *arguments: str) -> tuple[RunSettings, int, int]:
         received: list[tuple[RunSettings, int, int]] = []
 
-        def engine(
-            runs: list[PlannedRun], settings: RunSettings, jobs: int, reporter: Any
+        def run_all(
+            runs: list[PlannedRun], settings: RunSettings, engine: Any, room: Room, reporter: Any
         ) -> tuple[list[Any], list[str]]:
-            received.append((settings, jobs, len(runs)))
+            received.append((settings, room.places, len(runs)))
             return [], []
 
         planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
@@ -38,8 +40,8 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         sealed = [SimpleNamespace(id=run.id) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
-        monkeypatch.setattr(local, "run_all", engine)
-        monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: range(CORES))
+        monkeypatch.setattr(local, "run_all", run_all)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(
             command.app,
             ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(tmp_path / "runs"), *arguments],
