@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 import time
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from reproduce.training.estimate import Estimates, StepTime
     from reproduce.training.plan import PlannedRun
     from reproduce.training.run import RunSettings
+    from reproduce.training.side_by_side import SideBySide
 
 BENCHES = WORKING_FOLDER / "reports" / "bench"  # step times of devices that were seen once, committed
 ORDER = (
@@ -38,7 +38,8 @@ JobsOption = Annotated[
     int,
     typer.Option(
         "--jobs",
-        help="Worker processes; 0: one per core, one on a GPU. They share the cores; threads move last bits.",
+        help="Runs side by side; 0: one per core, up to 8 on a GPU, as its memory allows. They share the cores; "
+        "threads move last bits.",
     ),
 ]
 ModeOption = Annotated[
@@ -58,29 +59,34 @@ BudgetOption = Annotated[
 
 @dataclass(frozen=True)
 class Workers:
-    """The device, and how many worker processes share it and the cores."""
+    """The device, how steps are taken on it, and how Runs share it and the cores."""
 
     device: str
-    jobs: int
-    threads: int
     mode: Mode
+    how: SideBySide
 
 
 def workers_on(device: str, jobs: int, n_runs: int, mode: str = "") -> Workers:
-    """So many as asked for, else one on a GPU and one a core on a CPU; never more than there are runs.
+    """As asked for, else as suits the device; never more side by side than there are runs.
 
     Raises:
         UserError: a negative number, an unknown device, a GPU that is not there, or a mode that it has not.
     """
     from reproduce.training.run import default_device, step_mode, torch_device
+    from reproduce.training.side_by_side import DeviceFacts, arrange
 
-    if jobs < 0:
-        raise UserError(f"--jobs {jobs}: expected 0 or more")
     chosen = torch_device(device or default_device())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Of all runs, not of the missing ones: a resumed run keeps its number of threads, and so its last bits.
-    jobs = min(jobs or (1 if chosen.type == "cuda" else cores), max(1, n_runs))
-    return Workers(str(chosen), jobs, max(1, cores // jobs), step_mode(mode, chosen))
+    return Workers(str(chosen), step_mode(mode, chosen), arrange(jobs, n_runs, DeviceFacts.of(chosen)))
+
+
+def warn_of_slow_precision(missing: Iterable[PlannedRun], device: str) -> None:
+    """One line where bfloat16 costs time instead of saving it."""
+    from reproduce.training.run import multiplies_bfloat16, torch_device
+
+    is_asked_for = any(run.config.recipe.precision == "bfloat16" for run in missing)
+    if is_asked_for and not multiplies_bfloat16(torch_device(device)):
+        print("warning: this processor computes bfloat16 by emulation, slower than float32", file=sys.stderr)
 
 
 def settings_of(workers: Workers, data: str, runs: Path, n_missing: int) -> RunSettings:
@@ -91,8 +97,8 @@ def settings_of(workers: Workers, data: str, runs: Path, n_missing: int) -> RunS
         root=data_root(data),
         cache=WORKING_FOLDER / "data",
         device=workers.device,
-        threads=workers.threads,
-        at_once=max(1, min(workers.jobs, n_missing)),
+        threads=workers.how.threads,
+        at_once=max(1, min(workers.how.jobs, n_missing)),
         mode=workers.mode,
     )
 

@@ -31,6 +31,7 @@ from reproduce.cli.campaign import (
     settings_of,
     time_pilots,
     too_short,
+    warn_of_slow_precision,
     workers_on,
 )
 from reproduce.cli.check import check
@@ -180,12 +181,12 @@ def plan(
     works = {run.id: Work.of(run.config) for run in planned}
 
     def seconds(run: PlannedRun, kind: str = here) -> float | None:
-        return times.seconds(works[run.id], kind, workers.threads, at_once)
+        return times.seconds(works[run.id], kind, workers.how.threads, at_once)
 
     estimated = {run.id: seconds(run) for run in planned}
     starting = None
     if allowed is not None:
-        starting = rehearsed(missing, allowed, lambda run: estimated[run.id], workers.jobs)
+        starting = rehearsed(missing, allowed, lambda run: estimated[run.id], workers.how.jobs)
     rows = [
         PlannedRow(
             run.id,
@@ -207,7 +208,7 @@ def plan(
         about = f"about {duration(sum(known))} of one worker" if known or not missing else ""
         print(f"{kind}: {', '.join(filter(None, (about, unknown)))}")
     if starting is not None:
-        print(f"{len(starting)} would start within {budget} on {workers.jobs} workers")
+        print(f"{len(starting)} would start within {budget} on {workers.how.jobs} workers")
 
 
 @app.command(help=f"Train what is not sealed yet, judge the claims, write the page. {ORDER}")
@@ -232,8 +233,10 @@ def run(
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
-    from reproduce.training import workers as engine
+    from reproduce.training import workers as side_by_side
+    from reproduce.training.engines import engine_for
     from reproduce.training.plan import most_valuable_first
+    from reproduce.training.side_by_side import Room
 
     check_copy()
     allowed = parse_budget(budget)
@@ -256,10 +259,14 @@ def run(
     failures: list[str] = []
     if not as_json:
         print(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
+        if missing and workers.how.said:
+            print(workers.how.said)
+    warn_of_slow_precision(missing, workers.device)
     agenda, learn = agenda_of(missing, allowed, started, settings, [*sealed, *evidence])
     if missing:
+        engine, room = engine_for(workers.how, len(missing)), Room(workers.how.jobs, workers.how.free_bytes)
         with reporter(len(missing), console(), quiet=as_json) as progress:
-            trained, failures = engine.run_all(agenda, settings, workers.jobs, progress, learn)
+            trained, failures = side_by_side.run_all(agenda, settings, engine, room, progress, learn)
         if agenda.left and not agenda.n_started and not failures:
             raise UserError(too_short(budget, agenda))
     results = [*sealed, *trained]

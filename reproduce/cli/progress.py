@@ -52,6 +52,8 @@ class Bars:
         self.progress.stop()
 
     def started(self, run: PlannedRun) -> None:
+        if run.id in self.bars:  # it ran out of memory, and begins again
+            self.progress.remove_task(self.bars.pop(run.id))
         self.bars[run.id] = self.progress.add_task(run.label, total=None, state="starting")
 
     def advanced(self, run: PlannedRun, event: Event) -> None:
@@ -72,6 +74,9 @@ class Bars:
     def failed(self, run: PlannedRun, reason: str) -> None:
         self._close(run)
         self.progress.console.print(f"  failed {reason}", style="red", highlight=False, markup=False)
+
+    def noted(self, line: str) -> None:
+        self.progress.console.print(f"  {line}", highlight=False, markup=False)
 
     def _close(self, run: PlannedRun) -> None:
         if run.id in self.bars:
@@ -114,6 +119,9 @@ class Lines:
         self.n_done += 1
         self._print(f"[{self.n_done}/{self.n_runs}] failed {reason}")
 
+    def noted(self, line: str) -> None:
+        self._print(line)
+
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -137,4 +145,7 @@ class Silent:
         return
 
     def failed(self, run: PlannedRun, reason: str) -> None:
+        return
+
+    def noted(self, line: str) -> None:
         return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,15 +68,20 @@ class Host:
     site: Site
     activations: Tensor
     references: dict[str, dict[str, float]]
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # Runs in other threads share the host
 
     @contextmanager
     def spliced(self, module: nn.Module) -> Iterator[None]:
-        """The host with ``module`` applied to the Site's output; a layer's own state goes on as it was."""
-        self.site.transform = module
-        try:
-            yield
-        finally:
-            self.site.transform = None
+        """The host with ``module`` applied to the Site's output; a layer's own state goes on as it was.
+
+        One at a time: who else splices waits.
+        """
+        with self.lock:
+            self.site.transform = module
+            try:
+                yield
+            finally:
+                self.site.transform = None
 
     def losses(self) -> dict[str, float]:
         """Cross-entropy in nats of each split, as the host now is."""

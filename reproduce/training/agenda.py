@@ -69,6 +69,14 @@ class Agenda:
         """The pilot is back, and what it found, if anything, is in the estimates."""
         self._piloted[_alike(run)] = True
 
+    def put_back(self, job: Job) -> None:
+        """It could not be done beside the others: it is the next one."""
+        if job.pilot:
+            self._piloted.pop(_alike(job.run))
+        else:
+            self.waiting.insert(0, job.run)
+            self.n_started -= 1
+
     def _start(self, run: PlannedRun) -> Job:
         self.waiting.remove(run)
         self.n_started += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ class RunSettings:
     device: str
     threads: int
     at_once: int = 1  # Runs that share the device
+    shares_process: bool = False  # some of them train in threads of this process
     mode: Mode = "eager"  # how steps are taken
 
 
@@ -85,8 +88,11 @@ def _execute(
     sealed, _ = read_results([path] if path.exists() else [])
     if sealed:  # by another process, while this one waited for the lock
         return sealed[0]
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads)  # of this thread: others of the process keep theirs
     device = torch_device(settings.device)
+    if device.type == "cuda":
+        # A Step and its recording know each other, so that only the collector frees the last Run's tensors and graph.
+        gc.collect()
     with own_stream(device):
         return _train_and_seal(run, settings, device, path, on_event, should_stop)
 
@@ -100,11 +106,12 @@ def _train_and_seal(
     should_stop: Callable[[], bool],
 ) -> Result:
     config = run.config
-    environment = _environment(config, settings, device, peak_is_own=_reset_peak_memory(device))
+    peak_is_own = not settings.shares_process and _reset_peak_memory(device)
+    environment = _environment(config, settings, device, peak_is_own)
     _rehearse_sealing(run, environment, path)
     generators = Generators.seeded(config.seed, device)
     loaded = load_data(config.task.dataset, settings.root, settings.cache)
-    task = build_task(config.task, config.recipe, loaded, generators, device)
+    task = build_task(config.task, config.recipe, loaded, generators, device, should_stop)
     method = run.folder.load().model_validate_json(json.dumps(config.params))
     outcome = train(
         config.id,
@@ -148,8 +155,17 @@ def _rehearse_sealing(run: PlannedRun, environment: Environment, path: Path) -> 
         rehearsed.unlink(missing_ok=True)
 
 
-@functools.lru_cache(maxsize=2)
+_loading = threading.Lock()
+
+
 def load_data(name: str, root: Path | None, cache: Path) -> data.Data:
+    """The dataset; the last two are kept, and threads that ask for the same one at once wait for it, and share it."""
+    with _loading:
+        return _loaded(name, root, cache)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str, root: Path | None, cache: Path) -> data.Data:
     return data.load(name, root, cache)
 
 
@@ -252,13 +268,24 @@ def step_mode(asked: str, device: torch.device) -> Mode:
     raise UserError(f"--mode {asked}: expected eager or captured")
 
 
+_of_this_thread = threading.local()
+
+
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Work on a CUDA stream of one's own: a capture needs one, and Runs side by side do not wait for each other."""
+    """Work on a CUDA stream of one's own: a capture needs one, and Runs side by side do not wait for each other.
+
+    It is the thread's, and each of its Runs has it in turn. torch has 32 streams a device and hands them out in a
+    circle: were one taken for each Run, the 33rd of a process could share one with a Run that trains still, and its
+    operations would land in that one's capture. Memory that a Run has freed is also kept for the stream it was used on.
+    """
     if device.type != "cuda":
         yield
         return
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+    streams: dict[torch.device, torch.cuda.Stream] = _of_this_thread.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(streams[device]):
         yield
 
 
@@ -272,12 +299,28 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({_processor()})"
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: a processor that has no instructions for it computes by emulation.
+
+    Where the processor's instructions are unknown, it is taken to have them.
+    """
+    if device.type != "cpu":
+        return True
+    instructions = _of_processor("flags") or _of_processor("Features")  # as Linux calls them on x86 and on ARM
+    return instructions is None or not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(instructions.split())
+
+
 def _processor() -> str:
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def _of_processor(fact: str) -> str | None:
+    """What Linux says of the first processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(fact)), None)
 
 
 def _reset_peak_memory(device: torch.device) -> bool:

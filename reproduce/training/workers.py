@@ -1,31 +1,31 @@
-"""Runs on this machine: `jobs` worker processes, each with its share of the cores."""
+"""Runs side by side on this machine: which one starts when, and what becomes of it. Where it trains is an Engine's."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event as StopEvent
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import torch
 
 from reproduce.errors import UserError
 from reproduce.results.record import Result
 from reproduce.training.agenda import Agenda, Job
+from reproduce.training.capture import WARM_UP_STEPS
 from reproduce.training.estimate import StepTime
-from reproduce.training.loop import Event, Interrupted
-from reproduce.training.malloc import keep_freed_memory
+from reproduce.training.loop import Event
 from reproduce.training.pilot import pilot
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings, execute
+from reproduce.training.side_by_side import Room
 
 EVENT_SECONDS = 0.25
+SETTLED_STEPS = WARM_UP_STEPS + 2  # warm-up, the recording, a replay: a Run has then taken its memory
+
+News = tuple[str, Event | Literal["started", "settled"]]  # a Run's id, and what it says
+Found = TypeVar("Found")
 
 
 class Reporter(Protocol):
@@ -35,60 +35,78 @@ class Reporter(Protocol):
     def advanced(self, run: PlannedRun, event: Event) -> None: ...
     def finished(self, run: PlannedRun, result: Result) -> None: ...
     def failed(self, run: PlannedRun, reason: str) -> None: ...
+    def noted(self, line: str) -> None: ...
     def __enter__(self) -> Reporter: ...
     def __exit__(self, *exception: object) -> None: ...
 
 
-@dataclass
-class _Worker:
-    """What a worker process knows of its parent."""
+@dataclass(frozen=True)
+class Desk:
+    """How a worker reaches those who sent it."""
 
-    events: Any
-    stop: StopEvent
-    parent: int
-
-
-_worker: _Worker | None = None
+    tell: Callable[[News], None]
+    stopping: Callable[[], bool]  # asked after every step
 
 
-def _start_worker(events: Any, stop: StopEvent, parent: int) -> None:
-    global _worker
-    keep_freed_memory()
-    _worker = _Worker(events, stop, parent)
+Work = Callable[[PlannedRun, RunSettings, Desk], Found]
 
 
-def _work(run: PlannedRun, settings: RunSettings) -> Result:
-    worker = _worker
-    if worker is None:
-        raise RuntimeError("a worker process was not initialised")
-    last = 0.0
+class Engine(Protocol):
+    """Where Runs train. It is entered before the first one starts, and leaving it waits for those that still train."""
+
+    def start(self, work: Work[Found], run: PlannedRun, settings: RunSettings) -> Future[Found]:
+        """Have a worker do it. Nobody starts more at once than there are workers."""
+
+    def news(self) -> Iterable[News]:
+        """What Runs have said since the last call."""
+
+    def stop(self) -> None:
+        """Ask every Run to write its checkpoint and to end: its Future then raises `Interrupted`."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
+    """What a worker does for a Run, wherever it is.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: asked to stop; a checkpoint is there.
+    """
+    told, steps = 0.0, 0
 
     def on_event(event: Event) -> None:
-        nonlocal last
-        if time.monotonic() - last > EVENT_SECONDS:
-            last = time.monotonic()
-            worker.events.put((run.id, event))
+        nonlocal told
+        if time.monotonic() - told > EVENT_SECONDS:
+            told = time.monotonic()
+            desk.tell((run.id, event))
 
     def should_stop() -> bool:
-        return worker.stop.is_set() or os.getppid() != worker.parent
+        nonlocal steps
+        steps += 1
+        if steps == SETTLED_STEPS:
+            desk.tell((run.id, "settled"))
+        return desk.stopping()
 
-    worker.events.put((run.id, None))
-    try:
-        return execute(run, settings, on_event, should_stop)
-    except Interrupted:
-        if os.getppid() != worker.parent:  # orphaned: nobody is left to report to
-            os._exit(1)
-        raise
+    desk.tell((run.id, "started"))
+    return execute(run, settings, on_event, should_stop)
+
+
+def time_pilot(run: PlannedRun, settings: RunSettings, desk: Desk) -> StepTime:
+    """What a worker does for a Run of which nothing is known."""
+    return pilot(run, settings)
 
 
 def run_all(
     agenda: Agenda,
     settings: RunSettings,
-    jobs: int,
+    engine: Engine,
+    room: Room,
     reporter: Reporter,
     learn: Callable[[StepTime], None] = lambda time: None,
 ) -> tuple[list[Result], list[str]]:
-    """Train the agenda's runs; returns the Results and one line for each run that failed.
+    """Train the agenda's runs; returns the Results and one line for each run that failed. None stops another.
 
     A run goes to a worker only when one is free, since a budget decides then whether it starts.
 
@@ -97,75 +115,53 @@ def run_all(
 
     Raises:
         UserError: bad input, which would stop every other run as well.
-        KeyboardInterrupt: after every worker has written its checkpoint.
+        KeyboardInterrupt: after every Run that trains has written its checkpoint.
     """
-    context = multiprocessing.get_context("spawn")
-    events, stop = context.Queue(), context.Event()
     results: list[Result] = []
     failures: list[str] = []
     by_id = {run.id: run for run in agenda.waiting}
-    with ProcessPoolExecutor(
-        max_workers=min(jobs, len(by_id)),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(events, stop, os.getpid()),
-    ) as pool:
-        pending: dict[Future[Any], Job] = {}
+    training: dict[Future[Any], Job] = {}
+    with engine:
         try:
             while True:
-                while len(pending) < jobs and (job := agenda.take()) is not None:
-                    with sigint_blocked():  # a worker process may be started for it
-                        pending[pool.submit(pilot if job.pilot else _work, job.run, settings)] = job
-                if not pending:
+                while len(training) < room.places and (job := agenda.take()) is not None:
+                    work: Work[Any] = time_pilot if job.pilot else train_one
+                    training[engine.start(work, job.run, settings)] = job
+                if not training:
                     break
-                done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                _forward(events, by_id, reporter)
+                done, _ = wait(training, timeout=0.2, return_when=FIRST_COMPLETED)
+                _forward(engine.news(), by_id, room, reporter)
                 for future in done:
-                    job = pending.pop(future)
+                    job = training.pop(future)
+                    shortage = isinstance(future.exception(), torch.OutOfMemoryError)
+                    if shortage and (line := room.ran_out(len(training) + 1)):
+                        reporter.noted(line)
+                        agenda.put_back(job)
+                        continue
                     found = _collect(future, job.run, failures, reporter)
                     if isinstance(found, StepTime):
                         learn(found)
                     elif found is not None:
                         results.append(found)
                         reporter.finished(job.run, found)
+                        _settled(room, reporter)  # it may have been too short to say so
                     if job.pilot:
                         agenda.piloted(job.run)
         except (KeyboardInterrupt, UserError):
-            stop.set()
-            for future in pending:
+            engine.stop()
+            for future in training:
                 future.cancel()
-            wait(pending, timeout=60)
+            wait(training, timeout=60)
             raise
     return results, failures
 
 
-@contextmanager
-def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT (Ctrl-C) in the processes that are started in here: the parent stops them, after a whole step.
-
-    Raises:
-        KeyboardInterrupt: at the end, when SIGINT reached this process meanwhile.
-    """
-    received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, previous)
-    if received:
-        raise KeyboardInterrupt
-
-
-def _collect(
-    future: Future[Result | StepTime], run: PlannedRun, failures: list[str], reporter: Reporter
-) -> Result | StepTime | None:
+def _collect(future: Future[Any], run: PlannedRun, failures: list[str], reporter: Reporter) -> Result | StepTime | None:
     try:
         return future.result()
     except (UserError, KeyboardInterrupt):
         raise
-    except BrokenProcessPool:
+    except BrokenExecutor:
         raise UserError(f"a worker process died while training {run.label}; run the same command again") from None
     except Exception as error:
         failures.append(f"{run.label}: {type(error).__name__}: {error}")
@@ -173,13 +169,16 @@ def _collect(
         return None
 
 
-def _forward(events: Any, by_id: dict[str, PlannedRun], reporter: Reporter) -> None:
-    while True:
-        try:
-            run_id, event = events.get_nowait()
-        except queue.Empty:
-            return
-        if event is None:
+def _forward(news: Iterable[News], by_id: dict[str, PlannedRun], room: Room, reporter: Reporter) -> None:
+    for run_id, what in news:
+        if what == "started":
             reporter.started(by_id[run_id])
+        elif what == "settled":
+            _settled(room, reporter)
         else:
-            reporter.advanced(by_id[run_id], event)
+            reporter.advanced(by_id[run_id], what)
+
+
+def _settled(room: Room, reporter: Reporter) -> None:
+    if line := room.settled():
+        reporter.noted(line)

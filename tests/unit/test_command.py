@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reproduce.cli import campaign, pages
 from reproduce.cli import commands as command
+from reproduce.cli import pages
 from reproduce.errors import UserError
 from reproduce.training import workers as local
 from reproduce.training.agenda import Agenda
 from reproduce.training.run import RunSettings
+from reproduce.training.side_by_side import Room
 
 CORES = 4
 
@@ -27,8 +29,10 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def call(n_missing: int, *arguments: str) -> tuple[RunSettings, int, int]:
         received: list[tuple[RunSettings, int, int]] = []
 
-        def engine(agenda: Agenda, settings: RunSettings, jobs: int, *given: Any) -> tuple[list[Any], list[str]]:
-            received.append((settings, jobs, len(agenda.waiting)))
+        def run_all(
+            agenda: Agenda, settings: RunSettings, engine: Any, room: Room, *given: Any
+        ) -> tuple[list[Any], list[str]]:
+            received.append((settings, room.places, len(agenda.waiting)))
             return [], []
 
         planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
@@ -36,8 +40,8 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         sealed = [SimpleNamespace(id=run.id, config=run.config) for run in planned[n_missing:]]
         monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
-        monkeypatch.setattr(local, "run_all", engine)
-        monkeypatch.setattr(campaign.os, "sched_getaffinity", lambda process: range(CORES))
+        monkeypatch.setattr(local, "run_all", run_all)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(
             command.app,
             ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(tmp_path / "runs"), *arguments],
