@@ -18,7 +18,7 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.checkpoints import read_checkpoint, write_checkpoint
-from reproduce.training.site_statistics import site_statistics
+from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
 
 LOG_EVERY_STEPS = 50
@@ -71,6 +71,7 @@ def train(
     outcome = Outcome()
     number = _resume(folder, run_id, step, outcome)  # of steps taken
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
+    period = recipe.evaluate_every * steps_per_epoch
     writer = SummaryWriter(str(folder), purge_step=number, flush_secs=10)
     clock = _Clock(before=outcome.seconds)
     try:
@@ -88,8 +89,8 @@ def train(
                 if int(step.sums.diverged_step) >= 0:
                     outcome.diverged_step = int(step.sums.diverged_step)
                     break
-            if (epoch_ended and number // steps_per_epoch % recipe.evaluate_every == 0) or at_end:
-                record = _evaluate(step, number, clock.seconds_per_step())
+            if number % period == 0 or at_end:
+                record = _evaluate(step, number, period, clock.seconds_per_step())
                 outcome.epochs.append(record)
                 _write_evaluation(writer, record)
                 if not all(map(math.isfinite, (*record.validation.values(), *record.test.values()))):
@@ -154,7 +155,8 @@ def _save(folder: Path, run_id: str, step: Step, outcome: Outcome, seconds: floa
     write_checkpoint(folder / CHECKPOINT, run_id, step.state_dict() | progress)
 
 
-def _evaluate(step: Step, number: int, seconds_per_step: float) -> EpochRecord:
+def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> EpochRecord:
+    describes = are_described((number - 1) // period, -(-step.total_steps // period))
     train_loss, penalty = step.sums.means()
     metrics = step.task.evaluate()
     return EpochRecord(
@@ -165,7 +167,7 @@ def _evaluate(step: Step, number: int, seconds_per_step: float) -> EpochRecord:
         learning_rate=step.schedule.rate,
         validation=metrics.get("validation", {}),
         test=metrics.get("test", {}),
-        sites=site_statistics(step.task, step.generators, step.trace),
+        sites=site_statistics(step.task, step.generators, step.trace) if describes else {},
         seconds_per_step=seconds_per_step,
     )
 
