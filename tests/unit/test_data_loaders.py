@@ -21,8 +21,8 @@ import torchvision
 from PIL import Image
 
 from reproduce.data import DataError, DatasetCard, ImageData, WordData, checksum, load_card, read_card
-from reproduce.experiment.dataset_card import File, Words
 from reproduce.data.words import _split_words
+from reproduce.experiment.dataset_card import File, Words
 
 COUNTS = {"train": 13, "test": 7}
 TEXT = {
