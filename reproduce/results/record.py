@@ -47,7 +47,7 @@ class EpochRecord(_Frozen):
     learning_rate: float
     validation: dict[str, float] = {}
     test: dict[str, float] = {}
-    sites: dict[str, SiteStatistics] = {}
+    sites: dict[str, SiteStatistics] = {}  # of a Run with many evaluations, at some of them
     seconds_per_step: float
 
 

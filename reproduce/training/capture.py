@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -60,6 +61,11 @@ class CudaGraph:
 
     def replay(self) -> None:
         self.graph.replay()
+
+
+def recording_in(mode: Mode, generators: Generators) -> Callable[[], Recording] | None:
+    """What a Run's steps are recorded with in this mode: a CUDA graph, or nothing."""
+    return functools.partial(CudaGraph, generators) if mode == "captured" else None
 
 
 class HostWaits(TorchDispatchMode):

@@ -19,7 +19,7 @@ from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import read_checkpoint, write_checkpoint
-from reproduce.training.site_statistics import site_statistics
+from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
 
 LOG_SECONDS = 2.0  # of wall time, not steps: reading a loss waits for the device, and a step may take 0.2 ms
@@ -77,6 +77,7 @@ def train(
     outcome = Outcome()
     number = _resume(folder, run_id, step, outcome)  # of steps taken
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
+    period = recipe.evaluate_every * steps_per_epoch
     writer = SummaryWriter(str(folder), purge_step=number, flush_secs=10)
     clock = _Clock(before=outcome.seconds)
     try:
@@ -87,8 +88,8 @@ def train(
             number += 1
             clock.steps += 1
 
-            epoch_ended, at_end = number % steps_per_epoch == 0, number == total_steps
-            evaluating = (epoch_ended and number // steps_per_epoch % recipe.evaluate_every == 0) or at_end
+            at_end = number == total_steps
+            evaluating = number % period == 0 or at_end
             if evaluating or clock.since_logged() > LOG_SECONDS:
                 clock.logged()
                 _write_step(writer, step, number)
@@ -97,7 +98,7 @@ def train(
                     outcome.diverged_step = int(step.sums.diverged_step)
                     break
             if evaluating:
-                record = _evaluate(step, number, clock.seconds_per_step())
+                record = _evaluate(step, number, period, clock.seconds_per_step())
                 outcome.epochs.append(record)
                 _write_evaluation(writer, record)
                 if not all(map(math.isfinite, (*record.validation.values(), *record.test.values()))):
@@ -169,7 +170,8 @@ def _save(folder: Path, run_id: str, step: Step, outcome: Outcome, seconds: floa
     write_checkpoint(folder / CHECKPOINT, run_id, step.state_dict() | progress)
 
 
-def _evaluate(step: Step, number: int, seconds_per_step: float) -> EpochRecord:
+def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> EpochRecord:
+    describes = are_described((number - 1) // period, -(-step.total_steps // period))
     train_loss, penalty = step.sums.means()
     metrics = step.task.evaluate()
     return EpochRecord(
@@ -180,7 +182,7 @@ def _evaluate(step: Step, number: int, seconds_per_step: float) -> EpochRecord:
         learning_rate=step.schedule.rate,
         validation=metrics.get("validation", {}),
         test=metrics.get("test", {}),
-        sites=site_statistics(step.task, step.generators, step.trace),
+        sites=site_statistics(step.task, step.generators, step.trace) if describes else {},
         seconds_per_step=seconds_per_step,
     )
 

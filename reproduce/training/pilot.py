@@ -8,14 +8,15 @@ import time
 import torch
 
 from reproduce.method.rng import Generators
+from reproduce.training.capture import WARM_UP_STEPS, recording_in
 from reproduce.training.estimate import StepTime, Work
 from reproduce.training.host import build_task
 from reproduce.training.plan import PlannedRun
-from reproduce.training.run import RunSettings, load_data, torch_device
+from reproduce.training.run import RunSettings, load_data, own_stream, torch_device
 from reproduce.training.site_statistics import site_statistics
 from reproduce.training.step import Step
 
-WARM_STEPS = 3  # buffers are made, and kernels chosen
+WARM_STEPS = WARM_UP_STEPS + 2  # buffers are made, kernels chosen, and where steps are captured, one is recorded
 STEPS = 20
 
 
@@ -25,14 +26,19 @@ def pilot(run: PlannedRun, settings: RunSettings) -> StepTime:
     Raises:
         UserError: what the Task or the method refuses.
     """
-    config = run.config
     torch.set_num_threads(settings.threads)
     device = torch_device(settings.device)
+    with own_stream(device):
+        return _timed(run, settings, device)
+
+
+def _timed(run: PlannedRun, settings: RunSettings, device: torch.device) -> StepTime:
+    config = run.config
     generators = Generators.seeded(config.seed, device)
     loaded = load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
     method = run.folder.load().model_validate_json(json.dumps(config.params))
-    step = Step(task, method, config.recipe, generators, device)
+    step = Step(task, method, config.recipe, generators, device, recording_in(settings.mode, generators))
 
     def timed(n_steps: int, first: int) -> float:
         started = _now(device)

@@ -25,7 +25,7 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.source import git_state
 from reproduce.results.store import ResultError, read_results, write_result
-from reproduce.training.capture import CudaGraph, Mode
+from reproduce.training.capture import Mode, recording_in
 from reproduce.training.host import build_task
 from reproduce.training.loop import Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -123,7 +123,7 @@ def _train_and_seal(
         path.parent,
         on_event,
         should_stop,
-        functools.partial(CudaGraph, generators) if settings.mode == "captured" else None,
+        recording_in(settings.mode, generators),
     )
     finished = {
         "wall_seconds": outcome.seconds,

@@ -21,6 +21,7 @@ import torchvision
 from PIL import Image
 
 from reproduce.data import DataError, DatasetCard, ImageData, WordData, checksum, load_card, read_card
+from reproduce.data.words import _split_words
 from reproduce.experiment.dataset_card import File, Words
 
 COUNTS = {"train": 13, "test": 7}
@@ -398,3 +399,21 @@ def test_files_without_checksum_are_identified_by_name_and_size(tmp_path):
     path = next(iter(contents))
     (tmp_path / path).write_bytes(contents[path] + b" ")
     assert checksum(card, tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("\n", ["<eos>"]),
+        ("a b", ["a", "b", "<eos>"]),
+        (" a  b \n\n c\td\n", ["a", "b", "<eos>", "<eos>", "c", "d", "<eos>"]),
+    ],
+)
+def test_each_line_ends_in_a_word_of_its_own(text: str, words: list[str]) -> None:
+    assert _split_words(text) == words
+
+
+def test_a_word_is_kept_once() -> None:
+    """A corpus has a million words and a vocabulary of ten thousand."""
+    assert len({id(word) for word in _split_words("the cat and the dog\nand the cat\n")}) == 5

@@ -239,6 +239,16 @@ def test_probing_and_evaluating_leave_no_trace(tmp_path: Path) -> None:
         assert often.epochs[2].sites == rarely.epochs[0].sites
 
 
+def test_of_many_evaluations_some_describe_the_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last among them, and all other numbers are the same."""
+    every, _ = image_problem(evaluate_every=1).run(tmp_path / "every")
+    monkeypatch.setattr("reproduce.training.site_statistics.EVALUATIONS", 2)
+    some, _ = image_problem(evaluate_every=1).run(tmp_path / "some")
+    assert [bool(record.sites) for record in some.epochs] == [True, False, True]
+    for one, other in zip(numbers(every), numbers(some), strict=True):
+        assert other == one | ({} if other["sites"] else {"sites": {}})
+
+
 def test_penalty_and_task_loss_are_reported_apart(tmp_path: Path) -> None:
     plain, weights_plain = image_problem(Unregularized()).run(tmp_path / "plain")
     shifted, weights_shifted = image_problem(Constant()).run(tmp_path / "shifted")

@@ -19,7 +19,14 @@ from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Record, Site, watch
 from reproduce.models import Sizes
 from reproduce.results.record import BINS, QUANTILES, SiteStatistics
-from reproduce.training.site_statistics import LARGEST_BATCH, RANK_SAMPLES, describe, site_statistics
+from reproduce.training.site_statistics import (
+    EVALUATIONS,
+    LARGEST_BATCH,
+    RANK_SAMPLES,
+    are_described,
+    describe,
+    site_statistics,
+)
 
 
 def described(axes: Any, activation: torch.Tensor) -> SiteStatistics:
@@ -149,6 +156,14 @@ def test_sites_described_together_are_described_as_each_alone(
     monkeypatch.setattr("reproduce.training.site_statistics.LARGEST_BATCH", largest)
     found = records()
     assert [repr(one) for one in describe(found)] == [repr(plain(record)) for record in found]  # repr: NaN is NaN
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, EVALUATIONS, EVALUATIONS + 1, 99, 200, 1237])
+def test_sites_are_described_at_the_first_the_last_and_evenly_between(evaluations: int) -> None:
+    chosen = [index for index in range(evaluations) if are_described(index, evaluations)]
+    assert len(chosen) == min(evaluations, EVALUATIONS)
+    assert (chosen[0], chosen[-1]) == (0, evaluations - 1)
+    assert max(np.diff(chosen), default=1) - min(np.diff(chosen), default=1) <= 1
 
 
 class Operations(TorchDispatchMode):
