@@ -13,14 +13,12 @@ import torch
 
 from reproduce.errors import UserError
 from reproduce.results.record import Result
-from reproduce.training.capture import WARM_UP_STEPS
 from reproduce.training.loop import Event
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings, execute
 from reproduce.training.side_by_side import Room
 
 EVENT_SECONDS = 0.25
-SETTLED_STEPS = WARM_UP_STEPS + 2  # warm-up, the recording, a replay: a Run has then taken its memory
 
 News = tuple[str, Event | Literal["started", "settled"]]  # a Run's id, and what it says
 Found = TypeVar("Found")
@@ -72,7 +70,7 @@ def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
         UserError: bad input.
         Interrupted: asked to stop; a checkpoint is there.
     """
-    told, steps = 0.0, 0
+    told = 0.0
 
     def on_event(event: Event) -> None:
         nonlocal told
@@ -80,15 +78,8 @@ def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
             told = time.monotonic()
             desk.tell((run.id, event))
 
-    def should_stop() -> bool:
-        nonlocal steps
-        steps += 1
-        if steps == SETTLED_STEPS:
-            desk.tell((run.id, "settled"))
-        return desk.stopping()
-
     desk.tell((run.id, "started"))
-    return execute(run, settings, on_event, should_stop)
+    return execute(run, settings, on_event, desk.stopping, lambda: desk.tell((run.id, "settled")))
 
 
 def run_all(

@@ -26,6 +26,7 @@ from reproduce.training.loop import Event, Interrupted
 from reproduce.training.plan import PlannedRun, plan
 from reproduce.training.run import RunSettings, execute, load_data, own_stream, result_path
 from reproduce.training.side_by_side import Room, SideBySide
+from reproduce.training.tape import Tape
 from reproduce.training.workers import Engine, News, Work, run_all
 
 RECIPE = Recipe(steps=6, batch_size=20, learning_rate=0.1, probe_examples=10)
@@ -127,6 +128,31 @@ def test_numbers_are_those_of_a_run_alone_and_one_that_fails_stops_no_other(
         if make is Threads:
             assert result.environment.peak_memory_of == "process"
     assert not list(settings.runs.rglob("checkpoint.pt"))
+
+
+def test_captured_steps_in_threads_give_the_numbers_of_eager_ones_alone(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tape in place of a graph. What records and replays in one thread is no business of another."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(run_module, "CudaGraph", lambda generators: Tape())
+    runs = planned(ARMS, RECIPE.model_copy(update={"steps": 12}))
+    results, failures = run_all(runs, replace(settings, mode="captured"), Threads(4), Room(4), Told())
+    assert failures == []
+    assert {result.environment.mode for result in results} == {"captured"}
+    alone = {run.id: execute(run, replace(settings, runs=tmp_path / "alone")) for run in runs}
+    assert {result.id: numbers(result) for result in results} == {name: numbers(one) for name, one in alone.items()}
+
+
+def test_a_run_says_once_that_it_has_taken_its_memory(settings: RunSettings) -> None:
+    (run,) = planned({"vanilla": Arm()})
+    told: list[str] = []
+    stopping = iter([False] * 4 + [True])  # asked for the fifth time after the fifth step
+    with pytest.raises(Interrupted, match="stopped at step 5 of 6"):
+        execute(run, settings, should_stop=lambda: next(stopping), on_settled=lambda: told.append("settled"))
+    assert told == ["settled"]
+    execute(run, settings, on_settled=lambda: told.append("settled"))  # one step is left
+    assert told == ["settled"]
 
 
 def test_ctrl_c_leaves_checkpoints(make: Callable[[int], Engine], settings: RunSettings) -> None:
