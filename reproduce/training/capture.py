@@ -21,7 +21,13 @@ WARM_UP_STEPS = 3
 # On CUDA these look at their own result on the host, inside the operation.
 _CHECKED_ON_THE_HOST = {"_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq"}
 
-_one_at_a_time = threading.Lock()  # a capture empties the device's queue and its allocator's cache
+# One capture at a time in a process: `torch.cuda.graph` first waits for the whole device and empties its allocator's
+# cache, and CUDA forbids to wait for a device while one of its streams captures: the wait fails, in whatever thread it
+# is, and the capture may fail with it. Everything else may go on in other threads ("thread_local"), each on its own
+# stream: launches and replays, copies, waits for its own stream, and allocations, since the allocator takes from the
+# graph's memory for the capturing stream alone, whichever of autograd's threads asks. Therefore no part of a Run calls
+# `torch.cuda.synchronize`: who must wait, waits for its stream.
+_one_at_a_time = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +59,6 @@ class CudaGraph:
                 self.graph.register_generator_state(generator)
 
     def record(self, function: Callable[[], None]) -> None:
-        # thread_local: other Runs go on in their own threads, whatever they do.
         stream = torch.cuda.current_stream()
         with _one_at_a_time, torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             function()

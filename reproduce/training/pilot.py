@@ -68,5 +68,5 @@ def _timed(run: PlannedRun, settings: RunSettings, device: torch.device) -> Step
 def _now(device: torch.device) -> float:
     """Seconds on the clock when all that was given to the device is done."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()  # not the device: another run may be captured
     return time.perf_counter()

@@ -25,7 +25,7 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.source import git_state
 from reproduce.results.store import ResultError, read_results, write_result
-from reproduce.training.capture import Mode, recording_in
+from reproduce.training.capture import WARM_UP_STEPS, Mode, recording_in
 from reproduce.training.host import build_task
 from reproduce.training.loop import Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -56,8 +56,13 @@ def execute(
     settings: RunSettings,
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_settled: Callable[[], None] = lambda: None,
 ) -> Result:
     """Train one Run and seal its Result; go on from its checkpoint when there is one. What is sealed stays.
+
+    Args:
+        should_stop: asked after every step.
+        on_settled: called when some steps are taken, and the memory of one with them.
 
     Raises:
         UserError: bad input, no permission to write, or another process at work on this Run.
@@ -71,7 +76,7 @@ def execute(
         raise UserError(f"{path.parent}: {error.strerror}: choose another folder with --runs") from error
     try:
         with FileLock(path.parent / ".lock", timeout=15):
-            return _execute(run, settings, path, on_event, should_stop)
+            return _execute(run, settings, path, on_event, should_stop, on_settled)
     except PermissionError as error:
         raise UserError(f"no permission to write {error.filename}: choose another folder with --runs") from error
     except Timeout as error:
@@ -84,6 +89,7 @@ def _execute(
     path: Path,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
+    on_settled: Callable[[], None],
 ) -> Result:
     sealed, _ = read_results([path] if path.exists() else [])
     if sealed:  # by another process, while this one waited for the lock
@@ -94,7 +100,7 @@ def _execute(
         # A Step and its recording know each other, so that only the collector frees the last Run's tensors and graph.
         gc.collect()
     with own_stream(device):
-        return _train_and_seal(run, settings, device, path, on_event, should_stop)
+        return _train_and_seal(run, settings, device, path, on_event, should_stop, on_settled)
 
 
 def _train_and_seal(
@@ -104,6 +110,7 @@ def _train_and_seal(
     path: Path,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
+    on_settled: Callable[[], None],
 ) -> Result:
     config = run.config
     peak_is_own = not settings.shares_process and _reset_peak_memory(device)
@@ -122,7 +129,7 @@ def _train_and_seal(
         device,
         path.parent,
         on_event,
-        should_stop,
+        _telling_when_settled(should_stop, on_settled),
         recording_in(settings.mode, generators),
     )
     finished = {
@@ -138,6 +145,20 @@ def _train_and_seal(
     result = write_result(_result(run, made, outcome, final, task.metric.name, parameters), path)
     (path.parent / "checkpoint.pt").unlink(missing_ok=True)
     return result
+
+
+def _telling_when_settled(should_stop: Callable[[], bool], on_settled: Callable[[], None]) -> Callable[[], bool]:
+    """``should_stop``, which is asked after every step, and counts them: warm-up, the recording, a replay."""
+    steps = 0
+
+    def counting() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == WARM_UP_STEPS + 2:
+            on_settled()
+        return should_stop()
+
+    return counting
 
 
 def _rehearse_sealing(run: PlannedRun, environment: Environment, path: Path) -> None:

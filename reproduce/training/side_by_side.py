@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import socket
@@ -93,19 +92,19 @@ def arrange(asked: int, n_runs: int, facts: DeviceFacts) -> SideBySide:
 def listens(control: Path) -> bool:
     """Whether a daemon has this socket or named pipe open: the file alone may be left over from a dead one."""
     try:
-        kind = control.stat().st_mode
-        if stat.S_ISSOCK(kind):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-                line.settimeout(1.0)
-                line.connect(str(control))
-                return True
-        if stat.S_ISFIFO(kind):
+        mode = control.stat().st_mode
+        if stat.S_ISFIFO(mode):
             os.close(os.open(control, os.O_WRONLY | os.O_NONBLOCK))
             return True
-    except OSError as error:
-        # Another kind of socket than a stream has nobody else to belong to.
-        return error.errno == errno.EPROTOTYPE
-    return False
+    except OSError:
+        return False
+    return stat.S_ISSOCK(mode) and any(_accepts(control, kind) for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM))
+
+
+def _accepts(control: Path, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_UNIX, kind) as line:
+        line.settimeout(1.0)
+        return line.connect_ex(str(control)) == 0
 
 
 class Room:

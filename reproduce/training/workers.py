@@ -13,7 +13,6 @@ import torch
 from reproduce.errors import UserError
 from reproduce.results.record import Result
 from reproduce.training.agenda import Agenda, Job
-from reproduce.training.capture import WARM_UP_STEPS
 from reproduce.training.estimate import StepTime
 from reproduce.training.loop import Event
 from reproduce.training.pilot import pilot
@@ -22,7 +21,6 @@ from reproduce.training.run import RunSettings, execute
 from reproduce.training.side_by_side import Room
 
 EVENT_SECONDS = 0.25
-SETTLED_STEPS = WARM_UP_STEPS + 2  # warm-up, the recording, a replay: a Run has then taken its memory
 
 News = tuple[str, Event | Literal["started", "settled"]]  # a Run's id, and what it says
 Found = TypeVar("Found")
@@ -74,7 +72,7 @@ def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
         UserError: bad input.
         Interrupted: asked to stop; a checkpoint is there.
     """
-    told, steps = 0.0, 0
+    told = 0.0
 
     def on_event(event: Event) -> None:
         nonlocal told
@@ -82,15 +80,8 @@ def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
             told = time.monotonic()
             desk.tell((run.id, event))
 
-    def should_stop() -> bool:
-        nonlocal steps
-        steps += 1
-        if steps == SETTLED_STEPS:
-            desk.tell((run.id, "settled"))
-        return desk.stopping()
-
     desk.tell((run.id, "started"))
-    return execute(run, settings, on_event, should_stop)
+    return execute(run, settings, on_event, desk.stopping, lambda: desk.tell((run.id, "settled")))
 
 
 def time_pilot(run: PlannedRun, settings: RunSettings, desk: Desk) -> StepTime:

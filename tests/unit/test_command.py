@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,12 @@ from typer.testing import CliRunner
 from reproduce.cli import commands as command
 from reproduce.cli import pages
 from reproduce.errors import UserError
+from reproduce.training import run as run_module
+from reproduce.training import side_by_side
 from reproduce.training import workers as local
 from reproduce.training.agenda import Agenda
+from reproduce.training.engines import Threads
+from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings
 from reproduce.training.side_by_side import Room
 
@@ -65,6 +70,51 @@ def test_jobs_share_the_cores(handed_over: Any) -> None:
     assert handed_over(5, "--jobs", "1")[0].threads == CORES
     assert handed_over(5, "--jobs", "2")[0].threads == CORES // 2
     assert handed_over(5, "--jobs", "99")[0].threads == 1
+
+
+def run_digits(monkeypatch: pytest.MonkeyPatch, runs: Path, trained: list[Any]) -> Any:
+    """`run` on the CPU, with an engine that is not started; ``trained`` receives it."""
+
+    def run_all(agenda: Agenda, settings: RunSettings, engine: Any, room: Room, *given: Any) -> Any:
+        trained.append((engine, room, settings))
+        return [], []
+
+    monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
+    monkeypatch.setattr(local, "run_all", run_all)
+    command_line = ["run", "per", "--only", "quick_digits", "--device", "cpu", "--jobs", "2", "--runs", str(runs)]
+    return CliRunner().invoke(command.app, command_line)
+
+
+def test_a_gpu_without_mps_trains_in_threads_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    facts = side_by_side.DeviceFacts("cuda:0", CORES, free_bytes=lambda: 2**30)
+    monkeypatch.setattr(side_by_side.DeviceFacts, "of", lambda device: facts)
+    trained: list[Any] = []
+    answer = run_digits(monkeypatch, tmp_path / "runs", trained)
+    assert answer.exit_code == 0, answer
+    ((engine, room, settings),) = trained
+    assert isinstance(engine, Threads)
+    assert (room.places, settings.at_once, settings.threads) == (1, 2, CORES // 2)
+    assert answer.stdout.splitlines()[1].startswith("up to 2 runs side by side on cuda:0 in threads, no MPS daemon")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_warned_of(
+    fast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def in_bfloat16(*given: Any) -> list[PlannedRun]:
+        return [
+            replace(run, config=run.config.model_copy(update={"recipe": recipe}))
+            for run in planned_runs(*given)
+            for recipe in [run.config.recipe.model_copy(update={"precision": "bfloat16"})]
+        ]
+
+    planned_runs = command.planned_runs
+    monkeypatch.setattr(command, "planned_runs", in_bfloat16)
+    monkeypatch.setattr(run_module, "multiplies_bfloat16", lambda device: fast)
+    answer = run_digits(monkeypatch, tmp_path / "runs", [])
+    assert answer.exit_code == 0, answer
+    warning = "warning: this processor computes bfloat16 by emulation, slower than float32\n"
+    assert answer.stderr == ("" if fast else warning)
 
 
 def test_only_names_experiments_of_any_method() -> None:

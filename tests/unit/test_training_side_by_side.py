@@ -97,10 +97,11 @@ def test_who_ran_out_of_memory_makes_room() -> None:
     assert room.places == 1
 
 
-def test_a_daemon_listens_or_its_socket_is_left_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_a_daemon_listens_or_its_socket_is_left_over(kind: int, tmp_path: Path) -> None:
     control = tmp_path / "control"
     assert not listens(control)
-    with socket.socket(socket.AF_UNIX) as daemon:
+    with socket.socket(socket.AF_UNIX, kind) as daemon:
         daemon.bind(str(control))
         assert not listens(control)  # there, and nobody accepts
         daemon.listen()
