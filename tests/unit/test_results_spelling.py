@@ -116,7 +116,7 @@ def test_three_lines_of_pandas_read_the_evidence(tmp_path: Path) -> None:
     """The lines in CONTRIBUTING, as they stand there."""
     page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     (lines,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len([line for line in lines.splitlines() if "import" not in line]) == 3
+    assert len([line for line in lines.splitlines() if line and "import" not in line]) == 3
     paths = sorted(EVIDENCE.glob("uci_car-mlp-vcl-*.json"))[:3]
     (tmp_path / "reports" / "evidence").mkdir(parents=True)
     for path in paths:
