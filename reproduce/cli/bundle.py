@@ -71,7 +71,7 @@ def bundle(
         (made / "code" / NOTE).write_text(source.model_dump_json(indent=1) + "\n", "utf-8")
         outside = methods_outside()
         if outside is not None:
-            shutil.copytree(outside, made / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(outside, made / "methods_outside", ignore=shutil.ignore_patterns("__pycache__"))
         used = _archive_data({run.config.task.dataset for run in planned}, data_root(data), made / "data")
         download(
             lacking(ROOT, (image_has or IMAGE_HAS).split(",")), made / "wheels", python, platform or list(PLATFORMS)

@@ -41,7 +41,7 @@ if [ ! -d "$WORK/$data" ]; then
 fi
 
 export PYTHONPATH=$here/code:$WORK/$site PYTHONUNBUFFERED=1 REPRODUCE_DATA=$WORK/$data
-if [ -d "$here/methods" ]; then export REPRODUCE_METHODS=$here/methods; fi
+if [ -d "$here/methods_outside" ]; then export REPRODUCE_METHODS=$here/methods_outside; fi
 cd "$WORK"
 mkdir -p runs
 for pack in "$here"/packs/*.jsonl.xz; do

@@ -14,10 +14,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reproduce.errors import UserError
-from reproduce.experiment.folder import ROOT
+from reproduce.experiment.folder import METHODS, ROOT
 
 NOTE = "source.json"
-CODE = ("reproduce", "methods", "datasets", "pyproject.toml")  # what Runs are made from
+CODE = ("reproduce", METHODS.name, "datasets", "pyproject.toml")  # what Runs are made from
 UNKNOWN = ("unknown", True)
 
 

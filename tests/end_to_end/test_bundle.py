@@ -143,12 +143,14 @@ def bare_python(folder: Path, lacks: list[str]) -> Path:
 
 
 def test_the_bundle_holds_what_the_other_machine_lacks(bundle: Bundle) -> None:
-    assert {path.name for path in bundle.folder.iterdir()} == {"code", "data", "methods", "packs", "run.sh", "wheels"}
+    assert {path.name for path in bundle.folder.iterdir()} == {
+        *("code", "data", "methods_outside", "packs", "run.sh", "wheels")
+    }
     tracked = set(git(bundle.checkout, "ls-files").splitlines())
     code = {path.relative_to(bundle.folder / "code").as_posix() for path in (bundle.folder / "code").rglob("*.*")}
     assert tracked - set(NO_CODE) | {"source.json"} == code
     assert "reports/bench/device.json" in code
-    assert (bundle.folder / "methods" / "activity_norm_outside" / "method.py").is_file()
+    assert (bundle.folder / "methods_outside" / "activity_norm_outside" / "method.py").is_file()
     program = "import torch, typer, pandas; import pydantic"
     bare = subprocess.run([bundle.python, "-c", program], cwd="/", env={}, capture_output=True, text=True, check=False)
     assert bare.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'pydantic'"
