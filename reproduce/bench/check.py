@@ -23,9 +23,8 @@ from reproduce.bench.facts import machine_facts, versions
 from reproduce.bench.side_by_side import SideBySide, measure, recommended_jobs, steps_to_take
 from reproduce.bench.step_times import Candidate, TimedStep, step_times
 from reproduce.bench.tiny_tasks import PROBLEMS, configurations
-from reproduce.bench.workloads import networks
+from reproduce.bench.workloads import BASELINE, networks
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm
 from reproduce.method import Method, Unregularized
 from reproduce.training.capture import Mode
 from reproduce.training.run import device_name
@@ -34,7 +33,6 @@ from reproduce.training.run import device_name
 SECONDS = {"beside the CPU": 40.0, "replays": 30.0, "step times": 50.0, "side by side": 20.0}
 TIMES_AS_LONG = {"cuda": 1.0, "cpu": 5.0}
 REPLAYED_STEPS = 100
-BASELINE = Arm().method  # the name of no method
 PRECISIONS = ("float32", "bfloat16")
 LARGE = ("resnet56", "lstm_2x650", "cnn11", "mlp_8x256")
 TRAINED_AT_ONCE = ("resnet56", "lstm_2x650", "mlp_8x256")

@@ -22,7 +22,7 @@ from reproduce.bench.startup import startup_seconds
 from reproduce.bench.stepper import Stepper
 from reproduce.bench.timing import Row, interleaved, ratio_row, timed
 from reproduce.bench.variants import read_variants
-from reproduce.bench.workloads import Workload, networks, workloads
+from reproduce.bench.workloads import BASELINE, Workload, networks, workloads
 from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
 from reproduce.method import Unregularized
@@ -49,8 +49,8 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
         UserError: the method refuses a workload that its variants.toml names.
     """
     plain = Unregularized()
-    steppers: dict[str, Callable[[], None]] = {"vanilla": Stepper(workload, plain, device)}
-    steppers["vanilla again"] = Stepper(workload, plain, device)
+    steppers: dict[str, Callable[[], None]] = {BASELINE: Stepper(workload, plain, device)}
+    steppers[f"{BASELINE} again"] = Stepper(workload, plain, device)
     limits: dict[str, float | None] = {}
     ways: dict[str, str] = {}
     for variant_name, variant in read_variants(folder).variants.items():
@@ -72,11 +72,13 @@ def bench_steps(folder: MethodFolder, workload: Workload, device: torch.device, 
     problem = problem_of(workload.task, workload.recipe)
     rows = []
     for label, measured in seconds.items():
-        if label != "vanilla":
-            row = ratio_row(f"step: {label} / vanilla", workload.name, measured, seconds["vanilla"], limits.get(label))
+        if label != BASELINE:
+            row = ratio_row(
+                f"step: {label} / {BASELINE}", workload.name, measured, seconds[BASELINE], limits.get(label)
+            )
             time = StepTime(
                 problem=problem,
-                way=ways.get(label, way_of("vanilla", {})),
+                way=ways.get(label, way_of(BASELINE, {})),
                 seconds=statistics.median(measured),
                 threads=torch.get_num_threads(),
             )
@@ -122,13 +124,13 @@ def bench_operations(folders: dict[str, MethodFolder], small: bool = False) -> l
     """
     workload = networks(small)["resnet56"]
     base = operations_of(Stepper(workload, Unregularized(), CPU)).count
-    rows = [_row_of_count("operations: vanilla", workload.name, base, base, None)]
+    rows = [_row_of_count(f"operations: {BASELINE}", workload.name, base, base, None)]
     for folder in folders.values():
         for variant_name, variant in read_variants(folder).variants.items():
             if variant.operations is not None:
                 method = folder.load().model_validate_json(json.dumps(variant.params))
                 count = operations_of(Stepper(workload, method, CPU)).count
-                what = f"operations: {folder.name} {variant_name} / vanilla"
+                what = f"operations: {folder.name} {variant_name} / {BASELINE}"
                 rows.append(_row_of_count(what, workload.name, count, base, variant.operations))
     return rows
 

@@ -57,7 +57,8 @@ def bundle(
     from reproduce.results.source import NOTE, current_source, tracked_files
 
     chosen = _arguments_of_run(context.args)
-    planned = planned_runs(chosen_experiments(chosen["method"], chosen["scale"], chosen["only"]), chosen["seeds"], data)
+    experiments = chosen_experiments(chosen["method"], chosen["scale"], chosen["only"])
+    planned = planned_runs(experiments, chosen["seeds"], data, chosen["arms"], chosen["tasks"])
     if not planned:
         raise UserError(f"run {shlex.join(context.args)}: nothing to train: `python -m reproduce list` shows what is")
     source = current_source()

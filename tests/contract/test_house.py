@@ -30,7 +30,6 @@ FORMATS = set(get_args(DatasetCard.model_fields["format"].annotation))
 # (file, name): why a name stands in the harness all the same.
 NAMED_ON_PURPOSE = {
     ("reproduce/models/row_rnn.py", "orthogonal"): "the customary name of an initialisation",
-    ("reproduce/bench/measure.py", "vanilla"): "what every step is timed against",
     ("reproduce/bench/workloads.py", "image_classification"): "the speeds promised are of two stated workloads",
     ("reproduce/bench/workloads.py", "language_modeling"): "the speeds promised are of two stated workloads",
     ("reproduce/bench/workloads.py", "autoencoding"): "methods that act on a code are timed on an autoencoder",

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from reproduce.bench import check as check_module
 from reproduce.bench.agreement import Quantities, replay_on_tiny_task, step_beside_cpu, two_tasks
-from reproduce.bench.check import BASELINE, LARGE, TRAINED_AT_ONCE, Findings, check
+from reproduce.bench.check import LARGE, TRAINED_AT_ONCE, Findings, check
 from reproduce.bench.counting import copy_bandwidth, operations_of
 from reproduce.bench.draws import DrawsOfTheCpu
 from reproduce.bench.facts import mps_state
 from reproduce.bench.side_by_side import SideBySide, measure, recommended_jobs
 from reproduce.bench.tiny_tasks import CPU, PROBLEMS
 from reproduce.bench.waits import forbidden_waits
-from reproduce.bench.workloads import networks
+from reproduce.bench.workloads import BASELINE, networks
 from reproduce.cli import check as command
 from reproduce.cli.commands import app
 from reproduce.method import Method, Role, Trace, Unregularized
