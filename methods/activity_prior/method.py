@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Literal
 
 import torch
@@ -277,7 +277,7 @@ Prior = Annotated[
 _STANDARD_NORMAL = {"kind": "normal", "mean": 0.0, "std": 1.0}
 
 
-@lru_cache(maxsize=64)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _laws(priors: tuple[Prior, ...]) -> Laws:
     with torch.inference_mode(False):  # what is kept outlives the mode of its first caller
         return Laws([prior.law() for prior in priors])

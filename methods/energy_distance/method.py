@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
@@ -136,7 +136,7 @@ def attraction(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     return (both[0] * root).reshape(mean_square.shape), (both[1] / root).reshape(mean_square.shape)
 
 
-@lru_cache(maxsize=256)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _series(dimension: int, dtype: torch.dtype, device: torch.device, nodes: int = 64) -> tuple[Tensor, ...]:
     """Chebyshev coefficients of F and G, one column (2, 1) for each order.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Method, NonNegative, PositiveCount, Trace, errors_in, in_float32
+from reproduce.method import Method, NonNegative, PositiveCount, Role, Trace, errors_in, in_float32
 
 Gram = Literal["rows", "columns", "smaller"]
 Norm = Literal["squared_frobenius", "frobenius", "l1", "max", "row_sum", "spectral"]
@@ -305,6 +305,8 @@ class OrthogonalRegularization(Method):
     "off_diagonal" (BigGAN) or "cosine" (Keras). ``norm`` belongs to the first two, ``n_iterations``,
     ``squared``, ``start`` and ``redraw`` to SRIP; ``gram`` has no effect on DSO.
     """
+
+    recorded_roles: ClassVar[frozenset[Role]] = frozenset()  # it reads weights
 
     formula: Literal["soft", "double_soft", "mutual_coherence", "srip", "off_diagonal", "cosine"] = "soft"
     strength: NonNegative = 1e-2  # lambda at the start; the authors' code for CIFAR

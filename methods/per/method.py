@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -186,7 +186,7 @@ def _horner(coefficients: tuple[Tensor, ...], position: Tensor) -> Tensor:
     return total
 
 
-@lru_cache(maxsize=256)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _expansion(dimension: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """F and F + 2 (1-u) F' in powers of u: ``F = 1 + P1/b + P2/b^2 + P3/b^3 + ...`` with ``b = d/2``.
 
@@ -213,7 +213,7 @@ def _expansion(dimension: int, dtype: torch.dtype, device: torch.device) -> tupl
     return _coefficients(factor, tilt, dimension, dtype, device)
 
 
-@lru_cache(maxsize=256)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _chebyshev(dimension: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """F and F + 2 (1-u) F' in Chebyshev polynomials of 2u-1, by interpolation of `_kummer`."""
     negligible = 1e-8 if dtype == torch.float32 else 1e-11  # in the derivative

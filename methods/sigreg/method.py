@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -161,7 +161,7 @@ def kernel_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tenso
     return value.reshape(mean_square.shape), slope.reshape(mean_square.shape)
 
 
-@lru_cache(maxsize=256)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _series(dimension: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """F and dF/du in Chebyshev polynomials of x = 2u - 1, one column (2, 1) for each order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class _Cells(NamedTuple):
     variance: float  # within pieces, on average
 
 
-@lru_cache(maxsize=64)
+@cache  # never emptied: a recorded step goes on reading the constants that it met
 def _cells(n: int, device: torch.device) -> _Cells:
     with torch.inference_mode(False), torch.no_grad():  # the cache outlives the mode of its first caller
         edge = torch.special.ndtri(torch.arange(n + 1, dtype=torch.float64) / n)

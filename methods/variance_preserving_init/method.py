@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from reproduce.method import Method, Site, errors_in, fill_sites, in_float32, sites_of, sites_with_role
+from reproduce.method import Method, Role, Site, errors_in, fill_sites, in_float32, sites_of, sites_with_role
 
 
 def relu_correlation_map(correlation: Tensor | float) -> Tensor:
@@ -224,6 +224,8 @@ class VariancePreservingInit(Method):
     each pre-activation by the first batch: `FirstBatchStandardisation` in the first step, the weights after it. All
     are for plain sequences of layers.
     """
+
+    recorded_roles: ClassVar[frozenset[Role]] = frozenset()  # it reads weights
 
     mode: Literal["closed_form", "sample_statistics", "layer_statistics"] = "closed_form"
 

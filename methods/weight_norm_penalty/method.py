@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Method, NonNegative, Trace, in_float32
+from reproduce.method import Method, NonNegative, Role, Trace, in_float32
 
 
 def kernel_l1(weight: Tensor) -> Tensor:
@@ -44,6 +44,8 @@ class WeightNormPenalty(Method):
     name holds one of these fragments (all, where it is empty), and ``exclude`` then leaves out others: embeddings,
     whose rows are activations rather than a kernel. A decoder tied to its embedding bears the embedding's name.
     """
+
+    recorded_roles: ClassVar[frozenset[Role]] = frozenset()  # it reads weights
 
     kind: Literal["l1", "l2"] = "l2"
     strength: NonNegative = 1e-4  # lambda; ours: that of activity_norm, so that the defaults can be compared

@@ -37,7 +37,12 @@ def bundle(
     runs: RunsOption = Path("runs"),
     methods: MethodsOption = None,
     image_has: Annotated[
-        str, typer.Option("--image-has", help="Packages that the other machine has, comma-separated.")
+        str,
+        typer.Option(
+            "--image-has",
+            help="Packages that the other machine has, comma-separated; default: torch, torchvision, the usual "
+            "scientific ones, tensorboard, typer, rich and jinja2.",
+        ),
     ] = "",
     python_version: Annotated[
         str, typer.Option("--python-version", help="The other machine's; default: this one's.")
@@ -51,12 +56,14 @@ def bundle(
     All other arguments are those of the `run` that it is to do there: `bundle per --scale paper --device cuda`.
     What is sealed here goes along as a pack, and is not trained again.
     """
+    from reproduce.cli.campaign import check_options_of_run
     from reproduce.cli.commands import EVIDENCE, chosen_experiments, planned_runs
     from reproduce.cli.wheels import IMAGE_HAS, PLATFORMS, download, lacking
     from reproduce.results.pack import write_packs
     from reproduce.results.source import NOTE, current_source, tracked_files
 
     chosen = _arguments_of_run(context.args)
+    check_options_of_run(chosen)
     experiments = chosen_experiments(chosen["method"], chosen["scale"], chosen["only"])
     planned = planned_runs(experiments, chosen["seeds"], data, chosen["arms"], chosen["tasks"])
     if not planned:
@@ -74,13 +81,12 @@ def bundle(
         if outside is not None:
             shutil.copytree(outside, made / "methods_outside", ignore=shutil.ignore_patterns("__pycache__"))
         used = _archive_data({run.config.task.dataset for run in planned}, data_root(data), made / "data")
-        download(
-            lacking(ROOT, (image_has or IMAGE_HAS).split(",")), made / "wheels", python, platform or list(PLATFORMS)
-        )
+        has = image_has or IMAGE_HAS
+        download(lacking(ROOT, has.split(",")), made / "wheels", python, platform or list(PLATFORMS))
         places = [(runs / run.config.folder / "result.json", EVIDENCE / f"{run.config.folder}.json") for run in planned]
         sealed = [next(path for path in both if path.exists()) for both in places if any(p.exists() for p in both)]
         write_packs(sealed, made / "packs")
-        (made / "run.sh").write_text(_script(context.args, python, made), "utf-8")
+        (made / "run.sh").write_text(_script(context.args, python, has, made), "utf-8")
         sizes = _checked_sizes(made, used)
         made.rename(output)
     print(f"{output}: {_mebibytes(sum(sizes.values()))} MiB: {_listed(sizes)}")
@@ -142,8 +148,8 @@ def _files_of(dataset: str, root: Path | None) -> LocalFiles | None:
     return None
 
 
-def _script(arguments: list[str], python: str, made: Path) -> str:
-    settings = {"python_version": python, "site": f"site-{_name_of(made / 'wheels')}"}
+def _script(arguments: list[str], python: str, image_has: str, made: Path) -> str:
+    settings = {"image_has": image_has, "python_version": python, "site": f"site-{_name_of(made / 'wheels')}"}
     settings["data"] = f"data-{_name_of(made / 'data')}"
     lines = ["#!/usr/bin/env bash", f"# Made by: reproduce bundle {shlex.join(arguments)}"]
     lines += [f"{name}={shlex.quote(value)}" for name, value in settings.items()]

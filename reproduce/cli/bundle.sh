@@ -19,6 +19,22 @@ if ! "$python" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$pyth
     exit 2
 fi
 
+if ! absent=$("$python" -c '
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+absent = []
+for name in sys.argv[1].split(","):
+    try:
+        version(name)
+    except PackageNotFoundError:
+        absent.append(name)
+print(", ".join(absent))
+sys.exit(bool(absent))' "$image_has"); then
+    echo "error: $python lacks $absent, which were not bundled: set PYTHON, or bundle with --image-has and without them" >&2
+    exit 2
+fi
+
 # Each folder is made aside and renamed when it is whole: a call that is killed here leaves none that looks finished.
 aside=$WORK/aside.$$
 trap 'rm -rf "$aside"' EXIT
@@ -48,8 +64,16 @@ for pack in "$here"/packs/*.jsonl.xz; do
     if [ -e "$pack" ]; then "$python" -m reproduce unpack "$pack" --runs runs; fi
 done
 
-trap : INT TERM # these reach the training too, which writes its checkpoints; what is sealed is packed all the same
+# A signal to this script is one to the training, which writes its checkpoints; what is sealed is packed all the same.
+set -m
+"$python" -m reproduce run "${run[@]}" --runs runs &
+training=$!
+trap 'kill -INT "$training" 2>/dev/null || :' INT TERM
 status=0
-"$python" -m reproduce run "${run[@]}" --runs runs || status=$?
+wait "$training" || status=$?
+while kill -0 "$training" 2>/dev/null; do # a signal ends the waiting, and not yet the training
+    status=0
+    wait "$training" || status=$?
+done
 "$python" -m reproduce pack --results runs --output "$OUT"
 exit "$status"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 import time
@@ -111,11 +112,30 @@ def parse_budget(text: str) -> float | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if seconds <= 0:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text.strip())
+    if not found:
         raise UserError(f"--budget {text!r}: expected a time like 90s, 9m or 1.5h")
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--budget {text!r}: expected a time above zero, like 90s, 9m or 1.5h")
     return seconds
+
+
+def check_options_of_run(options: Mapping[str, Any]) -> None:
+    """Refuse what a `run` elsewhere would refuse, whatever devices are here.
+
+    Raises:
+        UserError: a budget, device, number of jobs or mode that `run` does not take.
+    """
+    parse_budget(options["budget"])
+    if not re.fullmatch(r"|cpu|cuda(:[0-9]+)?", options["device"]):
+        raise UserError(f"unknown device {options['device']!r}: use cpu, cuda or cuda:N")
+    if options["jobs"] < 0:
+        raise UserError(f"--jobs {options['jobs']}: expected 0 or more")
+    if options["mode"] not in ("", "eager", "captured"):
+        raise UserError(f"--mode {options['mode']}: expected eager or captured")
+    if options["mode"] == "captured" and options["device"] == "cpu":
+        raise UserError("--mode captured: a cpu captures no steps, a CUDA GPU does: use --mode eager")
 
 
 def planned_runs(
@@ -142,12 +162,17 @@ def planned_runs(
         for run in plan_experiments(of_method, root, parse_seeds(seeds), arm_names, task_names):
             named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
             found[run.id] = merged(found[run.id], named) if run.id in found else named
+    if not found and (arm_names or task_names):
+        asked = [f"{option} {text!r}" for option, text in (("--arms", arms), ("--tasks", tasks)) if text]
+        raise UserError(f"{' '.join(asked)}: nothing to train: they are of different experiments, or cannot run yet")
     return list(found.values())
 
 
 def _named(option: str, text: str, known: set[str]) -> set[str] | None:
     """The names in a comma-separated list; None for an empty one, which means all."""
     names = {name.strip() for name in text.split(",") if name.strip()}
+    if text and not names:
+        raise UserError(f"{option} {text!r}: expected names, comma-separated; leave it out for all")
     for name in sorted(names - known):
         near = difflib.get_close_matches(name, sorted(known))
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(sorted(known))}"

@@ -230,6 +230,7 @@ def run(
     methods: MethodsOption = None,
 ) -> None:
     started = time.monotonic()
+    allowed = parse_budget(budget)  # before anything is loaded
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
@@ -239,7 +240,6 @@ def run(
     from reproduce.training.side_by_side import Room
 
     check_copy()
-    allowed = parse_budget(budget)
     workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
     experiments = chosen_experiments(method, scale, only)
     planned = planned_runs(experiments, seeds, data, arms, tasks)

@@ -47,16 +47,16 @@ class Method(BaseModel):
     def recorded_roles(self) -> frozenset[Role]:
         """Roles of the Sites that `penalty` and `after_step` read: while training, a Trace records no others.
 
-        They are the values of the fields that hold a `Role`; none for a method without a penalty, or with every
-        strength at zero, that does nothing after a step either. A method that reads by another rule overrides this.
+        They are the values of the fields that hold a `Role`, or all roles for a method that has no such field; none for
+        a method without a penalty, or with every strength at zero, that does nothing after a step either. A method that
+        reads by another rule overrides this.
         """
         own = type(self)
         adds = own.penalty is not Method.penalty and not _all_zero(self, getattr(own.penalty, "strengths", []))
         if not adds and own.after_step is Method.after_step:
             return frozenset()
-        return frozenset(
-            getattr(self, name) for name, field in own.model_fields.items() if _holds_role(field.annotation)
-        )
+        chosen = [name for name, field in own.model_fields.items() if _holds_role(field.annotation)]
+        return frozenset(getattr(self, name) for name in chosen) if chosen else ROLES
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""
@@ -104,7 +104,8 @@ def _zero_at_strength_zero(penalty: Callable[..., Tensor], strengths: list[str])
     def guarded(self: Method, trace: Trace, *arguments: Any, **options: Any) -> Tensor:
         if _all_zero(self, strengths):
             return trace.zero()
-        return penalty(self, trace, *arguments, **options)
+        with trace.read_by_penalty():
+            return penalty(self, trace, *arguments, **options)
 
     guarded.strengths = strengths  # type: ignore[attr-defined]
     return guarded

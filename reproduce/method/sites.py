@@ -96,12 +96,39 @@ class Trace:
     def __init__(self, model: nn.Module, roles: frozenset[Role] = ROLES) -> None:
         self.model = model
         self.roles = roles
-        self.records: list[Record] = []
+        self._records: list[Record] = []
+        self._passed_over = False  # a Site of another role, in this step
+        self._is_read_by_penalty = False
         self._zero: Tensor | None = None
 
     def add(self, site: Site, activation: Tensor) -> None:
         if site.role in self.roles:
-            self.records.append(Record(site, activation))
+            self._records.append(Record(site, activation))
+        else:
+            self._passed_over = True
+
+    @property
+    def records(self) -> list[Record]:
+        """What was recorded, in the order of the forward pass.
+
+        Raises:
+            ValueError: a penalty asks, and Sites were passed over: it would be that of some Sites in the place of all.
+        """
+        if self._is_read_by_penalty and self._passed_over:
+            raise ValueError(
+                f"`records` is not all Sites: only {sorted(self.roles) or 'none'} are recorded. A method that reads "
+                "others needs its own `recorded_roles`; one that reads some says which by `select`"
+            )
+        return self._records
+
+    @contextlib.contextmanager
+    def read_by_penalty(self) -> Iterator[None]:
+        """Within it, `records` is refused where it is not complete."""
+        before, self._is_read_by_penalty = self._is_read_by_penalty, True
+        try:
+            yield
+        finally:
+            self._is_read_by_penalty = before
 
     @contextlib.contextmanager
     def recording_every_role(self) -> Iterator[None]:
@@ -113,7 +140,8 @@ class Trace:
             self.roles = roles
 
     def clear(self) -> None:
-        self.records.clear()
+        self._records.clear()
+        self._passed_over = False
 
     def select(self, role: Role) -> list[Record]:
         """Records of one role, in the order of the forward pass.
@@ -127,7 +155,7 @@ class Trace:
                 f"{role!r} Sites are not recorded, only {sorted(self.roles) or 'none'}: a method that reads them needs "
                 f"a field of type Role that says so, or its own `recorded_roles`"
             )
-        chosen = [record for record in self.records if record.site.role == role]
+        chosen = [record for record in self._records if record.site.role == role]
         if not chosen:
             present = sorted({site.role for site in sites_of(self.model) if site.trace is self})
             raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")

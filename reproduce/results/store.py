@@ -79,13 +79,14 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
     """
     try:
         content = content_of(text)
-    except ValueError as error:
+        sealed = _sealed_text(content) if isinstance(content, dict) else ""
+        digest = hashlib.sha256(sealed.encode()).hexdigest()
+    except (ValueError, TypeError, RecursionError) as error:  # no JSON, names that are none, half a character
         raise ResultError(f"{where}: not a readable Result ({error})") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
         raise ResultError(f"{where}: schema version {found}, expected {SCHEMA_VERSION}")
-    sealed = _sealed_text(content)
-    if content.get("seal") != hashlib.sha256(sealed.encode()).hexdigest():
+    if content.get("seal") != digest:
         raise ResultError(f"{where}: its seal does not match its content; it was edited or damaged after the run")
     try:
         result = Result.model_validate_json(sealed)  # as JSON: strict models then take arrays for their tuples

@@ -81,7 +81,7 @@ class HostWaits(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not can_be_recorded(func, args):
+        if not can_be_recorded(func, args, kwargs):
             self.found.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
@@ -93,10 +93,20 @@ def waits_for_a_value(operation: Any, arguments: tuple[Any, ...]) -> bool:
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags))
 
 
-def can_be_recorded(operation: Any, arguments: tuple[Any, ...]) -> bool:
+def can_be_recorded(operation: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> bool:
     """Whether a CUDA graph can hold this operation."""
-    checked = operation.overloadpacket.__name__ in _CHECKED_ON_THE_HOST
-    return not checked and not waits_for_a_value(operation, arguments)
+    name = operation.overloadpacket.__name__
+    if name in _CHECKED_ON_THE_HOST or _copies_between_devices(name, arguments, options or {}):
+        return False
+    return not waits_for_a_value(operation, arguments)
+
+
+def _copies_between_devices(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """As ``torch.tensor([1.0, 2.0]).to(device)`` in a step does: the host's memory would have to stay as it is."""
+    if name == "_to_copy":
+        device = options.get("device")
+        return device is not None and torch.device(device).type != arguments[0].device.type
+    return name == "copy_" and arguments[0].device.type != arguments[1].device.type
 
 
 class Repeated:
@@ -142,6 +152,8 @@ class Repeated:
     def _record(self, recording: Recording) -> None:
         try:
             recording.record(self.function)
+        except torch.OutOfMemoryError:
+            raise  # fewer Runs side by side may do, slower steps would not
         except RuntimeError as error:
             self._give_up(str(error).partition("\n")[0])
             self.function()

@@ -139,6 +139,8 @@ def _in_thread(work: Callable[[], Found]) -> Found:
         return work()
     except BaseException as error:
         _let_go(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            gc.collect()  # a Step and its recording know each other; its neighbours need the memory now
         raise
 
 

@@ -46,7 +46,7 @@ class _Recorder(TorchDispatchMode):
         self.operations = operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not can_be_recorded(func, args):
+        if not can_be_recorded(func, args, kwargs):
             raise RuntimeError(f"{func} waits for a value: no graph holds it")
         options = kwargs or {}
         results = func(*args, **options)

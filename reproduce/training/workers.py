@@ -122,10 +122,11 @@ def run_all(
                     break
                 done, _ = wait(training, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(engine.news(), by_id, room, reporter)
+                n_training = len(training)  # those that ran out of memory together count each other
                 for future in done:
                     job = training.pop(future)
                     shortage = isinstance(future.exception(), torch.OutOfMemoryError)
-                    if shortage and (line := room.ran_out(len(training) + 1)):
+                    if shortage and (line := room.ran_out(n_training)):
                         reporter.noted(line)
                         agenda.put_back(job)
                         continue

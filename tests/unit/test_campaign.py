@@ -145,3 +145,36 @@ def test_make_passes_the_options_on() -> None:
         ["make", "-n", "reproduce-per", *options], cwd=root, env=outside, check=True, capture_output=True, text=True
     ).stdout
     assert said.splitlines()[-1].endswith(' --arms "a,b" --tasks "t" --budget 9m')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "9x"], "--budget '9x': expected a time like 90s, 9m or 1.5h"),
+        (["--budget", "0s"], "--budget '0s': expected a time above zero"),
+        (["--budget", "\u0663m"], "--budget '\u0663m': expected a time like"),  # a digit, and none of ours
+        (["--arms", ","], "--arms ',': expected names, comma-separated"),
+        (["--arms", "nope"], "--arms 'nope': no chosen experiment has one of this name"),
+        (["--mode", "fast"], "--mode fast: expected eager or captured"),
+        (["--jobs", "-3"], "--jobs -3: expected 0 or more"),
+        (["--device", "tpu"], "unknown device 'tpu': use cpu, cuda or cuda:N"),
+    ],
+)
+@pytest.mark.parametrize("command_line", [["run", "per"], ["bundle", "per"]], ids=["run", "bundle"])
+def test_what_run_does_not_take_is_one_line_before_anything_else(
+    command_line: list[str], arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    where = (
+        ["--output", str(tmp_path / "bundle")] if command_line[0] == "bundle" else ["--runs", str(tmp_path / "runs")]
+    )
+    answer = CliRunner().invoke(command.app, [*command_line, "--only", "quick_digits", *arguments, *where])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(f"error: {message}")
+    assert answer.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arms_and_tasks_that_do_not_meet_are_said() -> None:
+    chosen = command.chosen_experiments("per", "paper", "")
+    with pytest.raises(UserError, match=r"^--arms 'vcl' --tasks 'lstm': nothing to train: "):
+        campaign.planned_runs(chosen, "", "", "vcl", "lstm")

@@ -40,6 +40,22 @@ class SaysOtherwise(Reading):
     recorded_roles: ClassVar[frozenset[Role]] = frozenset({"code"})
 
 
+class ReadsAllRecords(Reading):
+    """Of Sites of one role, by what its fields say."""
+
+    where: Literal["post"] = "post"
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        return self.strength * torch.stack([record.samples.sum() for record in trace.records]).sum()
+
+
+class SaysNothing(Method):
+    strength: NonNegative = 0.5
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        return self.strength * torch.stack([record.samples.sum() for record in trace.records]).sum()
+
+
 class Prepares(Method):
     sites: Role = "pre"
 
@@ -54,6 +70,7 @@ class Prepares(Method):
         (Reading(strength=0.0), set()),
         (AlsoAfterSteps(strength=0.0), {"pre", "post"}),
         (SaysOtherwise(), {"code"}),
+        (SaysNothing(), set(ROLES)),
         (load_method("per"), {"post"}),
         (load_method("per", sites="pre"), {"pre"}),
         (load_method("per", strength=0.0), set()),
@@ -135,3 +152,20 @@ def test_every_role_is_recorded_within_and_again_the_chosen_ones_after_an_error(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert trace.roles == {"post"}
+
+
+def test_a_penalty_never_takes_some_sites_for_all() -> None:
+    """A method from before, which looks at `records`, gets all Sites, or is told what it must say."""
+    sites = {role: Site(role, "nc", (2,)) for role in ("pre", "post")}
+    generator, progress = torch.Generator(), torch.zeros(())
+
+    def penalty(method: Method) -> Tensor:
+        model = nn.Sequential(*sites.values()).train()
+        trace = watch(model, method.recorded_roles)
+        model(torch.ones(3, 2))
+        return method.penalty(trace, progress, generator)
+
+    assert float(penalty(SaysNothing())) == 0.5 * 2 * 6
+    with pytest.raises(ValueError, match=r"`records` is not all Sites: only \['post'\] are recorded"):
+        penalty(ReadsAllRecords())
+    assert float(penalty(ReadsAllRecords(strength=0.0))) == 0

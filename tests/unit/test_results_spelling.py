@@ -135,3 +135,14 @@ def test_three_lines_of_pandas_read_the_evidence(tmp_path: Path) -> None:
     first = results[table["id"][0]]
     expected = {record.step: record.test["error"] for record in first.epochs}
     assert found["curve"]["error"].to_dict() == expected
+
+
+@pytest.mark.parametrize("name", [None, 3, "\ud800"])
+def test_a_name_that_is_none_is_one_line(committed: Path, name: Any) -> None:
+    respell(committed)
+    content = json.loads(committed.read_text("utf-8"))
+    content["epochs"]["sites"]["site"][0] = name
+    committed.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ResultError, match="not a readable Result") as caught:
+        read_result(committed)
+    assert "\n" not in str(caught.value)

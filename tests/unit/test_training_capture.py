@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from reproduce.training.capture import WARM_UP_STEPS, HostWaits, Repeated
+from reproduce.training.capture import WARM_UP_STEPS, HostWaits, Repeated, can_be_recorded
 from reproduce.training.tape import Tape
 
 
@@ -160,3 +161,33 @@ def test_a_tape_of_a_training_step(momentum: float) -> None:
         return [parameter.detach() for parameter in model.parameters()]
 
     assert all(map(torch.equal, trained(True), trained(False)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "options", "recordable"),
+    [
+        (torch.ops.aten._to_copy.default, ("cpu",), {"device": torch.device("meta")}, False),
+        (torch.ops.aten._to_copy.default, ("meta",), {"device": torch.device("meta"), "dtype": torch.float64}, True),
+        (torch.ops.aten._to_copy.default, ("meta",), {"dtype": torch.float64}, True),
+        (torch.ops.aten.copy_.default, ("meta", "cpu"), {}, False),
+        (torch.ops.aten.copy_.default, ("meta", "meta"), {}, True),
+    ],
+)
+def test_copies_between_devices_cannot_be_recorded(
+    operation: Any, arguments: tuple[str, ...], options: dict[str, Any], recordable: bool
+) -> None:
+    tensors = tuple(torch.empty(2, device=device) for device in arguments)
+    assert can_be_recorded(operation, tensors, options) == recordable
+
+
+def test_a_recording_without_memory_is_not_a_reason_to_be_slow() -> None:
+    class Large(Tape):
+        def record(self, function: Callable[[], None]) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    repeated = Repeated(Counter(lambda value: value * 2), Large)
+    for _ in range(WARM_UP_STEPS):
+        repeated()
+    with pytest.raises(torch.OutOfMemoryError):
+        repeated()
+    assert repeated.mode == "captured"

@@ -269,6 +269,29 @@ def test_a_run_without_memory_begins_again_when_another_has_ended(settings: RunS
     assert told.of("noted") == ["out of memory with 3 runs side by side: 2 from here on"]
 
 
+def test_runs_that_lack_memory_together_all_begin_again(settings: RunSettings) -> None:
+    """Each counts the others, and none is taken for one that was alone."""
+    runs = planned(ARMS)
+    together: list[Future[Any]] = []
+
+    class Crowded(Staged):
+        def start(self, work: Work[Any], run: PlannedRun, settings: RunSettings) -> Future[Any]:
+            future: Future[Any] = Future()
+            if len(together) < 3:
+                together.append(future)
+                if len(together) == 3:
+                    for one in together:
+                        one.set_exception(torch.OutOfMemoryError("CUDA out of memory"))
+            else:
+                future.set_result(SimpleNamespace(id=run.id))
+            return future
+
+    told = Told()
+    results, failures = run_all(Agenda(runs), settings, Crowded(lambda running: None), Room(3), told)
+    assert ({result.id for result in results}, failures) == ({run.id for run in runs}, [])
+    assert set(told.of("noted")) == {"out of memory with 3 runs side by side: 2 from here on"}
+
+
 def test_a_run_that_has_no_memory_alone_has_failed(settings: RunSettings) -> None:
     engine = Staged(lambda running: (running[0], torch.OutOfMemoryError("CUDA out of memory")) if running else None)
     results, failures = run_all(Agenda(planned({"vanilla": Arm()})), settings, engine, Room(1), Told())
