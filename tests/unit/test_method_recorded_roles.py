@@ -62,7 +62,7 @@ class Prepares(Method):
         (load_method("activity_norm", kind="ar_tar", strength=1.0), {"dropped"}),
         (load_method("activity_norm", kind="ar_tar", strength=0.0, temporal_strength=1.0), {"post"}),
     ],
-    ids=repr,
+    ids=lambda given: repr(given) if isinstance(given, Method) else "-".join(sorted(given)) or "none",
 )
 def test_the_roles_are_those_of_the_fields(method: Method, roles: set[Role]) -> None:
     assert method.recorded_roles == roles

@@ -119,7 +119,7 @@ def of_random_shapes() -> list[Record]:
         shape = {"nc": (8 * size[0], size[1]), "tnc": (size[1], size[0], 7), "nchw": (size[1], size[0], *size[1:])}[
             axes
         ]
-        values = torch.randn(shape, generator=generator) * index + 3
+        values = torch.randn(shape, generator=generator) * (1 + index % 5) + 3
         match index % 7:
             case 0:
                 kept = (values < 3) & (torch.rand(shape, generator=generator) < 0.5)
