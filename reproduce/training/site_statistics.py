@@ -1,8 +1,8 @@
 """What passes the Sites: statistics of a training-mode pass over a fixed batch, leaving no trace in the run.
 
 Sites of equal shape are described together, and the host waits once, for all numbers of all Sites. On a CPU each number
-is that of the Site alone, to the last bit: sums in float32 are taken in the same order, and what is not is computed in
-float64 and then rounded.
+is that of the Site alone, to the last bit: what depends on how many Sites are looked at is asked of one after another,
+and what is left is elementwise, or computed in float64 and then rounded to float32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from reproduce.tasks import Task
 
 RANK_SAMPLES = 256  # the rank needs an eigenvalue problem of this size at most
 EVALUATIONS = 50  # of a Run at which Sites are described, at most: what the longest of the papers' figures draws
+ONE_BY_ONE = frozenset({"cpu"})  # devices on which a Site's numbers keep their bits, whatever else is described
 LARGEST_BATCH = 2**24  # numbers of Sites that are described together: 64 MiB in float32, and twice that beside them
 
 
@@ -69,7 +70,7 @@ def describe(records: Sequence[Record]) -> list[SiteStatistics]:
     for batch in batches:
         samples = _stacked([records[index] for index in batch])
         norms = samples.norm(dim=2)
-        deviations = torch.stack([norm.std(correction=0) for norm in norms.unbind()])
+        deviations = _of_each(norms, lambda own: own.std(correction=0), lambda all_: all_.std(1, correction=0))
         sums.append(torch.stack([_means(samples), _means(samples.square()), _means(norms), deviations], dim=1))
         powers.append(_central_moments(samples))
         chosen.append(_spread_over(samples))
@@ -133,14 +134,20 @@ def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> 
     return results
 
 
-def _means(values: Tensor) -> Tensor:
-    """The mean of all numbers of each Site: (Sites, ...) to (Sites,).
+def _of_each(values: Tensor, alone: Callable[[Tensor], Tensor], together: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of values (Sites, ...) what ``alone`` gives for each Site's, and ``together``, in other last bits, for all.
 
-    Threads of a CPU divide one sum among them, but of several sums each takes some: there, one after the other.
+    Threads of a CPU divide one sum among them, but of several sums each takes some; and of two equal numbers, a zero of
+    either sign, the one that comes first may be another.
     """
-    if values.device.type == "cpu" and torch.get_num_threads() > 1:
-        return torch.stack([own.mean() for own in values.unbind()])
-    return values.mean(tuple(range(1, values.dim())))
+    if values.device.type in ONE_BY_ONE:
+        return torch.stack([alone(own) for own in values.unbind()])
+    return together(values)
+
+
+def _means(values: Tensor) -> Tensor:
+    """The mean of all numbers of each Site: (Sites, ...) to (Sites,)."""
+    return _of_each(values, torch.mean, lambda all_: all_.flatten(1).mean(1))
 
 
 def _central_moments(samples: Tensor) -> Tensor:
@@ -190,8 +197,9 @@ def effective_rank(gram: Tensor) -> Tensor:
 def _law(units: Tensor) -> Tensor:
     """QUANTILES, smallest and largest value, and the counts in BINS equal parts between them, of (Sites, samples)."""
     units = units.double()
-    low, high = units.aminmax(dim=1, keepdim=True)
-    return torch.cat([_quantiles(units), low, high, _histogram(units, low, high)], dim=1)
+    quantiles = _of_each(units, _quantiles_of_one, _quantiles)
+    ends = _of_each(units, lambda own: torch.stack(own.aminmax()), lambda all_: torch.stack(all_.aminmax(dim=1), dim=1))
+    return torch.cat([quantiles, ends, _histogram(units, ends[:, :1], ends[:, 1:])], dim=1)
 
 
 def _histogram(units: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -200,8 +208,12 @@ def _histogram(units: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return units.new_zeros(len(units), BINS).scatter_add_(1, place, units.new_ones(()).expand_as(units))
 
 
+def _quantiles_of_one(unit: Tensor) -> Tensor:
+    return torch.quantile(unit, torch.tensor(QUANTILES, dtype=unit.dtype))
+
+
 def _quantiles(units: Tensor) -> Tensor:
-    """Linear between order statistics, as `torch.quantile`, which takes no more than 2^24 numbers."""
+    """As `torch.quantile`, which would take no more than 2^24 numbers, and wait for the levels to be copied."""
     ordered = units.sort(dim=1).values
     last = ordered.shape[1] - 1
     levels = []
