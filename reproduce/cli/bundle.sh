@@ -64,16 +64,10 @@ for pack in "$here"/packs/*.jsonl.xz; do
     if [ -e "$pack" ]; then "$python" -m reproduce unpack "$pack" --runs runs; fi
 done
 
-# A signal to this script is one to the training, which writes its checkpoints; what is sealed is packed all the same.
-set -m
-"$python" -m reproduce run "${run[@]}" --runs runs &
-training=$!
-trap 'kill -INT "$training" 2>/dev/null || :' INT TERM
+# Ctrl-C reaches the training too, which writes its checkpoints; what is sealed is packed all the same. A signal to this
+# process alone waits until the training has ended: send it to the process group.
+trap : INT TERM
 status=0
-wait "$training" || status=$?
-while kill -0 "$training" 2>/dev/null; do # a signal ends the waiting, and not yet the training
-    status=0
-    wait "$training" || status=$?
-done
+"$python" -m reproduce run "${run[@]}" --runs runs || status=$?
 "$python" -m reproduce pack --results runs --output "$OUT"
 exit "$status"
