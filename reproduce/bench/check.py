@@ -20,7 +20,7 @@ import torch
 from reproduce.bench.agreement import replay_on_network, replay_on_tiny_task, step_beside_cpu, two_tasks
 from reproduce.bench.counting import COPIED_BYTES, copy_bandwidth
 from reproduce.bench.facts import machine_facts, versions
-from reproduce.bench.side_by_side import SideBySide, measure, recommended_jobs, steps_to_take
+from reproduce.bench.side_by_side import RunsAtOnce, measure, recommended_jobs, steps_to_take
 from reproduce.bench.step_times import Candidate, TimedStep, step_times
 from reproduce.bench.tiny_tasks import PROBLEMS, configurations
 from reproduce.bench.workloads import BASELINE, networks
@@ -52,7 +52,7 @@ class Findings:
     bandwidth: float | None = None  # bytes a second that a copy reads and writes
     counts: Counter[str] = field(default_factory=Counter)
     steps: list[TimedStep] = field(default_factory=list)
-    side_by_side: list[SideBySide] = field(default_factory=list)
+    side_by_side: list[RunsAtOnce] = field(default_factory=list)
     recommended: dict[str, int] = field(default_factory=dict)  # runs at once, by network
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)

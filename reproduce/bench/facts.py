@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from torch import nn
 
 from reproduce.training.run import device_name, fp32_precision
+from reproduce.training.side_by_side import MPS_CONTROL, DeviceFacts
 
-MPS_CONTROL = "nvidia-cuda-mps-control"
 SECONDS_TO_ANSWER = 10
 
 
@@ -38,7 +37,7 @@ def machine_facts(device: torch.device) -> dict[str, Callable[[], str]]:
         "float32 is multiplied in": lambda: ", ".join(f"{kind} {how}" for kind, how in fp32_precision(device).items()),
         "cuDNN benchmark": lambda: str(torch.backends.cudnn.benchmark) if on_cuda else "none",
         "LSTM under bfloat16 autocast gives": lambda: str(_lstm_dtype(device)).removeprefix("torch."),
-        "MPS": lambda: mps_state() if on_cuda else "none",
+        "MPS": lambda: mps_state(DeviceFacts.of(device)) if on_cuda else "none",
         "AMX bfloat16": lambda: "yes" if has_amx() else "no, as far as Linux says",
     }
 
@@ -66,22 +65,11 @@ def _lstm_dtype(device: torch.device) -> torch.dtype:
         return lstm(torch.zeros(2, 1, 8, device=device))[0].dtype
 
 
-def mps_state() -> str:
-    """Whether processes can share the card's multiprocessors at one time: is the daemon there, can it be started?"""
-    if shutil.which(MPS_CONTROL) is None:
-        return f"{MPS_CONTROL} is not installed"
-    try:
-        answer = subprocess.run(
-            [MPS_CONTROL],
-            input="get_server_list\n",
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_TO_ANSWER,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return "the daemon does not answer"
-    return "the daemon is there" if answer.returncode == 0 else f"no daemon: `{MPS_CONTROL} -d` starts one"
+def mps_state(facts: DeviceFacts) -> str:
+    """Whether processes can share the card's multiprocessors at one time, as `run` sees it."""
+    if facts.mps:
+        return "the daemon is there"
+    return f"no daemon: `{MPS_CONTROL} -d` starts one" if facts.mps_installed else f"{MPS_CONTROL} is not installed"
 
 
 def has_amx() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ from reproduce.bench.workloads import Workload
 from reproduce.method import Method
 from reproduce.training.capture import WARM_UP_STEPS
 from reproduce.training.run import own_stream
+from reproduce.training.side_by_side import usable_cores
 
 SECONDS = 0.5  # of steps alone
 WORTH_IT = 0.95  # more runs at once must bring a step below this part of what fewer take
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class RunsAtOnce:
     """So many runs at once, of one network."""
 
     workload: str
@@ -31,20 +31,19 @@ class SideBySide:
     memory: int | None  # bytes of the GPU that all of them hold, with what the process holds of it; None on the CPU
 
 
-def measure(workload: Workload, method: Method, device: torch.device, at_once: int, steps: int) -> SideBySide:
+def measure(workload: Workload, method: Method, device: torch.device, at_once: int, steps: int) -> RunsAtOnce:
     """Train ``at_once`` runs in threads for so many steps each, after they are warm.
 
     Raises:
         RuntimeError: a run failed: out of memory, say (torch.OutOfMemoryError).
     """
     threads_before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     began: list[float] = []
     ready = threading.Barrier(at_once, action=lambda: began.append(time.perf_counter()))
 
     def train() -> float:
         try:
-            torch.set_num_threads(max(1, cores // at_once))
+            torch.set_num_threads(max(1, usable_cores() // at_once))
             with own_stream(device):
                 stepper = Stepper(workload, method, device, captured=device.type == "cuda")
                 for _ in range(WARM_UP_STEPS + 1):
@@ -70,7 +69,7 @@ def measure(workload: Workload, method: Method, device: torch.device, at_once: i
             memory = _memory_in_use(device)
     finally:
         torch.set_num_threads(threads_before)
-    return SideBySide(workload.name, at_once, (ended - began[0]) / (at_once * steps), memory)
+    return RunsAtOnce(workload.name, at_once, (ended - began[0]) / (at_once * steps), memory)
 
 
 def steps_to_take(seconds_of_one: float) -> int:
@@ -78,7 +77,7 @@ def steps_to_take(seconds_of_one: float) -> int:
     return max(3, round(SECONDS / seconds_of_one))
 
 
-def recommended_jobs(rows: Sequence[SideBySide]) -> int:
+def recommended_jobs(rows: Sequence[RunsAtOnce]) -> int:
     """Of the rows of one workload: the fewest runs at once that no larger number betters by a twentieth."""
     chosen, *others = sorted(rows, key=lambda row: row.at_once)
     for row in others:

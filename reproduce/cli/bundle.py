@@ -85,14 +85,14 @@ def bundle(
         download(lacking(ROOT, has.split(",")), made / "wheels", python, platform or list(PLATFORMS))
         places = [(runs / run.config.folder / "result.json", EVIDENCE / f"{run.config.folder}.json") for run in planned]
         sealed = [next(path for path in both if path.exists()) for both in places if any(p.exists() for p in both)]
-        write_packs(sealed, made / "packs")
+        _, n_packed, problems = write_packs(sealed, made / "packs")
         (made / "run.sh").write_text(_script(context.args, python, has, made), "utf-8")
         sizes = _checked_sizes(made, used)
         made.rename(output)
+    for problem in problems:
+        print(f"not taken along, and trained there: {problem}", file=sys.stderr)
     print(f"{output}: {_mebibytes(sum(sizes.values()))} MiB: {_listed(sizes)}")
-    print(
-        f"{len(planned)} runs, {len(sealed)} of them sealed here; carry it over, and there: bash {output.name}/run.sh"
-    )
+    print(f"{len(planned)} runs, {n_packed} of them sealed here; carry it over, and there: bash {output.name}/run.sh")
 
 
 def _arguments_of_run(arguments: list[str]) -> dict[str, Any]:

@@ -122,20 +122,18 @@ def parse_budget(text: str) -> float | None:
 
 
 def check_options_of_run(options: Mapping[str, Any]) -> None:
-    """Refuse what a `run` elsewhere would refuse, whatever devices are here.
+    """Refuse what a `run` on another machine would refuse, whatever devices are here.
 
     Raises:
         UserError: a budget, device, number of jobs or mode that `run` does not take.
     """
+    from reproduce.training.run import parse_device, step_mode
+    from reproduce.training.side_by_side import DeviceFacts, arrange
+
     parse_budget(options["budget"])
-    if not re.fullmatch(r"|cpu|cuda(:[0-9]+)?", options["device"]):
-        raise UserError(f"unknown device {options['device']!r}: use cpu, cuda or cuda:N")
-    if options["jobs"] < 0:
-        raise UserError(f"--jobs {options['jobs']}: expected 0 or more")
-    if options["mode"] not in ("", "eager", "captured"):
-        raise UserError(f"--mode {options['mode']}: expected eager or captured")
-    if options["mode"] == "captured" and options["device"] == "cpu":
-        raise UserError("--mode captured: a cpu captures no steps, a CUDA GPU does: use --mode eager")
+    device = parse_device(options["device"] or "cuda")  # left open, it may be a GPU there
+    step_mode(options["mode"], device)
+    arrange(options["jobs"], 1, DeviceFacts(str(device), cores=1))
 
 
 def planned_runs(
@@ -196,7 +194,12 @@ def known_times(results: Iterable[Result], runs: Path) -> Estimates:
 
 def pilot_file(runs: Path, kind: str) -> Path:
     """Where the pilots of one kind of device are kept; copied to `BENCHES`, `plan` knows them everywhere."""
-    return runs / "pilots" / f"{re.sub(r'[^A-Za-z0-9]+', '-', kind).strip('-').lower()}.json"
+    return runs / "pilots" / f"{in_file_names(kind)}.json"
+
+
+def in_file_names(kind: str) -> str:
+    """A kind of device as files are called after it: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-").lower()
 
 
 def agenda_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reproduce.cli.campaign import DeviceOption, in_file_names
 from reproduce.cli.options import JsonOption, MethodsOption, chosen_methods
 from reproduce.results.record import device_kind
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def check(
     method: Annotated[str, typer.Argument(help="A method's name, or 'all'.")] = "all",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = "",
+    device: DeviceOption = "",
     small: Annotated[bool, typer.Option("--small", help="Toy sizes: checks the check, measures nothing.")] = False,
     output: Annotated[Path, typer.Option("--output", help="The folder for <device>.json.")] = Path("runs/check"),
     as_json: JsonOption = False,
@@ -40,7 +40,7 @@ def check(
     keep_freed_memory()  # as in the worker processes that train
     for part, found in findings_by_part(folders, chosen, small):
         content = as_content(found, small)
-        path = output / f"{file_name(found.device)}.json"
+        path = output / f"{in_file_names(device_kind(found.device))}.json"
         path.write_text(
             json.dumps(content, indent=1) + "\n", "utf-8"
         )  # after each part: a lease may end before the last
@@ -78,8 +78,3 @@ def as_content(found: Findings, small: bool) -> dict[str, Any]:
         "problems": found.problems,
         "remarks": found.remarks,
     }
-
-
-def file_name(device: str) -> str:
-    """Of the kind of device: "cuda:1 (NVIDIA H100)" is nvidia-h100."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", device_kind(device)).strip("-").lower()

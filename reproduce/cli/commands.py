@@ -208,7 +208,13 @@ def plan(
         about = f"about {duration(sum(known))} of one worker" if known or not missing else ""
         print(f"{kind}: {', '.join(filter(None, (about, unknown)))}")
     if starting is not None:
-        print(f"{len(starting)} would start within {budget} on {workers.how.jobs} workers")
+        untimed = sum(estimated[run.id] is None for run in missing)
+        others = (
+            f"; of {untimed} nothing is known: `run` times 20 steps of each kind first, as --pilot does"
+            if untimed
+            else ""
+        )
+        print(f"{len(starting)} would start within {budget} on {workers.how.jobs} workers{others}")
 
 
 @app.command(help=f"Train what is not sealed yet, judge the claims, write the page. {ORDER}")

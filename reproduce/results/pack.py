@@ -139,9 +139,8 @@ def _take(line: bytes, where: str, runs: Path, found: Unpacked) -> None:
         raise ResultError(f"{where}: not a readable Result ({error})") from error
     content, result = checked(text, where)
     name = result.config.folder
-    if (
-        Path(name).name != name or "\0" in name
-    ):  # a sealed config can name a dataset "../../home": nothing goes outside of `runs`
+    # A sealed config can name a dataset "../../home": nothing goes outside of `runs`.
+    if Path(name).name != name or "\0" in name:
         raise ResultError(f"{where}: {name!r} is not the name of one folder")
     target = runs / name / "result.json"
     try:

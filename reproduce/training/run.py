@@ -255,11 +255,11 @@ def _result(
     )
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of that name.
+def parse_device(name: str) -> torch.device:
+    """The device of that name, here or elsewhere.
 
     Raises:
-        UserError: unknown, or a GPU that is not there.
+        UserError: none that Runs are trained on.
     """
     try:
         device = torch.device(name)
@@ -267,6 +267,16 @@ def torch_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
+    return device
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name, on this machine.
+
+    Raises:
+        UserError: unknown, or a GPU that is not there.
+    """
+    device = parse_device(name)
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise UserError(f"device {name!r} asked for, but torch finds {n_gpus} CUDA GPUs: use --device cpu")

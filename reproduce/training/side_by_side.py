@@ -20,19 +20,24 @@ HEADROOM = 1.2  # what a Run may take beyond its first steps: evaluation, and bl
 MPS_CONTROL = "nvidia-cuda-mps-control"
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
     """What is asked of a machine before Runs share its device."""
 
     name: str  # "cpu", "cuda:0"
-    cores: int  # that this process may use
+    cores: int
     mps: bool = False  # CUDA's multi-process service answers: kernels of several processes run at the same time
     mps_installed: bool = False  # the user could start it
     free_bytes: Callable[[], int] | None = None  # of the device's memory, now; None: nobody counts, as on a CPU
 
     @classmethod
     def of(cls, device: torch.device) -> DeviceFacts:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         if device.type != "cuda":
             return cls(str(device), cores)
         pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")  # CUDA's own default

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from reproduce.bench import tiny_tasks
@@ -108,12 +107,3 @@ def configured(request: pytest.FixtureRequest) -> tuple[Subject, Method]:
 @pytest.fixture
 def problems() -> tuple[Problem, ...]:
     return PROBLEMS
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are fastest on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,15 +18,17 @@ from reproduce.bench.check import LARGE, TRAINED_AT_ONCE, Findings, check
 from reproduce.bench.counting import copy_bandwidth, operations_of
 from reproduce.bench.draws import DrawsOfTheCpu
 from reproduce.bench.facts import mps_state
-from reproduce.bench.side_by_side import SideBySide, measure, recommended_jobs
+from reproduce.bench.side_by_side import RunsAtOnce, measure, recommended_jobs
 from reproduce.bench.tiny_tasks import CPU, PROBLEMS
 from reproduce.bench.waits import forbidden_waits
 from reproduce.bench.workloads import BASELINE, networks
-from reproduce.cli import check as command
+from reproduce.cli.campaign import in_file_names
 from reproduce.cli.commands import app
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.sites import ROLES
+from reproduce.results.record import device_kind
 from reproduce.training.estimate import read_step_times
+from reproduce.training.side_by_side import DeviceFacts
 
 IMAGES = PROBLEMS[0]
 
@@ -77,14 +78,6 @@ class Breaking(Method):
 
 
 CALLS: list[int] = []
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def folder(tmp_path: Path, method_class: type[Method]) -> Any:
@@ -201,7 +194,7 @@ def test_what_does_not_fit_into_its_time_is_said(monkeypatch: pytest.MonkeyPatch
     ("device", "expected"), [("cpu (Intel(R) Xeon(R))", "intel-r-xeon-r"), ("cuda:1 (NVIDIA H200)", "nvidia-h200")]
 )
 def test_a_file_is_called_after_the_kind_of_device(device: str, expected: str) -> None:
-    assert command.file_name(device) == expected
+    assert in_file_names(device_kind(device)) == expected
 
 
 def test_draws_of_the_cpu_are_those_of_each_generator() -> None:
@@ -248,10 +241,10 @@ def test_a_copy_has_a_speed() -> None:
 
 
 def test_the_fewest_runs_that_are_nearly_as_fast() -> None:
-    rows = [SideBySide("x", n, seconds, None) for n, seconds in ((1, 1.0), (2, 0.6), (4, 0.59), (8, 0.5))]
+    rows = [RunsAtOnce("x", n, seconds, None) for n, seconds in ((1, 1.0), (2, 0.6), (4, 0.59), (8, 0.5))]
     assert recommended_jobs(rows) == 8
     assert recommended_jobs(rows[:3]) == 2
-    assert recommended_jobs([SideBySide("x", n, float(n), None) for n in (1, 2)]) == 1
+    assert recommended_jobs([RunsAtOnce("x", n, float(n), None) for n in (1, 2)]) == 1
 
 
 def test_a_run_that_fails_beside_others_stops_them() -> None:
@@ -261,24 +254,16 @@ def test_a_run_that_fails_beside_others_stops_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "expected"),
+    ("daemon", "installed", "expected"),
     [
-        (None, "nvidia-cuda-mps-control is not installed"),
-        ("exit 0", "the daemon is there"),
-        ("exit 1", "no daemon: `nvidia-cuda-mps-control -d` starts one"),
+        (False, False, "nvidia-cuda-mps-control is not installed"),
+        (True, False, "the daemon is there"),  # in a container, of its host
+        (True, True, "the daemon is there"),
+        (False, True, "no daemon: `nvidia-cuda-mps-control -d` starts one"),
     ],
 )
-def test_the_daemon_for_processes_side_by_side(
-    script: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if script is not None:
-        control = tmp_path / "nvidia-cuda-mps-control"
-        control.write_text(
-            f'#!/bin/sh\nread question\n[ "$question" = get_server_list ] || exit 9\n{script}\n', "utf-8"
-        )
-        control.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert mps_state() == expected
+def test_the_daemon_for_processes_side_by_side(daemon: bool, installed: bool, expected: str) -> None:
+    assert mps_state(DeviceFacts("cuda:0", 2, mps=daemon, mps_installed=installed)) == expected
 
 
 def test_waits_are_forbidden_for_a_while() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ CPU = torch.device("cpu")
 ROWS, FEATURES, CLASSES = 40, 3, 2
 HELD_OUT = "last fifth of each class"
 TABLE, FOLDS, ARCHIVE = "uci121/data/made/made_R.dat", "uci121/data/made/conxuntos_kfold.dat", "uci121/all.tar.xz"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are fastest on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def contents() -> dict[str, bytes]:

@@ -151,11 +151,6 @@ def planned(arm: Arm | None = None, **changes: Any) -> PlannedRun:
     return plan({"table1": experiment_of({"arm": arm or Arm()}, **changes)}, None, (0,))[0]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_execute_seals_what_it_trained(settings: RunSettings) -> None:
     run = planned(Arm(method="batchnorm"))
     result = execute(run, replace(settings, at_once=3))
