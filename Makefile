@@ -52,7 +52,7 @@ test: $(ready) ## ruff, mypy and the whole test suite
 	@$(venv)/bin/ruff format --check .
 	@$(venv)/bin/mypy
 	@$(venv)/bin/lint-imports --verbose > /dev/null || $(venv)/bin/lint-imports
-	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The machine that is rented tomorrow may bring the oldest torch that pyproject.toml allows.
 oldest := .venv-oldest
@@ -66,7 +66,8 @@ $(oldest)/.ready: pyproject.toml constraints.txt
 
 test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldest torch that is allowed
 	@$(oldest)/bin/python -c 'import torch; print("torch", torch.__version__)'
-	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile tests/contract tests/unit methods
+	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		tests/contract tests/unit methods
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))

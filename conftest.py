@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# The files that take longest, so that at the end no worker has one of them for itself; the others follow as collected.
+LONGEST_FIRST = (
+    "tests/contract/test_battery.py",
+    "tests/end_to_end/test_committed_pages.py",
+    "tests/end_to_end/test_bundle.py",
+    "tests/end_to_end/test_new_method.py",
+    "tests/end_to_end/test_methods_outside.py",
+    "tests/end_to_end/test_examples.py",
+    "tests/end_to_end/test_interruption.py",
+    "tests/end_to_end/test_command_line.py",
+    "tests/end_to_end/test_wheel.py",
+    "tests/unit/test_training_engines.py",
+    "tests/unit/test_report_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is no garbage: to look through it again and again takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,31 @@ ARMS = {
     "per": Arm(method="per", params={"mode": "sliced", "strength": 0.1}),  # draws, and keeps constants
     "bfloat16": Arm(method="vcl", recipe={"precision": "bfloat16"}),
 }
-MAKE: dict[str, Callable[[int], Engine]] = {"processes": Processes, "threads": Threads}
+
+
+class KeptProcesses(Processes):
+    """Two worker processes for several tests, since each loads torch anew: left, they have nothing to do, and stay."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self._given: dict[str, Future[Any]] = {}
+
+    def start(self, work: Work[Any], run: PlannedRun, settings: RunSettings) -> Future[Any]:
+        self._given[run.id] = super().start(work, run, settings)
+        return self._given[run.id]
+
+    def news(self) -> Iterator[News]:
+        """But of Runs of an earlier test, which may come late."""
+        return (one for one in super().news() if one[0] in self._given)
+
+    def __exit__(self, *exception: object) -> None:
+        wait(self._given.values())
+        self._given.clear()
+        self._stop.clear()
+
+    def close(self) -> None:
+        """As any engine is left."""
+        super().__exit__()
 
 
 def planned(arms: dict[str, Arm], recipe: Recipe = RECIPE) -> list[PlannedRun]:
@@ -54,9 +79,17 @@ def planned(arms: dict[str, Arm], recipe: Recipe = RECIPE) -> list[PlannedRun]:
     return plan({"table1": experiment}, None)
 
 
-@pytest.fixture(params=MAKE)
-def make(request: pytest.FixtureRequest) -> Callable[[int], Engine]:
-    return MAKE[request.param]
+@pytest.fixture(scope="module")
+def kept() -> Iterator[KeptProcesses]:
+    engine = KeptProcesses()
+    yield engine
+    engine.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.fixture(params=["processes", "threads"])
+def two_workers(request: pytest.FixtureRequest) -> Engine:
+    return request.getfixturevalue("kept") if request.param == "processes" else Threads(2)
 
 
 @pytest.fixture
@@ -107,14 +140,14 @@ def numbers(result: Result) -> dict[str, Any]:
 
 
 def test_numbers_are_those_of_a_run_alone_and_one_that_fails_stops_no_other(
-    make: Callable[[int], Engine], settings: RunSettings, tmp_path: Path
+    two_workers: Engine, settings: RunSettings, tmp_path: Path
 ) -> None:
     """At one thread of the CPU each, to the bit."""
     torch.set_num_threads(1)
     bad = Arm(method="activity_norm", params={"kind": "ar_tar"})  # which needs a recurrent layer
     runs = planned({"vanilla": Arm(), "bad": bad, **ARMS})
     told = Told()
-    results, failures = run_all(Agenda(runs), settings, make(2), Room(2), told)
+    results, failures = run_all(Agenda(runs), settings, two_workers, Room(2), told)
     (failure,) = failures
     assert failure.startswith("table1 / bad / seed 0: ValueError: the model recorded no 'dropped' Site")
     good = [run for run in runs if "bad" not in run.label]
@@ -126,7 +159,7 @@ def test_numbers_are_those_of_a_run_alone_and_one_that_fails_stops_no_other(
     for result in results:
         assert numbers(result) == numbers(alone[result.id])
         assert result.environment.runs_on_device == 2
-        if make is Threads:
+        if isinstance(two_workers, Threads):
             assert result.environment.peak_memory_of == "process"
     assert not list(settings.runs.rglob("checkpoint.pt"))
 
@@ -156,24 +189,24 @@ def test_a_run_says_once_that_it_has_taken_its_memory(settings: RunSettings) -> 
     assert told == ["settled"]
 
 
-def test_ctrl_c_leaves_checkpoints(make: Callable[[int], Engine], settings: RunSettings) -> None:
+def test_ctrl_c_leaves_checkpoints(two_workers: Engine, settings: RunSettings) -> None:
     runs = planned(ARMS, RECIPE.model_copy(update={"steps": 10**7}))  # longer than anybody waits
     told = Told(when_started=lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        run_all(Agenda(runs), settings, make(2), Room(2), told)
+        run_all(Agenda(runs), settings, two_workers, Room(2), told)
     begun = [run for run in runs if (result_path(settings.runs, run.config).parent / "checkpoint.pt").exists()]
     assert 1 <= len(begun) <= 2
     assert told.of("finished") == told.of("failed") == []
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("run_")]
 
 
-def test_bad_input_stops_all_and_is_said(make: Callable[[int], Engine], settings: RunSettings) -> None:
+def test_bad_input_stops_all_and_is_said(two_workers: Engine, settings: RunSettings) -> None:
     first, *others = planned(ARMS, RECIPE.model_copy(update={"steps": 10**7}))
     checkpoint = result_path(settings.runs, first.config).parent / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="not a readable checkpoint"):
-        run_all(Agenda([first, *others]), settings, make(2), Room(2), Told())
+        run_all(Agenda([first, *others]), settings, two_workers, Room(2), Told())
     assert checkpoint.read_bytes() == b"no checkpoint"
 
 
