@@ -12,7 +12,7 @@ some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if 
 train  := --scale $(SCALE) $(common) $(where) $(some)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test test-oldest bench check architecture new-method clean
+.PHONY: help setup matrix report test test-oldest soak bench check architecture new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
@@ -68,6 +68,9 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 	@$(oldest)/bin/python -c 'import torch; print("torch", torch.__version__)'
 	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 		tests/contract tests/unit methods
+
+soak: $(ready) ## how often verdicts err, on many simulated tables: writes docs/verdicts.md (DRAWS=2000; minutes)
+	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(if $(DRAWS),--draws $(DRAWS))
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -33,6 +34,11 @@ def pytest_collection_finish() -> None:
     """What has been imported is no garbage: to look through it again and again takes longer than most tests."""
     gc.collect()
     gc.freeze()
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background so; tests that interrupt a training would then wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

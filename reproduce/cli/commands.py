@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import json
@@ -103,6 +104,15 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
         for folder, found in experiments.items()
     }
     return {folder: found for folder, found in chosen.items() if found}
+
+
+def experiments_known() -> dict[str, dict[str, Experiment]]:
+    """Of every method that can be read, by name: what is wrong with one is no matter of the others."""
+    known = {}
+    for name, folder in all_methods().items():
+        with contextlib.suppress(UserError):
+            known[name] = folder.experiments()
+    return known
 
 
 def local_results(runs: Path) -> tuple[list[Result], list[str]]:
@@ -278,7 +288,8 @@ def run(
     results = [*sealed, *trained]
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]
-    pages = write_pages(experiments, results, problems, runs / "report", None if as_json else console())
+    screen = None if as_json else console()
+    pages = write_pages(experiments, results, problems, runs / "report", screen, experiments_known())
     if as_json:
         wanted = {run.id for run in planned}
         ordered = sorted((r for r in results if r.id in wanted), key=lambda r: r.config.folder)
@@ -333,7 +344,7 @@ def report(
             folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
             for folder, of_method in experiments.items()
         }
-    pages = write_pages(experiments, found, problems, output)
+    pages = write_pages(experiments, found, problems, output, known=experiments_known())
     print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -12,8 +12,7 @@ from reproduce.experiment.schema import Experiment
 from reproduce.report.index import write_index
 from reproduce.report.page import write_page
 from reproduce.report.terminal import terminal_summary
-from reproduce.results.columns import columns
-from reproduce.results.evaluate import MethodFindings, evaluate
+from reproduce.results.columns import find_all
 from reproduce.results.match import ResultIndex
 from reproduce.results.record import Result
 
@@ -24,6 +23,7 @@ def write_pages(
     problems: Sequence[str],
     output: Path,
     console: Console | None = None,
+    known: Mapping[str, Mapping[str, Experiment]] | None = None,
 ) -> list[Path]:
     """A page for each method, and the index and the matrix over them when there are several; returns the pages.
 
@@ -31,17 +31,17 @@ def write_pages(
         results: all Results known; those of other experiments are passed over.
         problems: one line for each Result file that could not be read.
         console: where a summary is printed, if anywhere.
+        known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
     """
-    indexed = ResultIndex(results)
-    evaluated: list[MethodFindings] = []
-    pages: list[Path] = []
+    everything = dict(known or {})
     for folder, experiments in methods.items():
-        findings = tuple(evaluate(name, experiment, indexed) for name, experiment in experiments.items())
-        evaluated.append(MethodFindings(folder, findings))
-        if console is not None and findings:
-            console.print(terminal_summary(findings))
-        pages.append(write_page(evaluated[-1], problems, output))
+        everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
+    evaluated, merged = find_all(methods, everything, ResultIndex(results))
+    pages: list[Path] = []
+    for method in evaluated:
+        if console is not None and method.findings:
+            console.print(terminal_summary(method.findings))
+        pages.append(write_page(method, problems, output))
     if len(methods) > 1:
-        merged = columns({folder.name: experiments for folder, experiments in methods.items()}, indexed)
         pages.append(write_index(evaluated, merged, output))
     return pages

@@ -1,7 +1,8 @@
-"""What Tasks measure: the unit of each metric, and which values are better. Declared once, and read without torch."""
+"""What Tasks measure: each metric's unit, its bounds, and which values are better. Declared once, without torch."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from reproduce.errors import UserError
@@ -13,24 +14,26 @@ class Metric(NamedTuple):
     name: str
     better: Literal["lower", "higher"] | None  # None: it describes, and neither end is the better one
     unit: str = ""
+    low: float = -math.inf  # no value lies below
+    high: float = math.inf
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("loss", "lower"),
-        Metric("error", "lower", "%"),
-        Metric("accuracy", "higher", "%"),  # of no Task yet: papers state it
-        Metric("classifier_error", "lower", "%"),
-        Metric("perplexity", "lower"),
-        Metric("mse", "lower"),
-        Metric("histogram_distance", "lower"),
+        Metric("error", "lower", "%", 0, 100),
+        Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
+        Metric("classifier_error", "lower", "%", 0, 100),
+        Metric("perplexity", "lower", low=1),
+        Metric("mse", "lower", low=0),
+        Metric("histogram_distance", "lower", low=0),
         # Of reconstructions and codes.
-        Metric("fvu", "lower"),
+        Metric("fvu", "lower", low=0),
         Metric("relative_reconstruction_bias", None),  # 1 is best
-        Metric("l0", None),
-        Metric("dead_fraction", "lower"),
-        Metric("decoder_norm", None),
+        Metric("l0", None, low=0),
+        Metric("dead_fraction", "lower", low=0, high=1),
+        Metric("decoder_norm", None, low=0),
         # Of a language model whose activations are reconstructed or ablated.
         Metric("ce_loss_with_sae", "lower", "nats"),
         Metric("ce_loss_without_sae", None, "nats"),  # this and the next two are the language model's own

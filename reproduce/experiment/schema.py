@@ -194,7 +194,20 @@ class Claim(Strict):
     value: float | None = None
     tolerance: float | None = Field(default=None, gt=0)
     direction: Literal["lower", "higher"] | None = None
-    source: str = Field(min_length=1)
+    paper_runs: Count = 1  # how many runs each printed number is the mean of; 1 where the paper says nothing
+    source: str = Field(min_length=1)  # the address in the paper; "ours" and more for a claim that no paper makes
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is our own hypothesis, which no paper states."""
+        return self.source.startswith("ours")
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether no gap at all would lie within the tolerance of the published one."""
+        if self.over is None or self.value is None or self.tolerance is None:
+            return False
+        return self.value != 0 and abs(self.value) <= self.tolerance
 
     @model_validator(mode="after")
     def _one_statement(self) -> Claim:

@@ -18,7 +18,7 @@ from reproduce.report.style import INK, QUIET, STYLE, WIDTH, ArmColors, legend, 
 from reproduce.results.evaluate import ArmRow, TaskFinding
 from reproduce.results.match import ArmRuns
 from reproduce.results.record import QUANTILES, EpochRecord, Result
-from reproduce.results.stats import Estimate, mean_estimate
+from reproduce.results.stats import Estimate
 
 STATISTICS = {"mean_square": "mean square", "norm_dispersion": "norm dispersion", "effective_rank": "effective rank"}
 
@@ -84,7 +84,7 @@ def paired_differences(task: TaskFinding, colors: ArmColors) -> Figure | None:
         axis.axvline(0, color=QUIET, lw=0.8)
         for place, (row, pairs) in enumerate(differences[metric]):
             _difference_row(axis, place, row, pairs, task.baseline, colors)
-        _leave_out_the_farthest(axis, others, [pairs for _, pairs in differences[metric]])
+        _leave_out_the_farthest(axis, others, differences[metric])
         axis.set_xlabel(f"{metric_text(metric)}, minus {task.baseline.label}")
         _rows(axis, len(others))
     axes[0].set_yticks(range(len(others)), [arm.label for arm in others])
@@ -92,14 +92,18 @@ def paired_differences(task: TaskFinding, colors: ArmColors) -> Figure | None:
 
 
 def _differences(task: TaskFinding, metric: str, baseline: str) -> list[tuple[ArmRow, list[float]]]:
-    """The row of every arm but the baseline, and its differences by seed, survivors' too."""
+    """The row of every arm but the baseline, and what its seeds, survivors' too, differ by: from the baseline's of the
+    same seed where the gap is paired, else from its mean."""
     rows = task.tables[metric]
     over = next(row.values for row in rows if row.arm == baseline)
-    return [
-        (row, [value - over[seed] for seed, value in row.values.items() if seed in over])
-        for row in rows
-        if row.arm != baseline
-    ]
+    mean = float(np.mean(list(over.values()))) if over else 0.0
+
+    def of(row: ArmRow) -> list[float]:
+        if row.difference is not None and row.difference.paired:
+            return [value - over[seed] for seed, value in row.values.items() if seed in over]
+        return [value - mean for value in row.values.values()] if over else []
+
+    return [(row, of(row)) for row in rows if row.arm != baseline]
 
 
 def _difference_row(
@@ -114,7 +118,7 @@ def _difference_row(
     if row.runs.chosen is None:
         reason = "not run"
     else:
-        reason = f"seeds of {diverged.label} diverged" if diverged else "no seed in common"
+        reason = f"seeds of {diverged.label} diverged" if diverged else "no Results"
     axis.text(
         0.99, place - 0.3, reason, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
     )
@@ -125,9 +129,10 @@ def _points(axis: Axes, place: int, values: list[float], arm: str, colors: ArmCo
     axis.plot(values, np.full(len(values), place), marker, color=color, ms=4.5, alpha=0.55, mew=0)
 
 
-def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], pairs: list[list[float]]) -> None:
+def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], rows: list[tuple[ArmRow, list[float]]]) -> None:
     """Limit a panel to the other arms, where all seeds of one lie beyond twice the reach of theirs."""
-    reaches = [_reach(seeds) for seeds in pairs]
+    pairs = [seeds for _, seeds in rows]
+    reaches = [_reach(row, seeds) for row, seeds in rows]
     far = max(range(len(arms)), key=lambda place: min(map(abs, pairs[place]), default=0.0))
     others = [reach for place, reach in enumerate(reaches) if place != far]
     reach = max((abs(end) for ends in others for end in ends), default=0.0)
@@ -150,9 +155,9 @@ def _leave_out_the_farthest(axis: Axes, arms: list[ArmRuns], pairs: list[list[fl
     )
 
 
-def _reach(pairs: list[float]) -> tuple[float, float]:
+def _reach(row: ArmRow, pairs: list[float]) -> tuple[float, float]:
     """From the lowest to the highest that a row draws: seeds, interval and zero."""
-    interval = mean_estimate(pairs).interval if pairs else None
+    interval = row.difference.estimate.interval if row.difference else None
     ends = [*pairs, 0.0, *((interval.low, interval.high) if interval else ())]
     return min(ends), max(ends)
 

@@ -128,10 +128,10 @@ def _counted(texts: Sequence[str], one: str, several: str) -> str:
 def _sureness(row: ArmRow, difference: Difference, baseline: str) -> str:
     n = difference.estimate.n
     if row.p_holm is None and n > 1:
-        return f"at each of {n} seeds: equal differences are nothing that a test can weigh"
+        return "with seeds that do not scatter, which a test cannot weigh"
     if row.p_holm is None:
         return "on one seed, which decides nothing"
-    evidence = f"{p_equals(row.p_holm)} after Holm's adjustment, {n} paired seeds"
+    evidence = f"{p_equals(row.p_holm)} after Holm's adjustment, {n} {'paired ' if difference.paired else ''}seeds"
     if row.significant:
         return f"({evidence})"
     return f"({evidence}): these seeds do not tell it from {baseline}"

@@ -7,13 +7,14 @@ differences, choices and Holm's adjustment are those of any other table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.experiment.files import COLUMN
+from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Arm, Experiment
-from reproduce.results.evaluate import ArmRow, Finding, TaskFinding, evaluate
+from reproduce.results.evaluate import ArmRow, Finding, MethodFindings, TaskFinding, evaluate, finding
 from reproduce.results.match import ArmRuns, ResultIndex
 
 OWN = {"arms", "deviations"}  # what the files of one column may differ in
@@ -67,9 +68,60 @@ def columns(methods: Mapping[str, Experiments], results: ResultIndex) -> list[Co
     for file in files:
         parts = {name: experiments[file] for name, experiments in methods.items() if file in experiments}
         merged, owners = _merged(file, parts)
-        finding = evaluate(file, merged, results)
-        found += [Column(finding, task, owners) for task in finding.tasks.values()]
+        whole = evaluate(file, merged, results)
+        found += [Column(whole, task, owners) for task in whole.tasks.values()]
     return found
+
+
+def find_all(
+    methods: Mapping[MethodFolder, Experiments], known: Mapping[str, Experiments], results: ResultIndex
+) -> tuple[list[MethodFindings], list[Column]]:
+    """What was found in the experiments of ``methods``, and their columns, with the arms of all methods ``known``.
+
+    Raises:
+        UserError: as `columns`.
+    """
+    files = {file for experiments in methods.values() for file in experiments}
+    needed = {
+        method: {file: one for file, one in of_method.items() if file in files} for method, of_method in known.items()
+    }
+    crossed = columns(needed, results)
+    whole = {column.file: column.finding for column in crossed}
+    found = [
+        MethodFindings(
+            folder,
+            tuple(
+                share_of(whole[name], folder.name, experiment)
+                if name in whole and experiments.get(name) == known.get(folder.name, {}).get(name)
+                else evaluate(name, experiment, results)
+                for name, experiment in experiments.items()
+            ),
+        )
+        for folder, experiments in methods.items()
+    ]
+    return found, crossed
+
+
+def share_of(column: Finding, method: str, experiment: Experiment) -> Finding:
+    """What a method's own file of a column comes to: its arms and the baseline, with the numbers of the whole column.
+
+    One comparison then has one interval and one p, wherever it stands.
+    """
+    names = {name if name == experiment.baseline else f"{method}.{name}": name for name in experiment.arms}
+    return finding(column.name, experiment, {key: _part(task, names, experiment) for key, task in column.tasks.items()})
+
+
+def _part(task: TaskFinding, names: Mapping[str, str], experiment: Experiment) -> TaskFinding:
+    """The arms that have a new name."""
+    arms = {name: replace(task.runs.arms[key], name=name) for key, name in names.items() if key in task.runs.arms}
+    methods = {arm.arm.method for arm in arms.values()}
+    superseded = tuple(result for result in task.runs.superseded if result.config.method in methods)
+    runs = replace(task.runs.part(arms), experiment=experiment, superseded=superseded)
+    tables = {
+        metric: tuple(replace(row, runs=arms[names[row.arm]]) for row in rows if row.arm in names)
+        for metric, rows in task.tables.items()
+    }
+    return replace(task, runs=runs, tables=tables)
 
 
 def _merged(file: str, parts: Experiments) -> tuple[Experiment, dict[str, str]]:

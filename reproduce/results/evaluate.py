@@ -13,7 +13,7 @@ from reproduce.results.judge import DIRECTIONS, WORDS, Verdict, judge_experiment
 from reproduce.results.match import ArmRuns, ResultIndex, TaskRuns, match
 from reproduce.results.over_tasks import OverTasks, over_tasks
 from reproduce.results.record import Result
-from reproduce.results.stats import SIGNIFICANCE, Difference, Estimate, holm, paired_difference
+from reproduce.results.stats import SIGNIFICANCE, Difference, Estimate, holm
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class ArmRow:
     paper: float | None  # the published number
     values: Mapping[int, float]  # by seed, of those that completed
     estimate: Estimate | None  # of these values
-    difference: Difference | None  # to the baseline, paired by seed; None where a seed of either diverged
-    p_holm: float | None  # of the difference: two-sided, after Holm's adjustment over the arms of this metric
+    difference: Difference | None  # to the baseline; None where a seed of either diverged
+    p_holm: (
+        float | None
+    )  # of the difference: two-sided, after Holm's adjustment over all arms of the table under this metric
 
     @property
     def arm(self) -> str:
@@ -85,6 +87,8 @@ class ArmRow:
         if self.diverged:
             survivors = ": the mean in brackets is of the others" if chosen.completed else ""
             notes.append(f"{self.diverged} of {len(chosen.results)} seeds diverged{survivors}")
+        if chosen.repeats:
+            notes.append(f"{chosen.repeats} seeds gave one and the same run, which counts once")
         if self.runs.missing:
             notes.append(f"seed {', '.join(map(str, self.runs.missing))} not run")
         if self.runs.chosen_by:
@@ -123,7 +127,7 @@ class TaskFinding:
 
     def with_arms(self, names: Sequence[str]) -> TaskFinding:
         """The same numbers with these arms only, in this order."""
-        runs = replace(self.runs, arms={name: self.runs.arms[name] for name in names})
+        runs = self.runs.part({name: self.runs.arms[name] for name in names})
         tables = {metric: {row.arm: row for row in rows} for metric, rows in self.tables.items()}
         ordered = {metric: tuple(rows[name] for name in names) for metric, rows in tables.items()}
         return replace(self, runs=runs, tables=ordered)
@@ -172,13 +176,23 @@ def evaluate(name: str, experiment: Experiment, results: ResultIndex) -> Finding
     Raises:
         UserError: a task names a dataset without a card.
     """
+    runs = match(experiment, results)
+    return finding(name, experiment, {task_name: task_finding(task) for task_name, task in runs.items()})
+
+
+def finding(name: str, experiment: Experiment, tasks: Mapping[str, TaskFinding]) -> Finding:
+    """Judge what was found of an experiment's tasks.
+
+    Raises:
+        UserError: a task names a dataset without a card.
+    """
     datasets = {task.dataset: read_card(task.dataset) for task in experiment.tasks.values()}
     stand_ins = frozenset(key for key, card in datasets.items() if not card.exact)
-    runs = match(experiment, results)
+    runs = {task_name: task.runs for task_name, task in tasks.items()}
     return Finding(
         name=name,
         experiment=experiment,
-        tasks={task_name: task_finding(task) for task_name, task in runs.items()},
+        tasks=tasks,
         verdicts=tuple(judge_experiment(experiment, runs, stand_ins)),
         datasets=datasets,
         over_tasks=over_tasks(runs),
@@ -218,7 +232,7 @@ def _rows(task: TaskRuns, metric: str) -> tuple[ArmRow, ...]:
     differences = {
         name: None
         if baseline is None or arm is baseline or arm.diverged or baseline.diverged
-        else paired_difference(values[name], values[baseline.name])
+        else task.difference(arm, baseline, metric)
         for name, arm in task.arms.items()
     }
     p_values = holm([difference.p_value if difference else None for difference in differences.values()])
@@ -228,7 +242,7 @@ def _rows(task: TaskRuns, metric: str) -> tuple[ArmRow, ...]:
             metric=metric,
             paper=claim.value if (claim := published(task, name, metric)) else None,
             values=values[name],
-            estimate=arm.estimate(metric),
+            estimate=task.estimate(arm, metric),
             difference=differences[name],
             p_holm=p_holm,
         )

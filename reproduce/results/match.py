@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from reproduce.experiment.identity import canonical_json, cell_key, one_spelling, run_key
-from reproduce.experiment.metrics import metric_named
+from reproduce.experiment.metrics import METRICS, metric_named
 from reproduce.experiment.schema import Arm, Cell, Experiment, cells
 from reproduce.results.record import Result
-from reproduce.results.stats import Estimate, mean_estimate
+from reproduce.results.scatter import SeedScatter, seed_scatter
+from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,13 @@ class Point:
     def diverged(self) -> dict[int, Result]:
         return {seed: result for seed, result in self.results.items() if result.status == "diverged"}
 
+    @cached_property
+    def repeats(self) -> int:
+        """How many seeds there are of one and the same run, where nothing of it is random: equal in every number."""
+        completed = list(self.completed.values())
+        same = len(completed) > 1 and all(result.final == completed[0].final for result in completed)
+        return len(completed) if same else 0
+
     def values(self, metric: str) -> dict[int, float]:
         """The number that counts, by seed, of a metric like "test.error"; seeds that lack it are left out."""
         split, _, name = metric.partition(".")
@@ -38,9 +49,10 @@ class Point:
                 found[seed] = getattr(final, split)[name]
         return found
 
-    def estimate(self, metric: str) -> Estimate | None:
+    def mean(self, metric: str) -> float | None:
+        """Over the seeds that completed."""
         values = self.values(metric)
-        return mean_estimate(list(values.values())) if values else None
+        return float(np.mean(list(values.values()))) if values else None
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,14 @@ class ArmRuns:
         return len(self.chosen.diverged) if self.chosen else 0
 
     def values(self, metric: str) -> dict[int, float]:
-        return self.chosen.values(metric) if self.chosen else {}
+        """By seed. A run that every seed repeats to the last bit counts once: it says nothing of how seeds scatter."""
+        if self.chosen is None:
+            return {}
+        values = self.chosen.values(metric)
+        return dict(list(values.items())[:1]) if self.chosen.repeats else values
 
-    def estimate(self, metric: str) -> Estimate | None:
-        return self.chosen.estimate(metric) if self.chosen else None
+    def mean(self, metric: str) -> float | None:
+        return self.chosen.mean(metric) if self.chosen else None
 
     @property
     def chosen_grid(self) -> dict[str, Any]:
@@ -90,6 +106,7 @@ class TaskRuns:
     arms: dict[str, ArmRuns]
     superseded: tuple[Result, ...]  # of an older method or loop version, or of other data
     notes: tuple[str, ...]
+    whole: TaskRuns | None = None  # the table that this is a part of: how seeds scatter is a matter of all of it
 
     @property
     def results(self) -> list[Result]:
@@ -106,6 +123,34 @@ class TaskRuns:
         """The task's own metric, like "error"; None when nothing has run."""
         names = {result.metric for result in self.results}
         return sorted(names)[0] if names else None
+
+    def part(self, arms: Mapping[str, ArmRuns]) -> TaskRuns:
+        """The same table with these arms only."""
+        return replace(self, arms=dict(arms), whole=self.whole or self)
+
+    @cached_property
+    def _scatters(self) -> dict[str, SeedScatter]:
+        return {}
+
+    def scatter(self, metric: str) -> SeedScatter:
+        """How seeds scatter, from every point of every arm, unchosen ones included."""
+        if self.whole is not None:
+            return self.whole.scatter(metric)
+        if metric not in self._scatters:
+            points = [p.values(metric) for arm in self.arms.values() for p in arm.points if not p.repeats]
+            self._scatters[metric] = seed_scatter(points)
+        return self._scatters[metric]
+
+    def estimate(self, arm: ArmRuns, metric: str) -> Estimate | None:
+        """The arm's mean with its interval; of those seeds that completed."""
+        values = arm.values(metric)
+        measured = METRICS.get(metric.rpartition(".")[2])
+        bounds = (measured.low, measured.high) if measured else UNBOUNDED
+        return mean_estimate(list(values.values()), self.scatter(metric), bounds) if values else None
+
+    def difference(self, arm: ArmRuns, over: ArmRuns, metric: str) -> Difference | None:
+        """One arm minus another; None where one has no value."""
+        return difference(arm.values(metric), over.values(metric), self.scatter(metric))
 
 
 def higher_is_better(metric: str) -> bool:
@@ -231,7 +276,7 @@ def _choose(points: Sequence[Point]) -> tuple[Point | None, str, bool]:
     on_test = not all(len(point.values(f"validation.{name}")) == most for point in full)
     split = "test" if on_test else "validation"
     sign = -1.0 if higher_is_better(name) else 1.0
-    means = [(sign * e.mean, i) for i, point in enumerate(full) if (e := point.estimate(f"{split}.{name}"))]
+    means = [(sign * m, i) for i, point in enumerate(full) if (m := point.mean(f"{split}.{name}")) is not None]
     if not means:
         return full[0], f"{note}first is shown: no point has a final {name}", False
     warning = " (there is no validation: too good)" if on_test else ""

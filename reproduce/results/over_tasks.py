@@ -79,7 +79,10 @@ def over_tasks(tasks: Mapping[str, TaskRuns]) -> OverTasks | None:
             continue
         means[problem] = {arm: _mean(folds, arm, metric) for arm in labels}
         arms = [arm for task in folds for arm in task.arms.values() if not arm.arm.pending]
-        runs[problem] = sum(len(arm.values(metric)) for arm in arms), sum(len(arm.planned) for arm in arms)
+        runs[problem] = (
+            sum(len(arm.chosen.values(metric)) for arm in arms if arm.chosen),
+            sum(len(arm.planned) for arm in arms),
+        )
     return OverTasks(metric, labels, means, runs, tuple(waiting))
 
 
@@ -99,9 +102,9 @@ def _mean(folds: Sequence[TaskRuns], arm_name: str, metric: str) -> float | None
         arm = task.arms.get(arm_name)
         if arm is not None and arm.diverged:
             return math.inf
-        estimate = arm.estimate(metric) if arm else None
-        if estimate is not None:
-            found.append(estimate.mean)
+        mean = arm.mean(metric) if arm else None
+        if mean is not None:
+            found.append(mean)
     return float(np.mean(found)) if found else None
 
 

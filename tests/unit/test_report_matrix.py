@@ -14,13 +14,13 @@ from reproduce.report import matrix
 from reproduce.report.index import write_index
 from reproduce.results.columns import columns
 from reproduce.results.match import ResultIndex
-from reproduce.results.stats import holm, paired_difference
+from reproduce.results.stats import difference, holm
 
 # Test error of every arm, by seed; what is not here has not run.
 LEVELS = {
     ("vanilla", "vanilla"): (7.0, 7.2, 7.1),
     ("batchnorm", "bn"): (6.5, 6.71, 6.6),
-    ("per", "exact"): (6.9, 7.15, 7.08),
+    ("per", "exact"): (6.9, 7.35, 6.95),
 }
 
 
@@ -119,7 +119,8 @@ def test_a_column_has_the_baseline_once_and_every_methods_arms(column):
 def test_p_values_are_adjusted_over_the_arms_of_all_methods(column):
     """Two comparisons stand in two files: one file alone would adjust over one."""
     over = values_of("vanilla", "vanilla")
-    apart = [paired_difference(values_of(*key), over).p_value for key in (("batchnorm", "bn"), ("per", "exact"))]
+    seeds = column.task.runs.scatter("test.error")
+    apart = [difference(values_of(*key), over, seeds).p_value for key in (("batchnorm", "bn"), ("per", "exact"))]
     expected = holm(apart)
     rows = column.rows
     assert [rows["batchnorm.bn"].p_holm, rows["per.exact"].p_holm] == pytest.approx(expected)
@@ -217,7 +218,7 @@ def test_another_baseline_is_refused(files):
 
 
 def test_the_sentence_counts_what_the_seeds_tell_apart(column):
-    """BN: differences .5, .49, .5, so t = 149 on 2 degrees of freedom; PER: .1, .05, .02, so t = 2.4."""
+    """BN lies .5 below at every seed; PER .1 and .15 below, and .15 above."""
     assert matrix.sentence(column) == (
         "“BN” has the lowest mean test error, 6.60 %; “none” has 7.10. Of 2 arms the seeds tell 1 from “none” after "
         "Holm's adjustment (p < 0.05). Below it: “BN”. 1 of the 2 intervals exclude zero, where chance alone gives 0.1."
@@ -251,7 +252,7 @@ def test_higher_is_better_turns_the_order(column):
     tables = {metrics[metric]: table for metric, table in column.task.tables.items()}
     turned = replace(column, task=replace(column.task, tables=tables, metrics=tuple(metrics.values())))
     assert turned.metric == "test.accuracy"
-    assert {name: turned.rows[name].difference.estimate.mean for name in rows} == pytest.approx(rows, abs=0.01)
+    assert {name: turned.rows[name].difference.estimate.mean for name in rows} == pytest.approx(rows, abs=0.03)
     labels = [label.get_text() for label in matrix.differences(turned).axes[0].get_yticklabels()]
     assert labels == ["PER", "BN"]
     assert matrix.sentence(turned).startswith("“none” has the highest mean test accuracy")
@@ -284,4 +285,4 @@ def test_without_files_of_the_matrix_there_is_no_page_and_no_link(files, per_fin
     quick = {name: {"quick": files[name]["quick"]} for name in files}
     index = write_index(methods_of(quick, [], per_findings), columns_of(quick, []), tmp_path)
     assert not (tmp_path / "matrix.html").exists()
-    assert "matrix" not in index.read_text("utf-8") + (tmp_path / "index.md").read_text("utf-8")
+    assert "matrix.html" not in index.read_text("utf-8") + (tmp_path / "index.md").read_text("utf-8")

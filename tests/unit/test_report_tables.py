@@ -2,12 +2,10 @@
 
 import csv
 import io
-import math
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from scipy import stats
 
 from reproduce.experiment.schema import cells
 from reproduce.report import tables
@@ -16,7 +14,7 @@ from reproduce.report.seed_plots import seed_plots
 from reproduce.report.sentences import best_arm_sentence
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
-from reproduce.results.stats import mean_estimate, paired_difference
+from reproduce.results.stats import difference, mean_estimate
 
 
 def evaluated(experiment, results):
@@ -46,10 +44,11 @@ def diverged_task(make_experiment, make_result):
 def test_a_row_holds_the_statistics_of_its_seeds(task):
     row = task.row("test.error", "per")
     values = task.runs.arms["per"].values("test.error")
-    difference = paired_difference(values, task.runs.arms["vanilla"].values("test.error"))
-    assert row.mean == mean_estimate(list(values.values()))
-    assert row.difference == difference
-    assert row.p_holm >= difference.p_value
+    seeds = task.runs.scatter("test.error")
+    gap = difference(values, task.runs.arms["vanilla"].values("test.error"), seeds)
+    assert row.mean == mean_estimate(list(values.values()), seeds)
+    assert row.difference == gap
+    assert row.p_holm >= gap.p_value
     assert (row.n, row.planned, row.diverged, row.survivors) == (3, 3, 0, None)
     assert row.chosen == "strength = 0.001"
 
@@ -102,13 +101,18 @@ def test_one_seed_shows_no_interval_and_no_nan(make_experiment, make_result):
     assert "on one seed, which decides nothing" in best_arm_sentence(task)
 
 
-def test_a_gap_that_is_the_same_at_every_seed_gets_no_p(make_experiment, make_result):
+def test_a_gap_that_is_the_same_at_every_seed_is_not_certain(make_experiment, make_result):
     experiment = make_experiment(seeds=(0, 1, 2))
     results = [make_result(c, (7.0 if c.arm_name == "per" else 8.0) + c.seed) for c in cells(experiment)]
     task = evaluated(experiment, results)
-    assert task.row("test.error", "per").p_holm is None
-    sentence = best_arm_sentence(task)
-    assert "1.00 below “Vanilla” at each of 3 seeds: equal differences are nothing that a test" in sentence
+    assert task.row("test.error", "per").p_holm > 0.2  # a gap of one deviation between two means of three
+    same = evaluated(experiment, [make_result(c, 7.0 if c.arm_name == "per" else 8.0) for c in cells(experiment)])
+    assert same.row("test.error", "per").p_holm is None
+    assert "1.00 below “Vanilla” on one seed, which decides nothing" in best_arm_sentence(same)
+    assert same.row("test.error", "per").notes == (
+        "3 seeds gave one and the same run, which counts once",
+        "chosen: best mean test error of 2 points (there is no validation: too good)",
+    )
 
 
 def test_csv_round_trips_the_numbers(task):
@@ -161,8 +165,8 @@ def test_further_metrics_stand_side_by_side(make_experiment, make_results):
     table = tables.side_by_side(task)
     assert table.columns == ("Arm", "L0", "validation error (%)")
     assert table.column("Arm") == ("Vanilla", "BN", "PER")
-    reach = stats.t.ppf(0.975, 2) / math.sqrt(3)  # of 10, 11 and 12
-    assert table.column("L0")[0] == f"11.00 ± {reach:.2f}"
+    interval = mean_estimate([10.0, 11.0, 12.0], task.runs.scatter("test.l0")).interval
+    assert table.column("L0")[0] == f"11.00 ± {interval.half_width:.2f}"
 
 
 def test_side_by_side_survivors_are_in_brackets(make_experiment, make_result):
@@ -172,14 +176,14 @@ def test_side_by_side_survivors_are_in_brackets(make_experiment, make_result):
     task = evaluated(experiment, results)
     found = texts(tables.side_by_side(task))
     assert found["BN"]["error (%)"] == "(7.00)"
-    assert found["Vanilla"]["error (%)"] == "7.00 ± 0.00"
+    assert found["Vanilla"]["error (%)"] == "7.00"
 
 
 def test_an_arm_that_does_not_measure_a_metric_has_a_dash_there(make_experiment, make_results):
     experiment = make_experiment(metrics=("test.l0", "test.error"))
     results = beside(make_results(experiment), lambda method, seed: {"l0": 3.0} if method == "per" else {})
     task = evaluated(experiment, results)
-    assert tables.side_by_side(task).column("L0") == ("–", "–", "3.00 ± 0.00")
+    assert tables.side_by_side(task).column("L0") == ("–", "–", "3.00")
 
 
 def test_without_further_metrics_there_is_no_table_of_them(task):

@@ -3,8 +3,10 @@
 import pytest
 
 from reproduce.experiment.schema import Arm, Claim, TaskSpec, cells
-from reproduce.results.judge import WORDS, judge, rule
+from reproduce.results.judge import LATER, WORDS, decide, judge, judge_experiment, rule
 from reproduce.results.match import ResultIndex, match
+from reproduce.results.scatter import Scatter, quantile
+from reproduce.results.stats import Estimate, Interval
 
 
 def matched(experiment, results):
@@ -54,6 +56,7 @@ WIDE = (6.0, 7.0, 8.0)  # about 7.0 +- 2.5
         (7.2, 0.1, NARROW, "not reproduced"),
         (7.0, 0.2, WIDE, "inconclusive"),
         (20.0, 0.2, WIDE, "not reproduced"),
+        (7.04, 0.01, NARROW, "partly"),  # the interval misses the band, but one more run may be 0.05 off
         (7.0, 0.2, (7.0,), "inconclusive"),
     ],
 )
@@ -72,6 +75,7 @@ OVER = (7.5, 8.0, 8.5)
         (0.5, 0.2, (-0.49, -0.50, -0.51), "not reproduced"),
         (-0.5, 0.2, (-0.02, 0.0, 0.02), "not reproduced"),
         (-0.5, 0.2, (-1.5, -0.5, 0.5), "inconclusive"),
+        (-0.05, 0.2, (-0.03, 0.0, 0.03), "inconclusive"),  # 0.07 off either way: both zero and -0.05
         (0.0, 0.2, (-0.02, 0.0, 0.02), "reproduced"),  # a published gap of zero is judged like a value
         (-0.5, 0.2, (-0.5,), "inconclusive"),
     ],
@@ -155,14 +159,66 @@ def test_seeds_still_to_run_are_named(verdict):
     assert "n = 2, still to run: seed 2" in found.reason
 
 
-def test_arms_without_a_shared_seed_decide_nothing(make_experiment, make_result):
+def test_arms_of_one_seed_decide_nothing(make_experiment, make_result):
     experiment = make_experiment()
     first, *_, last = [cell for cell in cells(experiment) if cell.arm_name in ("vanilla", "batchnorm")]
     results = [make_result(first, 7.0), make_result(last, 6.0)]
     assert first.seed != last.seed
     claim = experiment.claims[-1]
     found = judge(claim, matched(experiment, results))
-    assert (found.word, found.reason) == ("inconclusive", "the two arms share no seed")
+    assert (found.word, found.reason) == ("inconclusive", "one seed gives no interval")
+
+
+def estimate(mean, error, run, degrees=60.0):
+    reach = quantile(degrees, 0.975) * error
+    return Estimate(mean, 3, None, Interval(mean - reach, mean + reach), Scatter(error**2, degrees), run**2)
+
+
+@pytest.mark.parametrize(
+    ("published", "paper_runs", "mean", "word"),
+    [
+        # Seeds with a deviation of 0.3 each, 30 of them: 0.077 to either side; a single gap of the paper's, 0.85.
+        (-0.5, 1, 0.0, "not reproduced"),  # these seeds would tell 0.28 from zero
+        (-0.35, 1, 0.0, "inconclusive"),  # excluded, but a lucky run of the paper's, and 0.23 would not be told
+        (-0.35, 30, 0.0, "not reproduced"),  # thirty lucky runs are not foreseen
+        (-0.35, 1, 0.2, "inconclusive"),  # on the other side, where the paper's one run may have been lucky
+        (-0.35, 30, 0.2, "not reproduced"),
+        (-0.12, 1, 0.0, "inconclusive"),  # the interval holds both
+    ],
+)
+def test_no_gap_refutes_a_printed_one_where_luck_or_few_seeds_do_not_explain_it(published, paper_runs, mean, word):
+    claim = gap(published, 0.3).model_copy(update={"paper_runs": paper_runs})
+    assert decide(claim, estimate(mean, 0.0775, 0.4243))[0] == word
+
+
+def test_later_looks_are_held_to_wider_intervals(make_experiment, make_result):
+    more = estimate(-0.16, 0.07, 0.1)  # 2.3 standard errors
+    claim = direction("lower")
+    assert decide(claim, more)[0] == "reproduced"
+    assert decide(claim, more, LATER)[0] == "inconclusive"
+    arms = {"vanilla": Arm(), "per": Arm(method="per", params={"strength": 0.1})}
+    levels = {"vanilla": (8.0, 8.4, 8.2, 8.5), "per": (7.85, 7.9, 7.6, 8.1)}  # 2.9 standard errors
+    words = []
+    for planned in ((0, 1, 2, 3), (0, 1)):
+        experiment = make_experiment(arms=arms, claims=(claim,), seeds=planned)
+        results = [make_result(cell, levels[cell.arm_name][cell.seed]) for cell in cells(experiment, (0, 1, 2, 3))]
+        words.append(judge(claim, matched(experiment, results)).word)
+    assert words == ["reproduced", "inconclusive"]
+
+
+def test_p_values_of_a_table_are_adjusted_together_gaps_and_values_and_authors_apart(make_experiment, make_result):
+    ours = direction("lower").model_copy(update={"source": "ours: a guess"})
+    claims = (direction("lower"), gap(-0.5, 0.2), value(7.0, 0.2), ours)
+    arms = {"vanilla": Arm(), "per": Arm(method="per", params={"strength": 0.1})}
+    experiment = make_experiment(arms=arms, claims=claims)
+    results = [make_result(cell, 7 + (cell.arm_name == "vanilla") + 0.1 * cell.seed) for cell in cells(experiment)]
+    found = judge_experiment(experiment, match(experiment, ResultIndex(results)))
+    papers, also, a_value, guess = found
+    assert papers.p_value == also.p_value == guess.p_value
+    assert papers.p_adjusted == also.p_adjusted == pytest.approx(2 * papers.p_value)
+    assert guess.p_adjusted == guess.p_value
+    assert a_value.p_adjusted == a_value.p_value
+    assert a_value.p_value != papers.p_value
 
 
 def test_a_choice_on_the_test_set_is_said(make_experiment, make_result):

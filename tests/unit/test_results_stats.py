@@ -7,7 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from reproduce.results.stats import Interval, holm, mean_estimate, paired_difference
+from reproduce.results.scatter import seed_scatter
+from reproduce.results.stats import Interval, difference, holm, mean_estimate
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -17,18 +18,24 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(n):
     assert abs(covered / 2000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 2000)
 
 
-def test_a_paired_difference_covers_the_truth_though_seeds_vary_more_than_the_gap():
+def table(generator, points, n, shared=0.0):
+    values = shared * generator.normal(size=(1, n)) + generator.normal(size=(points, n))
+    return [dict(enumerate(row)) for row in values]
+
+
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+def test_a_gap_covers_the_truth_and_pairing_makes_it_shorter_where_seeds_go_together(shared):
     generator = np.random.default_rng(0)
-    covered, excluded = 0, 0
-    for _ in range(1500):
-        shared = generator.normal(0, 3.0, 5)
-        over = dict(enumerate(7 + shared))
-        arm = dict(enumerate(6.5 + shared + generator.normal(0, 0.1, 5)))
-        interval = paired_difference(arm, over).estimate.interval
-        covered += interval.contains(-0.5)
-        excluded += interval.high < 0
-    assert abs(covered / 1500 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500)
-    assert excluded > 1490
+    covered, paired, width = 0, 0, 0.0
+    for _ in range(800):
+        points = table(generator, 8, 5, shared)
+        found = difference(points[0], points[1], seed_scatter(points))
+        covered += found.estimate.interval.contains(0.0)
+        paired += found.paired
+        width += found.estimate.interval.half_width / 800
+    assert abs(covered / 800 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 800)
+    assert paired / 800 > 0.9 if shared else paired / 800 < 0.1
+    assert width < 2.2  # unpaired it would be three times as wide where seeds go together
 
 
 def test_mean_interval_equals_scipy():
@@ -45,41 +52,102 @@ def test_three_values_by_hand():
     assert estimate.interval.half_width == pytest.approx(4.302652729749 / math.sqrt(3))
 
 
-def test_paired_p_equals_scipy_on_the_shared_seeds():
-    arm, over = {0: 6.6, 1: 6.9, 2: 6.5, 7: 1.0}, {2: 7.1, 1: 7.2, 0: 7.3, 9: 99.0}
-    difference = paired_difference(arm, over)
-    assert difference.seeds == (0, 1, 2)
-    expected = scipy_stats.ttest_rel([6.6, 6.9, 6.5], [7.3, 7.2, 7.1])
-    assert difference.p_value == pytest.approx(expected.pvalue)
+def test_without_a_table_a_gap_is_of_two_means_and_careful():
+    """The same standard error as Welch's, with the fewer degrees of freedom of the two."""
+    arm, over = {0: 6.6, 1: 6.9, 2: 6.5}, {0: 7.1, 1: 7.2, 2: 7.3, 9: 7.7}
+    found = difference(arm, over)
+    expected = scipy_stats.ttest_ind(list(arm.values()), list(over.values()), equal_var=False)
+    assert found.estimate.mean == pytest.approx(6.6666667 - 7.325)
+    assert found.p_value == pytest.approx(2 * scipy_stats.t.sf(abs(expected.statistic), 2))
+    assert found.p_value > expected.pvalue
+    assert found.estimate.n == 3
+    assert not found.paired
+
+
+def test_paired_by_seed_it_is_the_paired_t_test():
+    arm, over = {0: 6.62, 1: 6.93, 2: 6.5, 7: 6.1}, {2: 7.1, 1: 7.5, 0: 7.2, 7: 6.7}
+    seeds = seed_scatter([arm, over])
+    found = difference(arm, over, seeds)
+    assert found.paired
+    expected = scipy_stats.ttest_rel([arm[seed] for seed in over], list(over.values()))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.estimate.mean == pytest.approx(np.mean([arm[seed] - over[seed] for seed in over]))
+
+
+def test_a_longer_baseline_makes_a_gap_surer():
+    generator = np.random.default_rng(5)
+    points = table(generator, 12, 3)
+    many = dict(enumerate(generator.normal(size=13)))
+    seeds = seed_scatter([many, *points])
+    few = difference(points[0], dict(list(many.items())[:3]), seeds)
+    assert difference(points[0], many, seeds).estimate.interval.half_width < 0.8 * few.estimate.interval.half_width
 
 
 def test_one_seed_gives_no_interval():
     estimate = mean_estimate([3.0])
     assert (estimate.interval, estimate.deviation, estimate.n) == (None, None, 1)
-    difference = paired_difference({4: 1.0}, {4: 3.0})
-    assert difference.estimate.mean == -2.0
-    assert difference.p_value is None
+    found = difference({4: 1.0}, {4: 3.0})
+    assert found.estimate.mean == -2.0
+    assert (found.p_value, found.estimate.interval) == (None, None)
+    assert difference({}, {0: 1.0}) is None
 
 
-def test_no_shared_seed_gives_no_difference():
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+def test_arms_that_share_no_seed_still_have_a_gap():
+    found = difference({0: 1.0, 1: 1.2}, {5: 2.0, 6: 2.1})
+    assert found.estimate.mean == pytest.approx(-0.95)
+    assert found.estimate.interval is not None
 
 
-@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (-0.5, None)])
-def test_equal_differences_are_a_point_not_a_nan(gap, p):
-    difference = paired_difference({0: 2.0 + gap, 1: 4.0 + gap}, {0: 2.0, 1: 4.0})
-    assert difference.p_value == p
-    assert difference.estimate.interval == Interval(gap, gap)
+def test_equal_values_with_nothing_beside_them_are_not_certain():
+    same = mean_estimate([2.5, 2.5])
+    assert (same.mean, same.interval, same.error) == (2.5, None, None)
+    found = difference({0: 2.5, 1: 2.5}, {0: 3.0, 1: 3.0})
+    assert (found.p_value, found.estimate.interval) == (None, None)
 
 
 def test_one_example_of_a_small_test_set_is_not_certain_for_being_the_same_at_every_seed():
-    """Errors in steps of 1/237: the differences are equal but for rounding, and scipy's p would be 1e-30."""
+    """Errors in steps of 1/237: the differences are equal but for rounding, and a paired t test's p would be 1e-30."""
     over = {seed: 100 * wrong / 237 for seed, wrong in enumerate((16, 19, 27))}
     arm = {seed: 100 * wrong / 237 for seed, wrong in enumerate((15, 18, 26))}
     assert len({arm[seed] - over[seed] for seed in over}) > 1
-    difference = paired_difference(arm, over)
-    assert difference.p_value is None
-    assert difference.estimate.mean == pytest.approx(-100 / 237)
+    found = difference(arm, over, seed_scatter([arm, over]))
+    assert found.estimate.mean == pytest.approx(-100 / 237)
+    assert found.p_value is None or found.p_value > 0.01
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds"),
+    [([0.1, 0.2, 1.5], (0, 100)), ([99.9, 98.0, 99.8], (0, 100)), ([1.1, 1.2, 4.0], (1, math.inf))],
+)
+def test_an_interval_stays_inside_the_bounds_of_its_metric(values, bounds):
+    low, high = bounds
+    plain = mean_estimate(values).interval
+    assert plain.low < low or plain.high > high
+    kept = mean_estimate(values, bounds=bounds).interval
+    assert low < kept.low < np.mean(values) < kept.high < high
+
+
+def test_where_no_bound_is_near_the_interval_is_the_plain_one():
+    values = [7.2, 7.6, 6.9]
+    assert mean_estimate(values, bounds=(0, 100)).interval == mean_estimate(values).interval
+
+
+def test_bounded_intervals_cover_small_error_rates():
+    generator = np.random.default_rng(2)
+    held = 0
+    for _ in range(1500):
+        values = generator.gamma(2.0, 0.4, 5)  # mean 0.8, skewed, next to zero
+        held += mean_estimate(values, bounds=(0, 100)).interval.contains(0.8)
+    plain = 0.90  # what a t interval of such values comes to
+    assert held / 1500 > plain - 3 * math.sqrt(plain * (1 - plain) / 1500)
+
+
+def test_a_prediction_interval_holds_one_more_run_as_often_as_it_says():
+    generator = np.random.default_rng(4)
+    held = sum(mean_estimate(v[:4]).foresees(1).contains(v[4]) for v in generator.normal(size=(3000, 5)))
+    several = sum(mean_estimate(v[:4]).foresees(5).contains(v[4:].mean()) for v in generator.normal(size=(3000, 9)))
+    for count in (held, several):
+        assert abs(count / 3000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 3000)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf, 2.0]])
