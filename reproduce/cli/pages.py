@@ -9,8 +9,11 @@ from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
-from reproduce.report.index import write_index
-from reproduce.report.page import write_page
+from reproduce.report.drawings import complete
+from reproduce.report.index import index_pages
+from reproduce.report.kept import kept_folder
+from reproduce.report.page import method_page
+from reproduce.report.render import Page
 from reproduce.report.terminal import terminal_summary
 from reproduce.results.columns import columns
 from reproduce.results.evaluate import MethodFindings, evaluate
@@ -24,6 +27,7 @@ def write_pages(
     problems: Sequence[str],
     output: Path,
     console: Console | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """A page for each method, and the index and the matrix over them when there are several; returns the pages.
 
@@ -31,17 +35,20 @@ def write_pages(
         results: all Results known; those of other experiments are passed over.
         problems: one line for each Result file that could not be read.
         console: where a summary is printed, if anywhere.
+        processes: at most so many draw figures side by side.
     """
     indexed = ResultIndex(results)
     evaluated: list[MethodFindings] = []
-    pages: list[Path] = []
+    pages: list[Page] = []
     for folder, experiments in methods.items():
         findings = tuple(evaluate(name, experiment, indexed) for name, experiment in experiments.items())
         evaluated.append(MethodFindings(folder, findings))
         if console is not None and findings:
             console.print(terminal_summary(findings))
-        pages.append(write_page(evaluated[-1], problems, output))
+        pages.append(method_page(evaluated[-1], problems))
     if len(methods) > 1:
         merged = columns({folder.name: experiments for folder, experiments in methods.items()}, indexed)
-        pages.append(write_index(evaluated, merged, output))
-    return pages
+        pages += index_pages(evaluated, merged)
+    complete([drawing for page in pages for drawing in page.drawings], processes, kept_folder("figures"))
+    written = [page.write(output) for page in pages]
+    return [path for path in written if path.stem != "matrix"]
