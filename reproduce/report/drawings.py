@@ -77,22 +77,29 @@ def processors() -> int:
 _missing: list[Drawing] = []  # what a forked process finds: drawings hold Results, which are long to send
 
 
-def _all_drawn(missing: list[Drawing], processes: int) -> Iterable[str]:
+def _all_drawn(missing: list[Drawing], processes: int) -> list[str]:
+    """Python looks for garbage after each figure, in nothing but that figure: Results are long to look through."""
     processes = min(processes, len(missing))
-    if processes < 2 or sys.platform != "linux":  # elsewhere, a fork of a process with threads may hang
-        return [drawing.drawn() for drawing in missing]
+    is_enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()
     _missing[:] = missing
-    gc.freeze()  # so that processes share the Results, and do not look through them for garbage
     try:
+        if processes < 2 or sys.platform != "linux":  # elsewhere, a fork of a process with threads may hang
+            return [_drawn(place) for place in range(len(missing))]
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
             return list(pool.map(_drawn, range(len(missing))))
     finally:
-        gc.unfreeze()
         _missing.clear()
+        gc.unfreeze()
+        if is_enabled:
+            gc.enable()
 
 
 def _drawn(place: int) -> str:
-    return _missing[place].drawn()
+    text = _missing[place].drawn()
+    gc.collect()
+    return text
 
 
 # What keys are made of.
