@@ -300,7 +300,9 @@ class _Renderer(RendererBase):
         is_inside = left >= box.xmin - SLACK and right <= box.xmax + SLACK
         if is_inside and low >= box.ymin - SLACK and high <= box.ymax + SLACK:
             return ""
-        sides = zip(("x", "y", "width", "height"), (box.xmin, box.ymin, box.width, box.height), strict=True)
+        sides = zip(
+            ("x", "y", "width", "height"), (box.xmin, box.ymin, box.xmax - box.xmin, box.ymax - box.ymin), strict=True
+        )
         inner = "".join(f' {name}="{_short(value)}"' for name, value in sides)
         return f' clip-path="url(#{self._defined("clipPath", f"><rect{inner}/></clipPath>")})"'
 

@@ -220,6 +220,23 @@ def test_coordinates_are_short_and_what_is_written_is_not():
     assert not re.findall(r"\d\.\d{3}", re.sub(r'aria-label="[^"]*"|>[^<]*<', "><", drawn))
 
 
+def test_only_what_leaves_its_axes_is_clipped_and_to_all_of_them():
+    figure = Figure(figsize=(2, 1))
+    axis = figure.add_axes((0.25, 0.25, 0.5, 0.5), xlim=(0, 1), ylim=(0, 1))
+    axis.plot([0.1, 0.9], [0.2, 0.8])
+    axis.plot([0, 1], [0.5, 3])
+    axis.plot([5], [5], "o")
+    root = ElementTree.fromstring(style.svg(figure, "x"))
+    (rectangle,) = [element for element in root.iter() if element.tag.endswith("rect")]
+    assert {name: float(rectangle.attrib[name]) for name in ("x", "y", "width", "height")} == {
+        "x": 36,
+        "y": 18,
+        "width": 72,
+        "height": 36,
+    }
+    assert len([element for element in root.iter() if "clip-path" in element.attrib]) == 1
+
+
 def test_an_unknown_figure_is_named(task, colors):
     with pytest.raises(UserError, match=r"unknown figure 'pie'.*there are seeds"):
         figures.draw("pie", task, colors)
