@@ -50,6 +50,7 @@ from reproduce.cli.options import (
     one_line_errors,
 )
 from reproduce.cli.pack import pack, unpack
+from reproduce.cli.unchanged import Report, digests, remember, sources, unchanged
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
@@ -333,21 +334,34 @@ def report(
     methods: MethodsOption = None,
 ) -> None:
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
-    from reproduce.cli.pages import write_pages
-
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
-    found, problems = read_results([*results.glob("*.json"), *results.glob("*/result.json")])
+    files = [*results.glob("*.json"), *results.glob("*/result.json")]
+    options = [method, str(output), str(results == EVIDENCE)]
+    made_of = sources(options, [*all_methods().values()], results, files)  # arms of all methods share the matrix
+    made = unchanged(output, made_of) or _new_report(method, results, files, output, made_of)
+    print(made.said)
+    for problem in made.skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+def _new_report(method: str, results: Path, files: list[Path], output: Path, made_of: str) -> Report:
+    from reproduce.cli.pages import write_pages
+    from reproduce.report.drawings import processors
+
+    found, problems = read_results(files)
     experiments = chosen_experiments(method, None)
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {
             folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
             for folder, of_method in experiments.items()
         }
-    pages = write_pages(experiments, found, problems, output, known=experiments_known())
-    print(f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}")
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+    pages = write_pages(experiments, found, problems, output, None, experiments_known(), processors())
+    said = f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}"
+    written = digests(path for name in ("matrix", *(page.stem for page in pages)) for path in output.glob(f"{name}.*"))
+    report = Report(made_of, said, problems, written)
+    remember(output, report)
+    return report
 
 
 @app.command()

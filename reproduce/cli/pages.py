@@ -9,8 +9,11 @@ from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
-from reproduce.report.index import write_index
-from reproduce.report.page import write_page
+from reproduce.report.drawings import complete
+from reproduce.report.index import index_pages
+from reproduce.report.kept import kept_folder
+from reproduce.report.page import method_page
+from reproduce.report.render import Page
 from reproduce.report.terminal import terminal_summary
 from reproduce.results.columns import find_all
 from reproduce.results.match import ResultIndex
@@ -24,6 +27,7 @@ def write_pages(
     output: Path,
     console: Console | None = None,
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """A page for each method, and the index and the matrix over them when there are several; returns the pages.
 
@@ -32,16 +36,19 @@ def write_pages(
         problems: one line for each Result file that could not be read.
         console: where a summary is printed, if anywhere.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
+        processes: at most so many draw figures side by side.
     """
     everything = dict(known or {})
     for folder, experiments in methods.items():
         everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
     evaluated, merged = find_all(methods, everything, ResultIndex(results))
-    pages: list[Path] = []
+    pages: list[Page] = []
     for method in evaluated:
         if console is not None and method.findings:
             console.print(terminal_summary(method.findings))
-        pages.append(write_page(method, problems, output))
+        pages.append(method_page(method, problems))
     if len(methods) > 1:
-        pages.append(write_index(evaluated, merged, output))
-    return pages
+        pages += index_pages(evaluated, merged)
+    complete([drawing for page in pages for drawing in page.drawings], processes, kept_folder("figures"))
+    written = [page.write(output) for page in pages]
+    return [path for path in written if path.stem != "matrix"]

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from reproduce.errors import UserError
+from reproduce.report.drawings import Drawing, finding_digest
 from reproduce.report.numbers import decimals_of, metric_text, number
-from reproduce.report.style import INK, QUIET, STYLE, WIDTH, ArmColors, legend, panels
+from reproduce.report.style import INK, QUIET, WIDTH, ArmColors, legend, look, panels
 from reproduce.results.evaluate import ArmRow, TaskFinding
 from reproduce.results.match import ArmRuns
 from reproduce.results.record import QUANTILES, EpochRecord, Result
@@ -38,8 +38,16 @@ def draw(name: str, task: TaskFinding, colors: ArmColors) -> Figure | None:
     """
     if name not in FIGURES:
         raise UserError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
-    with matplotlib.rc_context(STYLE):
+    with look():
         return FIGURES[name].draw(task, colors)
+
+
+def drawing(name: str, task: TaskFinding, colors: ArmColors, caption: str = "") -> Drawing:
+    """The figure of that name as part of a page; with a caption of its own, if it needs one. Errors as `draw`."""
+    if name not in FIGURES:
+        raise UserError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
+    shows = [name, *finding_digest(task, colors)]
+    return Drawing(caption or FIGURES[name].caption, shows, lambda: draw(name, task, colors))
 
 
 def seeds(task: TaskFinding, colors: ArmColors) -> Figure | None:

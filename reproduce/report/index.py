@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reproduce.report.matrix import Matrix, matrix, write_matrix
+from reproduce.report.matrix import Matrix, matrix, matrix_page
 from reproduce.report.method_card import MethodCard
-from reproduce.report.render import write_template
+from reproduce.report.render import Page
 from reproduce.results.columns import Column
 from reproduce.results.evaluate import MethodFindings, count_directions, count_verdicts
 from reproduce.results.judge import WORDS, rule
@@ -38,22 +38,26 @@ class IndexContent:
 
 
 def write_index(methods: Sequence[MethodFindings], columns: Sequence[Column], output: Path) -> Path:
-    """Write `<output>/index.html` and `index.md`, and return the path of the first.
-
-    Where there are columns of the cross-method matrix, its page and `matrix.csv` too.
+    """Write the pages of `index_pages`, and return the path of the index.
 
     Raises:
         UserError: no usable card, or no permission to write.
+    """
+    return [page.write(output) for page in index_pages(methods, columns)][-1]
+
+
+def index_pages(methods: Sequence[MethodFindings], columns: Sequence[Column]) -> list[Page]:
+    """The index, last; and before it the page of the cross-method matrix, where that has columns.
+
+    Raises:
+        UserError: no usable card.
     """
     rows = tuple(_row(method) for method in methods)
     used = tuple(word for word in WORDS if any(word in row.counts for row in rows))
     experiments = {method.folder.name: {one.name: one.experiment for one in method.findings} for method in methods}
     crossed = matrix(experiments, columns) if columns else None
-    if crossed is not None:
-        write_matrix(crossed, columns, output / "matrix.html")
-    path = output / "index.html"
-    write_template(path, "index", vars(IndexContent(rows, used, rule(), crossed)))
-    return path
+    index = Page("index", "index", vars(IndexContent(rows, used, rule(), crossed)))
+    return [index] if crossed is None else [matrix_page(crossed, columns), index]
 
 
 def _row(method: MethodFindings) -> MethodRow:

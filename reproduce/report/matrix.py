@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.report import figures, tables
+from reproduce.report.drawings import Drawing
 from reproduce.report.numbers import (
     NOTHING,
     decimals_of,
@@ -20,7 +18,7 @@ from reproduce.report.numbers import (
     with_unit,
 )
 from reproduce.report.provenance import protocol
-from reproduce.report.render import Drawing, drawing, write, write_template
+from reproduce.report.render import Page
 from reproduce.report.sentences import best_of, complete_means, extreme
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import TextTable
@@ -111,10 +109,11 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> Mat
     )
 
 
-def write_matrix(content: Matrix, columns: Iterable[Column], path: Path) -> None:
-    """Write the page at ``path``, and beside it as Markdown and CSV."""
-    write_template(path, "matrix", vars(content))
-    write(path.with_suffix(".csv"), tables.comma_separated((column.file, column.task) for column in columns))
+def matrix_page(content: Matrix, columns: Iterable[Column]) -> Page:
+    """The page of the matrix."""
+    drawings = tuple(part.drawing for part in content.columns if part.drawing is not None)
+    csv = tables.comma_separated((column.file, column.task) for column in columns)
+    return Page("matrix", "matrix", vars(content), drawings, csv)
 
 
 def _labels(columns: Sequence[Column]) -> list[tuple[str, str]]:
@@ -133,7 +132,6 @@ def _absent(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> tu
 def _column(column: Column) -> ColumnPart:
     experiment = column.experiment
     key = f"{column.file}-{column.task.name}".replace("_", "-")
-    figure = differences(column)
     return ColumnPart(
         key=key,
         name=column.task.name,
@@ -146,7 +144,7 @@ def _column(column: Column) -> ColumnPart:
         notes=column.task.runs.notes,
         data=column.finding.datasets[experiment.tasks[column.task.name].dataset],
         table=_table(column),
-        drawing=drawing(figure, key, CAPTION) if figure is not None else None,
+        drawing=differences(column),
         deviations=experiment.deviations,
         protocol=protocol(experiment),
     )
@@ -269,7 +267,7 @@ def _names(gaps: Sequence[tuple[str, float]], sign: int) -> str:
     return ", ".join(f"“{label}”" for label, _ in side)
 
 
-def differences(column: Column) -> Figure | None:
+def differences(column: Column) -> Drawing | None:
     """A forest plot of the arms that ran, best first; arms of one method share a color."""
     if column.task.runs.metric is None:
         return None  # nothing has run
@@ -280,4 +278,4 @@ def differences(column: Column) -> Figure | None:
     names = [column.baseline.name, *(arm.name for arm in ran)]
     places = {name: place for place, name in enumerate(dict.fromkeys(column.methods.values()), start=1)}
     colors = ArmColors({column.baseline.name: 0} | {arm: places[method] for arm, method in column.methods.items()})
-    return figures.draw("paired_differences", column.task.with_arms(names), colors)
+    return figures.drawing("paired_differences", column.task.with_arms(names), colors, CAPTION)

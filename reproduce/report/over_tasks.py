@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals
-from reproduce.report.style import STYLE, WIDTH, ArmColors, legend
+from reproduce.report.style import WIDTH, ArmColors, legend, look
 from reproduce.report.tables import TextTable
 from reproduce.results.match import higher_is_better
 from reproduce.results.over_tasks import OverTasks, profile
@@ -96,7 +95,7 @@ def performance_profile(over: OverTasks, colors: ArmColors) -> Figure | None:
     curves = profile(over)
     farthest = max((r for ratios, _ in curves.values() for r in ratios if math.isfinite(r)), default=1.0)
     end = min(MOST_RATIO, max(1.05, 1 + 1.05 * (farthest - 1)))
-    with matplotlib.rc_context(STYLE):
+    with look():
         figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axis = figure.subplots()
         for arm, (ratios, shares) in curves.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -16,10 +16,11 @@ from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
 from reproduce.report import figures, over_tasks, style, tables
+from reproduce.report.drawings import Drawing, own_figures_digest
 from reproduce.report.method_card import MethodCard
 from reproduce.report.numbers import NOTHING, metric_text
 from reproduce.report.provenance import protocol, provenance
-from reproduce.report.render import Drawing, drawing, write, write_template
+from reproduce.report.render import Page
 from reproduce.report.seed_plots import seed_plots
 from reproduce.report.sentences import best_arm_sentence, claims_sentences, waiting_sentence
 from reproduce.report.style import ArmColors
@@ -118,15 +119,31 @@ class PageContent:
     provenance: dict[str, list[str]]
     runs: int
 
+    def all_drawings(self) -> Iterator[Drawing]:
+        for one in self.experiments:
+            yield from one.over_tasks.drawings if one.over_tasks else ()
+            for task in one.tasks:
+                yield from task.drawings
+        yield from self.drawings
+
 
 def write_page(method: MethodFindings, problems: Sequence[str], output: Path) -> Path:
-    """Write `<output>/<method's name>.html`, `.md` and `.csv`, and return the path of the first.
+    """Write `<output>/<method's name>.html`, `.md` and `.csv`, and return the path of the first; see `method_page`.
+
+    Raises:
+        UserError: also, no permission to write.
+    """
+    return method_page(method, problems).write(output)
+
+
+def method_page(method: MethodFindings, problems: Sequence[str]) -> Page:
+    """The page of a method, its figures not yet drawn.
 
     Args:
         problems: one line for each Result file that could not be read.
 
     Raises:
-        UserError: no usable card, an unknown figure, or no permission to write.
+        UserError: no usable card, or an unknown figure.
     """
     card = MethodCard(method.folder.path)
     findings = sorted(method.findings, key=lambda finding: not finding.results)  # what ran comes first
@@ -144,11 +161,9 @@ def write_page(method: MethodFindings, problems: Sequence[str], output: Path) ->
         provenance=provenance(results, superseded, problems),
         runs=len({result.id for result in results}),
     )
-    path = output / f"{method.folder.name}.html"
-    write_template(path, "page", vars(content))
     tasks = [(finding.name, task) for finding in findings for task in finding.tasks.values()]
-    write(path.with_suffix(".csv"), tables.comma_separated(tasks))
-    return path
+    csv = tables.comma_separated(tasks)
+    return Page(method.folder.name, "page", vars(content), tuple(content.all_drawings()), csv)
 
 
 def _experiment(finding: Finding, colors: ArmColors) -> ExperimentPart:
@@ -170,11 +185,6 @@ def _experiment(finding: Finding, colors: ArmColors) -> ExperimentPart:
 
 
 def _task(finding: Finding, task: TaskFinding, colors: ArmColors) -> TaskPart:
-    drawings = []
-    for name in finding.experiment.figures:
-        figure = figures.draw(name, task, colors)
-        if figure is not None:
-            drawings.append(drawing(figure, f"{finding.name}-{task.name}-{name}", figures.FIGURES[name].caption))
     return TaskPart(
         name=task.name,
         notes=task.runs.notes,
@@ -183,7 +193,7 @@ def _task(finding: Finding, task: TaskFinding, colors: ArmColors) -> TaskPart:
         metrics=tuple(_metric(task, metric, colors) for metric in task.metrics),
         tables=tuple((metric_text(metric), tables.of_metric(task, metric)) for metric in task.metrics),
         beside=tables.side_by_side(task),
-        drawings=tuple(drawings),
+        drawings=tuple(figures.drawing(name, task, colors) for name in finding.experiment.figures),
     )
 
 
@@ -199,15 +209,19 @@ def _over_tasks(finding: Finding, colors: ArmColors) -> OverTasksPart | None:
     over = finding.over_tasks
     if over is None:
         return None
-    figure = over_tasks.performance_profile(over, colors)
-    profile = () if figure is None else (drawing(figure, f"{finding.name}-profile", over_tasks.PROFILE_CAPTION),)
+    places = {arm: colors.places[arm] for arm in over.labels}
+    profile = Drawing(
+        over_tasks.PROFILE_CAPTION,
+        ["profile", repr(over), places],
+        lambda: over_tasks.performance_profile(over, colors),
+    )
     return OverTasksPart(
         metric=metric_text(over.metric),
         labels=tuple(over.labels.values()),
         rows=tuple(over_tasks.rows(over)),
         table=over_tasks.table(over),
         sentence=over_tasks.sentence(over),
-        drawings=profile,
+        drawings=(profile,),
     )
 
 
@@ -224,5 +238,7 @@ def _own_drawings(folder: MethodFolder, results: list[Result]) -> tuple[Drawing,
     own: Mapping[str, tuple[str, Callable[[list[Result]], Figure]]] | None = getattr(module, "FIGURES", None)
     if own is None:
         raise UserError(f"{path}: defines no FIGURES")
-    with matplotlib.rc_context(style.STYLE):
-        return tuple(drawing(draw(results), f"{folder.name}-{name}", caption) for name, (caption, draw) in own.items())
+    shows = own_figures_digest(folder.path, results)
+    return tuple(
+        Drawing(caption, [name, *shows], functools.partial(draw, results)) for name, (caption, draw) in own.items()
+    )

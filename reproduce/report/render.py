@@ -1,4 +1,4 @@
-"""Templates filled, figures made part of a page, files written."""
+"""Templates filled, and files written in one step each."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from reproduce.errors import UserError
-from reproduce.report import style, tables
+from reproduce.report import tables
+from reproduce.report.drawings import Drawing
+from reproduce.report.kept import replace_text
 from reproduce.report.method_card import inline, to_html
+from reproduce.report.svg import rules_once
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure inside a page."""
+class Page:
+    """A page that is ready to be written: as HTML, as Markdown, and as CSV where it has numbers of its own."""
 
-    svg: Markup
-    caption: str
+    name: str
+    template: str
+    content: Mapping[str, Any]
+    drawings: tuple[Drawing, ...] = ()
+    csv: str | None = None
 
+    def write(self, output: Path) -> Path:
+        """Write `<output>/<name>.html` and the files beside it, and return the path of the first.
 
-def drawing(figure: Figure, key: str, caption: str) -> Drawing:
-    """A figure with a key that is unique on the page."""
-    return Drawing(Markup(style.svg(figure, key, caption)), caption)
+        Raises:
+            UserError: no permission to write.
+        """
+        path = output / f"{self.name}.html"
+        write_template(path, self.template, self.content)
+        if self.csv is not None:
+            write(path.with_suffix(".csv"), self.csv)
+        return path
 
 
 def write_template(path: Path, template: str, content: Mapping[str, Any]) -> None:
@@ -42,15 +54,15 @@ def write_template(path: Path, template: str, content: Mapping[str, Any]) -> Non
 
 def write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"{path}: the page cannot be written ({error.strerror})") from error
 
 
 def _filled(template: str, content: Mapping[str, Any]) -> str:
     """A filled template without trailing spaces and without runs of empty lines."""
-    lines = [line.rstrip() for line in _environment().get_template(template).render(content).splitlines()]
+    text = rules_once(_environment().get_template(template).render(content))
+    lines = [line.rstrip() for line in text.splitlines()]
     kept = [line for index, line in enumerate(lines) if line or (index and lines[index - 1])]
     return "\n".join(kept).strip() + "\n"
 

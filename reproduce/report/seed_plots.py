@@ -32,15 +32,14 @@ def seed_plots(rows: Sequence[ArmRow], colors: Sequence[str]) -> list[Markup]:
 
 def _seed_plot(row: ArmRow, color: str, place: Callable[[float], float]) -> Markup:
     middle = HEIGHT / 2
-    parts = [f'<line x1="0" x2="{WIDTH}" y1="{middle}" y2="{middle}" class="axis"/>']
-    for value in row.values.values():
-        parts.append(f'<circle cx="{place(value)}" cy="{middle}" r="3" fill="{color}" fill-opacity=".6"/>')
+    circles = [f'<circle cx="{place(value):g}" cy="{middle:g}" r="3"/>' for value in row.values.values()]
+    parts = [f'<g fill-opacity=".6">{"".join(circles)}</g>'] if circles else []
     if row.mean is not None:
-        x = place(row.mean.mean)
-        parts.append(f'<rect x="{x - 1}" y="2" width="2" height="{HEIGHT - 4}" fill="{color}"/>')
+        parts.append(f'<rect x="{place(row.mean.mean) - 1:g}" y="2" width="2" height="{HEIGHT - 4}"/>')
+    parts = [f'<path d="M0 {middle:g}h{WIDTH}" class="axis"/>', f'<g fill="{color}">{"".join(parts)}</g>']
     if row.paper is not None:
         x = place(row.paper)
-        parts.append(f'<path d="M{x} {middle - 4.5}l4.5 4.5-4.5 4.5-4.5-4.5z" class="paper"/>')
+        parts.append(f'<path d="M{x:g} {middle - 4.5:g}l4.5 4.5-4.5 4.5-4.5-4.5z" class="paper"/>')
     title = ", ".join(f"seed {seed}: {value:.6g}" for seed, value in row.values.items())
     return Markup(
         f'<svg class="strip" role="img" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from reproduce.experiment.schema import Experiment
+from reproduce.report.svg import inline_svg
 
 # Colors that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
@@ -56,8 +55,8 @@ def variable(color: str) -> str:
 
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: layouts are the same on every machine
     "font.size": 8.5,
     "axes.titlesize": 8.5,
     "axes.titleweight": "regular",
@@ -89,34 +88,23 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def svg(figure: Figure, name: str, description: str) -> str:
+@contextmanager
+def look() -> Iterator[None]:
+    """Matplotlib's defaults with `STYLE` over them, whatever a reader's own settings say."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def svg(figure: Figure, description: str) -> str:
     """The figure as an inline SVG element, the same bytes every time, in the page's colors.
 
     Args:
-        name: unique on the page; ids inside the SVG are salted with it.
         description: what a reader who does not see the figure is told.
     """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)
-    text = re.sub(r"font-family: [^;\"]*sans-serif", "font-family: var(--sans, sans-serif)", text)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<[^>]+>", _two_decimals, text)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
-    for color in VARIABLES:
-        text = text.replace(color, variable(color))
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
-
-
-def _two_decimals(tag: re.Match[str]) -> str:
-    """A hundredth of a point is no loss to the eye, and halves a page; text between tags stays as it is."""
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])
+    with look():
+        return inline_svg(figure, description, lambda color: variable(color) if color in VARIABLES else color)
 
 
 def panels(count: int, height: float, per_row: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_the_committed_pages_are_those_of_the_committed_evidence(tmp_path: Path) -> None:
     """What changes a page rebuilds it: `make report`. A refactor changes none."""
-    command = [sys.executable, "-m", "reproduce", "report", "--output", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    command = [sys.executable, "-m", "reproduce", "report", "--output", str(tmp_path / "pages")]
+    nothing_kept = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=nothing_kept)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "pages").iterdir()}
     committed = {path.name: path.read_bytes() for path in (ROOT / "reports").iterdir() if path.is_file()}
     assert made.keys() == committed.keys()
     changed = sorted(name for name, content in committed.items() if made[name] != content)

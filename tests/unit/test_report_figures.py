@@ -192,8 +192,8 @@ def test_unit_quantiles_shows_the_last_input_of_an_activation(task, colors):
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_every_figure_is_the_same_bytes_and_follows_the_page(task, colors, name):
-    first = style.svg(figures.draw(name, task, colors), name, "a & b")
-    second = style.svg(figures.draw(name, task, colors), name, "a & b")
+    first = style.svg(figures.draw(name, task, colors), "a & b")
+    second = style.svg(figures.draw(name, task, colors), "a & b")
     assert first == second
     root = ElementTree.fromstring(first)
     assert root.attrib["aria-label"] == "a & b"
@@ -215,10 +215,27 @@ def test_coordinates_are_short_and_what_is_written_is_not():
     axis = figure.subplots()
     axis.plot([0.123456, 0.654321], [1 / 3, 2 / 3])
     axis.set_title("0.0001234")
-    drawn = style.svg(figure, "x", "seed 0.0001234")
+    drawn = style.svg(figure, "seed 0.0001234")
     assert "0.0001234</text>" in drawn
     assert 'aria-label="seed 0.0001234"' in drawn
     assert not re.findall(r"\d\.\d{3}", re.sub(r'aria-label="[^"]*"|>[^<]*<', "><", drawn))
+
+
+def test_only_what_leaves_its_axes_is_clipped_and_to_all_of_them():
+    figure = Figure(figsize=(2, 1))
+    axis = figure.add_axes((0.25, 0.25, 0.5, 0.5), xlim=(0, 1), ylim=(0, 1))
+    axis.plot([0.1, 0.9], [0.2, 0.8])
+    axis.plot([0, 1], [0.5, 3])
+    axis.plot([5], [5], "o")
+    root = ElementTree.fromstring(style.svg(figure, "x"))
+    (rectangle,) = [element for element in root.iter() if element.tag.endswith("rect")]
+    assert {name: float(rectangle.attrib[name]) for name in ("x", "y", "width", "height")} == {
+        "x": 36,
+        "y": 18,
+        "width": 72,
+        "height": 36,
+    }
+    assert len([element for element in root.iter() if "clip-path" in element.attrib]) == 1
 
 
 def test_an_unknown_figure_is_named(task, colors):

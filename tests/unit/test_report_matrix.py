@@ -238,7 +238,7 @@ def test_the_sentence_says_when_nothing_is_told_apart_and_when_nothing_ran(files
 
 
 def test_the_forest_has_the_best_first_in_the_color_of_its_method(column):
-    panel = matrix.differences(column).axes[0]
+    panel = matrix.differences(column).draw().axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["BN", "PER"]
     drawn = [line for line in panel.lines if len(line.get_xdata()) == 3]
     expected = [7.0 - 6.5, 7.2 - 6.71, 7.1 - 6.6]
@@ -253,7 +253,7 @@ def test_higher_is_better_turns_the_order(column):
     turned = replace(column, task=replace(column.task, tables=tables, metrics=tuple(metrics.values())))
     assert turned.metric == "test.accuracy"
     assert {name: turned.rows[name].difference.estimate.mean for name in rows} == pytest.approx(rows, abs=0.03)
-    labels = [label.get_text() for label in matrix.differences(turned).axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in matrix.differences(turned).draw().axes[0].get_yticklabels()]
     assert labels == ["PER", "BN"]
     assert matrix.sentence(turned).startswith("“none” has the highest mean test accuracy")
 

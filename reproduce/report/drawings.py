@@ -1,0 +1,139 @@
+"""Figures of pages: each drawn once, and kept by a hash of all that it shows and of the code that draws it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from reproduce.report import style
+from reproduce.report.kept import code, files_digest, keep, key_of, read_kept, remove_oldest
+from reproduce.results.evaluate import TaskFinding
+from reproduce.results.record import Result
+
+
+class Drawing:
+    """A figure inside a page. Empty where there is nothing to draw."""
+
+    def __init__(self, caption: str, shows: Sequence[Any], draw: Callable[[], Figure | None]) -> None:
+        """What is drawn follows from ``shows``, which JSON can spell, and from the code of this package alone."""
+        self.caption = caption
+        self.key = key_of([code(), caption, *shows])
+        self.draw = draw
+        self._svg: str | None = None
+
+    @property
+    def svg(self) -> Markup:
+        if self._svg is None:
+            self._svg = self.drawn()
+        return Markup(self._svg)
+
+    @svg.setter
+    def svg(self, text: str) -> None:
+        self._svg = text
+
+    def drawn(self) -> str:
+        with style.look():
+            figure = self.draw()
+        return "" if figure is None else style.svg(figure, self.caption)
+
+
+def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None = None) -> None:
+    """Give each drawing its figure: as it is kept, else drawn, and kept from then on.
+
+    Args:
+        processes: at most so many draw side by side.
+        kept: a folder; without one, nothing is kept.
+    """
+    missing = []
+    for drawing in drawings:
+        text = read_kept(kept / drawing.key) if kept is not None else None
+        if text is None:
+            missing.append(drawing)
+        else:
+            drawing.svg = text
+    for drawing, text in zip(missing, _all_drawn(missing, processes), strict=True):
+        drawing.svg = text
+        if kept is not None:
+            keep(kept / drawing.key, text)
+    if kept is not None and missing:
+        remove_oldest(kept)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_missing: list[Drawing] = []  # what a forked process finds: drawings hold Results, which are long to send
+
+
+def _all_drawn(missing: list[Drawing], processes: int) -> list[str]:
+    """Python looks for garbage after each figure, in nothing but that figure: Results are long to look through."""
+    processes = min(processes, len(missing))
+    is_enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()
+    _missing[:] = missing
+    try:
+        if processes < 2 or sys.platform != "linux":  # elsewhere, a fork of a process with threads may hang
+            return [_drawn(place) for place in range(len(missing))]
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(_drawn, range(len(missing))))
+    finally:
+        _missing.clear()
+        gc.unfreeze()
+        if is_enabled:
+            gc.enable()
+
+
+def _drawn(place: int) -> str:
+    text = _missing[place].drawn()
+    gc.collect()
+    return text
+
+
+# What keys are made of.
+
+
+def finding_digest(task: TaskFinding, colors: style.ArmColors) -> list[Any]:
+    """All that a figure of an experiment can show: the experiment, its Results, what was found in them, the colors."""
+    arms = {
+        arm.name: [arm.points.index(arm.chosen) if arm.chosen else None, *map(_point, arm.points)]
+        for arm in task.runs.arms.values()
+    }
+    rows = [
+        [row.arm, row.metric, row.paper, repr(row.values), repr(row.estimate), repr(row.difference), row.p_holm]
+        for row in task.rows
+    ]
+    places = {arm: place for arm, place in colors.places.items() if arm in arms}
+    return [task.experiment.model_dump_json(), task.name, task.metrics, task.beside, list(arms), arms, rows, places]
+
+
+def _point(point: Any) -> list[Any]:
+    return [repr(point.params), {str(seed): result_digest(result) for seed, result in point.results.items()}]
+
+
+_digests: dict[int, tuple[Result, str]] = {}  # with the Result, so that nothing else gets its place in memory
+
+
+def result_digest(result: Result) -> str:
+    """A hash of a Result's content, whatever its seal says."""
+    known = _digests.get(id(result))
+    if known is None:
+        known = _digests[id(result)] = result, hashlib.sha256(result.model_dump_json().encode()).hexdigest()
+    return known[1]
+
+
+def own_figures_digest(folder: Path, results: Sequence[Result]) -> list[Any]:
+    """All that a figure of a method can show: what lies in its folder, and its Results in their order."""
+    return [files_digest(folder), [result_digest(result) for result in results]]

@@ -1,0 +1,98 @@
+"""What is kept between commands: text under a hash of everything that it follows from, in the user's cache folder.
+
+It can be removed at any time. Kept text is used only where its key and its own checksum hold: none is stale, and what
+is damaged is made anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from reproduce.experiment.identity import canonical_json
+
+PACKAGE = Path(__file__).parents[1]
+MOST = 2000  # files in a folder; a report has about a hundred figures
+
+
+def kept_folder(name: str) -> Path | None:
+    """The user's folder of that name; None where there is no home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return root / "activation-reproductions" / name
+
+
+def read_kept(path: Path) -> str | None:
+    """The kept text; None where there is none, or not as it was written."""
+    try:
+        checksum, _, text = path.read_text("utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if checksum == _checksum(path.name, text) else None
+
+
+def keep(path: Path, text: str) -> None:
+    """Keep a text, if that can be written: without a cache, a command takes longer."""
+    try:
+        replace_text(path, f"{_checksum(path.name, text)}\n{text}")
+    except OSError:
+        return
+
+
+def remove_oldest(folder: Path) -> None:
+    try:
+        files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in files[:-MOST]:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _checksum(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key}\n{text}".encode()).hexdigest()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever reads it, and whatever ends this process, finds the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, "utf-8", newline="\n")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@functools.cache
+def code() -> str:
+    """A hash of this package, of Python's version and of those of all that is installed."""
+    packages = sorted(f"{one.name} {one.version}" for one in importlib.metadata.distributions())
+    return key_of([files_digest(PACKAGE), sys.version, packages])
+
+
+def key_of(content: object) -> str:
+    """A hash of what JSON can spell."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def files_digest(folder: Path) -> str:
+    """A hash of all files in a folder and below it, but compiled ones."""
+    inside = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return digest_of(inside, folder)
+
+
+def digest_of(files: Iterable[Path], folder: Path) -> str:
+    """A hash of these files: of their places in the folder, and of their content."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
