@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import os
 import zlib
@@ -28,7 +29,7 @@ from reproduce.data.sources import (
     verify,
     writable,
 )
-from reproduce.experiment.dataset_card import DataError, DatasetCard, Split
+from reproduce.experiment.dataset_card import DataError, DatasetCard, Split, digits_file
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,9 @@ def load_parquet(card: DatasetCard, root: Path | None, cache: Path) -> ImageData
 
 def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     """scikit-learn's digits: pixel = 15 * value (0..16), split by the permutation on the card."""
-    import sklearn
-    from sklearn.datasets import load_digits as source
-
-    digits = source()
-    images = (digits.images * 15).astype(np.uint8)[:, None]
+    table = np.loadtxt(digits_file(), delimiter=",")  # as `sklearn.datasets.load_digits` reads it
+    images = (table[:, :-1].reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
+    labels = table[:, -1].astype(int)
     # argsort of raw words: unlike `permutation`, their stream is the same in every version of numpy
     order = np.argsort(np.random.PCG64(card.split_seed).random_raw(len(images)), kind="stable")
     arrays: dict[Split, tuple[Any, Any]] = {}
@@ -148,10 +147,10 @@ def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     for split in get_args(Split):
         chosen = order[start : start + card.splits[split]]
         start += len(chosen)
-        arrays[split] = (images[chosen], digits.target[chosen])
+        arrays[split] = (images[chosen], labels[chosen])
         if card.pixels.get(split, found := _pixels(images[chosen])) != found:
             raise DataError(f"{card.name}: {split} pixels have sha256 {found}, expected {card.pixels[split]}")
-    return _checked(card, arrays, f"embedded: scikit-learn {sklearn.__version__}")
+    return _checked(card, arrays, f"embedded: scikit-learn {importlib.metadata.version('scikit-learn')}")
 
 
 def _torchvision_class(card: DatasetCard, constants: dict[str, Any] | None = None) -> Any:

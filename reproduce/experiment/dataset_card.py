@@ -155,7 +155,7 @@ def checksum(card: DatasetCard, root: Path | None) -> str:
         include={"format", "files", "splits", "shape", "pixels", "split_seed", "words", "table"},
     )
     if card.format == "digits":
-        identity["text"] = hashlib.sha256(_digits_file().read_bytes()).hexdigest()
+        identity["text"] = hashlib.sha256(digits_file().read_bytes()).hexdigest()
     elif card.format == "pydoc_topics":
         identity["text"] = hashlib.sha256(topics_text().encode()).hexdigest()
     unchecked = [pattern for pattern, file in card.files.items() if not (file.md5 or file.sha256)]
@@ -178,7 +178,8 @@ def python_version() -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def _digits_file() -> Path:
+def digits_file() -> Path:
+    """scikit-learn's own file, found without loading scikit-learn, which takes longer than all of a planning."""
     package = importlib.util.find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
         raise DataError("digits: scikit-learn is not installed; install it with pip")

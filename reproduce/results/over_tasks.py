@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from reproduce.results.match import TaskRuns, higher_is_better
 
@@ -48,6 +47,8 @@ class OverTasks:
         rows = [list(row.values()) for row in self.complete.values()]
         if not rows:
             return {}
+        from scipy import stats  # half a second to load, which most commands can do without
+
         sign = -1 if higher_is_better(self.metric) else 1
         ranks = np.mean([stats.rankdata(sign * np.array(row)) for row in rows], axis=0)
         return dict(zip(self.labels, map(float, ranks), strict=True))
@@ -58,6 +59,8 @@ class OverTasks:
         rows = [list(row.values()) for row in self.complete.values()]
         if len(self.labels) < 3 or len(rows) < MANY:
             return None
+        from scipy import stats
+
         p = float(stats.friedmanchisquare(*np.array(rows).T).pvalue)
         return p if math.isfinite(p) else None
 

@@ -125,8 +125,9 @@ def test_plan(answers: dict[str, Any]) -> None:
         f"tiny / {arm} / seed {seed}" for seed in (0, 1) for arm in ("batchnorm", "per")
     ]
     assert ["sealed" in line for line in lines[1:5]] == [True, True, False, False]
-    assert lines[5] == "4 runs, 2 to train"
-    assert re.search(r": about \d+ seconds of one worker$", lines[6])
+    assert re.fullmatch(r"tiny: \d+ claims?, 2 seeds planned: .+", lines[5])
+    assert lines[6] == "4 runs, 2 to train"
+    assert re.search(r": about \d+ seconds of one worker$", lines[7])
     rows = json.loads(answers["plan json"].stdout)
     assert [row["sealed"] for row in rows] == [True, True, False, False]
     assert all(row["estimated_seconds"] > 0 for row in rows)
