@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.report import figures, tables
@@ -22,6 +25,7 @@ from reproduce.report.render import Page
 from reproduce.report.sentences import best_of, complete_means, extreme
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import TextTable
+from reproduce.results.chance import expected_best
 from reproduce.results.columns import Column, Experiments
 from reproduce.results.evaluate import ArmRow
 from reproduce.results.match import ArmRuns, higher_is_better
@@ -258,6 +262,11 @@ def _tested(rows: Sequence[ArmRow], baseline: ArmRuns) -> list[str]:
     without_zero = sum(gap.interval is not None and not gap.interval.contains(0.0) for _, gap in gaps)
     chance = (1 - CONFIDENCE) * len(rows)
     sentences.append(f"{without_zero} of the {len(rows)} intervals exclude zero, where chance alone gives {chance:.1f}")
+    spreads = [math.sqrt(gap.run / 2 / gap.n) for _, gap in gaps if gap.run is not None]
+    if len(spreads) > 1:
+        reach = expected_best(len(spreads)) * float(np.median(spreads))
+        reached = number(reach, decimals_of([reach]))
+        sentences.append(f"The best mean of so many arms that do not differ lies {reached} off by chance alone")
     return sentences
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from reproduce.experiment.dataset_card import DatasetCard, read_card
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Claim, Experiment
+from reproduce.results.chance import collapsed
 from reproduce.results.judge import DIRECTIONS, WORDS, Verdict, judge_experiment
 from reproduce.results.match import ArmRuns, ResultIndex, TaskRuns, match
 from reproduce.results.over_tasks import OverTasks, over_tasks
@@ -26,9 +27,8 @@ class ArmRow:
     values: Mapping[int, float]  # by seed, of those that completed
     estimate: Estimate | None  # of these values
     difference: Difference | None  # to the baseline; None where a seed of either diverged
-    p_holm: (
-        float | None
-    )  # of the difference: two-sided, after Holm's adjustment over all arms of the table under this metric
+    collapsed: tuple[int, ...]  # seeds that ended at chance level
+    p_holm: float | None  # of the difference: two-sided, adjusted over all arms of the whole table (Holm)
 
     @property
     def arm(self) -> str:
@@ -87,6 +87,8 @@ class ArmRow:
         if self.diverged:
             survivors = ": the mean in brackets is of the others" if chosen.completed else ""
             notes.append(f"{self.diverged} of {len(chosen.results)} seeds diverged{survivors}")
+        if self.collapsed:
+            notes.append(f"{len(self.collapsed)} of {self.n} seeds ended at chance level")
         if chosen.repeats:
             notes.append(f"{chosen.repeats} seeds gave one and the same run, which counts once")
         if self.runs.missing:
@@ -177,7 +179,8 @@ def evaluate(name: str, experiment: Experiment, results: ResultIndex) -> Finding
         UserError: a task names a dataset without a card.
     """
     runs = match(experiment, results)
-    return finding(name, experiment, {task_name: task_finding(task) for task_name, task in runs.items()})
+    cards = {task_name: read_card(experiment.tasks[task_name].dataset) for task_name in runs}
+    return finding(name, experiment, {key: task_finding(task, cards[key]) for key, task in runs.items()})
 
 
 def finding(name: str, experiment: Experiment, tasks: Mapping[str, TaskFinding]) -> Finding:
@@ -193,17 +196,27 @@ def finding(name: str, experiment: Experiment, tasks: Mapping[str, TaskFinding])
         name=name,
         experiment=experiment,
         tasks=tasks,
-        verdicts=tuple(judge_experiment(experiment, runs, stand_ins)),
+        verdicts=tuple(_with_collapses(verdict, tasks) for verdict in judge_experiment(experiment, runs, stand_ins)),
         datasets=datasets,
         over_tasks=over_tasks(runs),
     )
 
 
-def task_finding(task: TaskRuns) -> TaskFinding:
-    """The statistics of one task's matched Results."""
+def _with_collapses(verdict: Verdict, tasks: Mapping[str, TaskFinding]) -> Verdict:
+    """The verdict with the arms named whose runs learned nothing: their mean says little."""
+    claim, task = verdict.claim, tasks[verdict.claim.task]
+    rows = [task.row(claim.metric, name) for name in (claim.arm, claim.over) if name is not None]
+    said = [
+        f"{row.label}: {len(row.collapsed)} of {row.n} seeds at chance level" for row in rows if row and row.collapsed
+    ]
+    return replace(verdict, reason="; ".join((verdict.reason, *said))) if said else verdict
+
+
+def task_finding(task: TaskRuns, card: DatasetCard) -> TaskFinding:
+    """The statistics of one task's matched Results, on the data of that card."""
     metrics = _metrics(task)
     beside = tuple(m for m in task.experiment.metrics if any(arm.values(m) for arm in task.arms.values()))
-    tables = {metric: _rows(task, metric) for metric in dict.fromkeys((*metrics, *beside))}
+    tables = {metric: _rows(task, metric, card) for metric in dict.fromkeys((*metrics, *beside))}
     return TaskFinding(task, tables, metrics, beside)
 
 
@@ -226,7 +239,7 @@ def _metrics(task: TaskRuns) -> tuple[str, ...]:
     return tuple(dict.fromkeys(measured + claimed)) or (f"test.{task.metric or 'metric'}",)
 
 
-def _rows(task: TaskRuns, metric: str) -> tuple[ArmRow, ...]:
+def _rows(task: TaskRuns, metric: str, card: DatasetCard) -> tuple[ArmRow, ...]:
     baseline = task.arms.get(task.experiment.baseline or "")
     values = {name: arm.values(metric) for name, arm in task.arms.items()}
     differences = {
@@ -244,6 +257,7 @@ def _rows(task: TaskRuns, metric: str) -> tuple[ArmRow, ...]:
             values=values[name],
             estimate=task.estimate(arm, metric),
             difference=differences[name],
+            collapsed=collapsed(values[name], metric, card),
             p_holm=p_holm,
         )
         for (name, arm), p_holm in zip(task.arms.items(), p_values, strict=True)

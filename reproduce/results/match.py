@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from reproduce.experiment.identity import canonical_json, cell_key, one_spelling, run_key
 from reproduce.experiment.metrics import METRICS, metric_named
 from reproduce.experiment.schema import Arm, Cell, Experiment, cells
-from reproduce.results.record import Result
+from reproduce.results.record import Result, device_kind
 from reproduce.results.scatter import SeedScatter, seed_scatter
 from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate
 
@@ -219,6 +220,7 @@ def _match_task(
         )
         chosen, chosen_by, on_test = _choose(points)
         arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, on_test, experiment.seeds)
+    notes += _mixed_devices(kept)
     ordered = tuple(superseded[key] for key in sorted(superseded))
     return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
 
@@ -253,6 +255,15 @@ def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
         if older:
             notes.append(f"Only version {versions[method]} of {method} counts here; {older} older left out.")
     return kept, notes
+
+
+def _mixed_devices(results: Sequence[Result]) -> list[str]:
+    """A sentence where the numbers of one table come from different kinds of device: equal seeds then differ."""
+    kinds = Counter(device_kind(result.environment.device) for result in results)
+    if len(kinds) < 2:
+        return []
+    counted = ", ".join(f"{kind} ({count} runs)" for kind, count in kinds.most_common())
+    return [f"Different kinds of device stand side by side: {counted}. The same seed gives other last bits on each."]
 
 
 def _choose(points: Sequence[Point]) -> tuple[Point | None, str, bool]:
