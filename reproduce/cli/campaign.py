@@ -48,6 +48,18 @@ ModeOption = Annotated[
 ]
 ArmsOption = Annotated[str, typer.Option("--arms", help="Only arms of these names, comma-separated.")]
 TasksOption = Annotated[str, typer.Option("--tasks", help="Only tasks of these names, comma-separated.")]
+UntilDecidedOption = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided",
+        help="Then add seeds to claims that are undecided, those first that need the fewest: to twice the planned "
+        "number, four and eight times, by the rule's plan.",
+    ),
+]
+MaxSeedsOption = Annotated[
+    int,
+    typer.Option("--max-seeds", help="With --until-decided: seeds of an arm at the most; 0: eight times as planned."),
+]
 BudgetOption = Annotated[
     str,
     typer.Option(
@@ -166,9 +178,82 @@ def planned_runs(
     return list(found.values())
 
 
+def claims_outlook(experiments: Mapping[MethodFolder, dict[str, Experiment]], results: Iterable[Result]) -> list[str]:
+    """For each experiment with claims, how many seeds they need by what ran; and which cannot be told from no gap."""
+    from reproduce.results.evaluate import evaluate
+    from reproduce.results.match import ResultIndex
+    from reproduce.results.power import seeds_of
+
+    have = list(results)
+    indexed, datasets = ResultIndex(have), {(result.config.task.kind, result.config.task.dataset) for result in have}
+    lines = []
+    for experiment_name, experiment in {n: e for found in experiments.values() for n, e in found.items()}.items():
+        claims = [claim for claim in experiment.claims if not experiment.arms[claim.arm].pending]
+        if not claims:
+            continue
+        ran = any((task.kind, task.dataset) in datasets for task in experiment.tasks.values())
+        verdicts = evaluate(experiment_name, experiment, indexed).verdicts if ran else ()
+        needed = [n for verdict in verdicts if verdict.claim in claims and (n := seeds_of(verdict)) is not None]
+        planned = len(experiment.seeds)
+        enough = sum(n <= planned for n in needed)
+        parts = [
+            f"{enough} need no more" if enough else "",
+            f"{len(needed) - enough} need up to {max(needed)}" if len(needed) > enough else "",
+            f"{len(claims) - len(needed)} not known yet" if len(needed) < len(claims) else "",
+        ]
+        many = "1 claim" if len(claims) == 1 else f"{len(claims)} claims"
+        lines.append(f"{experiment_name}: {many}, {planned} seeds planned: {', '.join(filter(None, parts))}")
+        at_zero = sum(claim.holds_zero for claim in claims)
+        if at_zero:
+            gaps = "a gap" if at_zero == 1 else f"{at_zero} gaps"
+            lines.append(f"  warning: the tolerance of {gaps} holds zero: that there is none takes many seeds")
+    return lines
+
+
+def further_runs(
+    experiments: Mapping[MethodFolder, dict[str, Experiment]],
+    results: Iterable[Result],
+    max_seeds: int,
+    data: str,
+    arms: str = "",
+    tasks: str = "",
+) -> tuple[list[PlannedRun], list[str]]:
+    """What `--until-decided` trains next, and a line for each experiment that has undecided claims."""
+    from reproduce.results.columns import find_all
+    from reproduce.results.looks import next_look
+    from reproduce.results.match import ResultIndex
+    from reproduce.training.plan import Planner, merged, plan_cells
+
+    arm_names, task_names = _names(arms), _names(tasks)
+    have = list(results)
+    ids = {result.id for result in have}
+    planner = Planner(data_root(data))
+    named = {folder.name: of_method for folder, of_method in experiments.items()}
+    evaluated, _ = find_all(experiments, named, ResultIndex(have))
+    found: dict[str, PlannedRun] = {}
+    lines = []
+    for method in evaluated:
+        for finding in method.findings:
+            look = next_look(finding, max_seeds or None)
+            cells = [
+                cell
+                for cell in look.cells
+                if (arm_names is None or cell.arm_name in arm_names)
+                and (task_names is None or cell.task_name in task_names)
+            ]
+            runs = [run for run in plan_cells(finding.name, finding.experiment, cells, planner) if run.id not in ids]
+            new = {run.id: run for run in runs if run.id not in found}
+            found |= {key: merged(found[key], run) if key in found else run for key, run in new.items()}
+            if new:
+                lines.append(f"{finding.name}: {look.claims} claims are undecided, {len(new)} more runs")
+            if look.hopeless:
+                lines.append(f"{finding.name}: {len(look.hopeless)} undecided claims need more seeds than may be added")
+    return list(found.values()), lines
+
+
 def _named(option: str, text: str, known: set[str]) -> set[str] | None:
     """The names in a comma-separated list; None for an empty one, which means all."""
-    names = {name.strip() for name in text.split(",") if name.strip()}
+    names = _names(text) or set()
     if text and not names:
         raise UserError(f"{option} {text!r}: expected names, comma-separated; leave it out for all")
     for name in sorted(names - known):
@@ -176,6 +261,10 @@ def _named(option: str, text: str, known: set[str]) -> set[str] | None:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(sorted(known))}"
         raise UserError(f"{option} {name!r}: no chosen experiment has one of this name: {hint}")
     return names or None
+
+
+def _names(text: str) -> set[str] | None:
+    return {name.strip() for name in text.split(",") if name.strip()} or None
 
 
 def _some(names: list[str], at_most: int = 12) -> str:

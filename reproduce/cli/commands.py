@@ -22,10 +22,14 @@ from reproduce.cli.campaign import (
     BudgetOption,
     DeviceOption,
     JobsOption,
+    MaxSeedsOption,
     ModeOption,
     TasksOption,
+    UntilDecidedOption,
     agenda_of,
+    claims_outlook,
     duration,
+    further_runs,
     known_times,
     parse_budget,
     planned_runs,
@@ -174,7 +178,8 @@ def plan(
     from reproduce.training.run import device_name, torch_device
 
     allowed = parse_budget(budget)
-    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data, arms, tasks)
+    experiments = chosen_experiments(method, scale, only)
+    planned = planned_runs(experiments, seeds, data, arms, tasks)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
     sealed, _ = local_results(runs)
@@ -212,6 +217,8 @@ def plan(
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     print_plan(rows)
+    for line in claims_outlook(experiments, [*sealed, *evidence]):
+        print(line)
     print(f"{len(rows)} runs, {len(missing)} to train")
     for kind in dict.fromkeys([here, *times.devices]):
         known = [found for run in missing if (found := seconds(run, kind)) is not None]
@@ -242,12 +249,18 @@ def run(
     arms: ArmsOption = "",
     tasks: TasksOption = "",
     budget: BudgetOption = "",
+    until_decided: UntilDecidedOption = False,
+    max_seeds: MaxSeedsOption = 0,
     mode: ModeOption = "",
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
     started = time.monotonic()
     allowed = parse_budget(budget)  # before anything is loaded
+    if until_decided and seeds:
+        raise UserError("--until-decided starts from an experiment's own seeds: leave --seeds out")
+    if max_seeds < 0 or (max_seeds and not until_decided):
+        raise UserError(f"--max-seeds {max_seeds}: expected a number of seeds, beside --until-decided")
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
@@ -279,13 +292,22 @@ def run(
         if missing and workers.how.said:
             print(workers.how.said)
     warn_of_slow_precision(missing, workers.device)
-    agenda, learn = agenda_of(missing, allowed, started, settings, [*sealed, *evidence])
-    if missing:
-        engine, room = engine_for(workers.how, len(missing)), Room(workers.how.jobs, workers.how.free_bytes)
-        with reporter(len(missing), console(), quiet=as_json) as progress:
-            trained, failures = side_by_side.run_all(agenda, settings, engine, room, progress, learn)
-        if agenda.left and not agenda.n_started and not failures:
-            raise UserError(too_short(budget, agenda))
+    while True:
+        agenda, learn = agenda_of(missing, allowed, started, settings, [*sealed, *evidence, *trained])
+        if missing:
+            engine, room = engine_for(workers.how, len(missing)), Room(workers.how.jobs, workers.how.free_bytes)
+            with reporter(len(missing), console(), quiet=as_json) as progress:
+                found, failures = side_by_side.run_all(agenda, settings, engine, room, progress, learn)
+            trained += found
+            if agenda.left and not agenda.n_started and not trained and not failures:
+                raise UserError(too_short(budget, agenda))
+        if not until_decided or failures or agenda.left:
+            break
+        missing, lines = further_runs(experiments, [*sealed, *trained], max_seeds, data, arms, tasks)
+        if not as_json:
+            print("\n".join(lines) or "no claim is undecided that more seeds could decide")
+        if not missing:
+            break
     results = [*sealed, *trained]
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]

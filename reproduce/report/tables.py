@@ -24,6 +24,8 @@ from reproduce.report.numbers import (
     with_interval,
 )
 from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
+from reproduce.results.judge import Verdict
+from reproduce.results.power import seeds_text
 
 CSV_COLUMNS = (
     "experiment",
@@ -267,11 +269,17 @@ def claim_texts(finding: Finding) -> list[ClaimText]:
                 n=str(ours.n) if ours else NOTHING,
                 kind=kind_of(verdict),
                 verdict=verdict.text,
-                reason=verdict.reason,
+                reason="; ".join(filter(None, (verdict.reason, _outlook(verdict)))),
                 address=claim.source,
             )
         )
     return texts
+
+
+def _outlook(verdict: Verdict) -> str:
+    """What may come of an undecided claim."""
+    zero = "the tolerance holds zero" if verdict.word == "inconclusive" and verdict.claim.holds_zero else ""
+    return "; ".join(filter(None, (zero, seeds_text(verdict))))
 
 
 def claims_table(texts: Iterable[ClaimText]) -> TextTable:

@@ -66,8 +66,10 @@ def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verd
         ours = None  # a mean over survivors is not the arm's
     p_value = None if ours is None else gap.p_value if gap else _p_of_one_more_run(claim, ours)
     caveats = _caveats([a for a in arms if a is not None], ours)
+    extended = any(len(a.values(claim.metric)) > len(a.planned) for a in arms if a is not None)
+    confidence = LATER if extended else CONFIDENCE
     if smaller:
-        direction = _direction(claim, ours) if over else None
+        direction = _direction(claim, ours, confidence) if over else None
         extra = "" if over else "; a value is not compared across scales"
         reason = _join(smaller + extra, problem, caveats)
         return Verdict(claim, "reduced scale", reason, direction, ours, p_value if over else None)
@@ -79,8 +81,7 @@ def judge(claim: Claim, task: TaskRuns, stand_ins: Collection[str] = ()) -> Verd
     if ours.interval is None:
         alone = "one seed gives no interval" if ours.n == 1 else "equal at every seed: nothing tells how seeds scatter"
         return Verdict(claim, "inconclusive", alone, None, ours)
-    extended = any(len(a.values(claim.metric)) > len(a.planned) for a in arms if a is not None)
-    word, reason = decide(claim, ours, LATER if extended else CONFIDENCE)
+    word, reason = decide(claim, ours, confidence)
     return Verdict(claim, word, _join(reason, caveats), None, ours, p_value)
 
 
@@ -148,9 +149,10 @@ def _caveats(arms: list[ArmRuns], ours: Estimate | None) -> str:
     )
 
 
-def _direction(claim: Claim, ours: Estimate | None) -> Direction:
+def _direction(claim: Claim, ours: Estimate | None, confidence: float) -> Direction:
     published = _side(claim)
-    if ours is None or ours.interval is None or ours.interval.contains(0.0) or published == 0:
+    interval = ours.within(confidence) if ours else None
+    if ours is None or interval is None or interval.contains(0.0) or published == 0:
         return "undecided"
     return "same direction" if (ours.mean > 0) == (published > 0) else "opposite"
 

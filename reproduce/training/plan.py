@@ -122,33 +122,50 @@ def plan(
     planner = Planner(root)
     planned: dict[str, PlannedRun] = {}
     for name, experiment in experiments.items():
-        places = {seed: place for place, seed in enumerate(seeds or experiment.seeds)}
-        published = _published(experiment)
-        for cell in cells(experiment, seeds):
-            if (arm_names is not None and cell.arm_name not in arm_names) or (
-                task_names is not None and cell.task_name not in task_names
-            ):
-                continue
-            try:
-                folder = planner.folder(cell.method)
-                config, defaults = planner.resolve(cell, folder)
-            except UserError as error:
-                raise UserError(f"experiment {name}: {error}") from error
-            point = ", ".join(f"{key}={cell.params[key]}" for key in experiment.arms[cell.arm_name].grid)
-            task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
-            label = f"{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
-            run = PlannedRun(
+        wanted = [
+            cell
+            for cell in cells(experiment, seeds)
+            if (arm_names is None or cell.arm_name in arm_names)
+            and (task_names is None or cell.task_name in task_names)
+        ]
+        for run in plan_cells(name, experiment, wanted, planner, seeds):
+            planned[run.id] = merged(planned[run.id], run) if run.id in planned else run
+    return list(planned.values())
+
+
+def plan_cells(
+    name: str, experiment: Experiment, wanted: Iterable[Cell], planner: Planner, seeds: tuple[int, ...] | None = None
+) -> list[PlannedRun]:
+    """The Runs of these cells of an experiment, in their order.
+
+    Raises:
+        UserError: a cell that cannot be completed, with the experiment's name.
+    """
+    places = {seed: place for place, seed in enumerate(seeds or experiment.seeds)}
+    published = _published(experiment)
+    found = []
+    for cell in wanted:
+        try:
+            folder = planner.folder(cell.method)
+            config, defaults = planner.resolve(cell, folder)
+        except UserError as error:
+            raise UserError(f"experiment {name}: {error}") from error
+        point = ", ".join(f"{key}={cell.params[key]}" for key in experiment.arms[cell.arm_name].grid)
+        task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
+        label = f"{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
+        found.append(
+            PlannedRun(
                 config=config,
                 folder=folder,
                 defaults=defaults,
                 label=label,
                 experiment=name,
-                seed_place=places[cell.seed],
+                seed_place=places.get(cell.seed, cell.seed),
                 baseline=cell.arm_name == experiment.baseline,
                 published=(cell.task_name, cell.arm_name) in published,
             )
-            planned[run.id] = merged(planned[run.id], run) if run.id in planned else run
-    return list(planned.values())
+        )
+    return found
 
 
 def merged(first: PlannedRun, again: PlannedRun) -> PlannedRun:
