@@ -13,7 +13,7 @@ NOT_RUN = "not run"
 # A verdict at reduced scale is known by where it points; one of a value points nowhere.
 KINDS: tuple[str, ...] = (*WORDS[: WORDS.index("reduced scale")], *DIRECTIONS, "reduced scale", NOT_RUN)
 LABELS = {kind: f"reduced scale: {kind}" for kind in DIRECTIONS} | {"reduced scale": "reduced scale: a value"}
-WHOSE = {False: "The papers’ claims", True: "Our own claims"}
+WHOSE = {False: "The papers' claims", True: "Our own claims"}
 
 
 def kind_of(verdict: Verdict) -> str:

@@ -61,7 +61,7 @@ class Drawing:
     @property
     def table(self) -> Markup:
         """Its numbers, to be opened; nothing where it has no lines."""
-        return Markup(self.text.partition(END)[2].strip())
+        return Markup(self.text.partition(END)[2])
 
     def drawn(self) -> str:
         with style.look():
@@ -70,7 +70,7 @@ class Drawing:
             return ""
         ends = line_ends(figure)
         description = self.description or ends_described(ends) or self.caption
-        return f"{style.svg(figure, description)}\n{ends_table(ends)}"
+        return style.svg(figure, description) + ends_table(ends)
 
 
 def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None = None) -> None:

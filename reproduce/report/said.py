@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,13 +21,11 @@ def line_ends(figure: Figure) -> Ends:
     """Where the lines end that a legend could name, panel by panel."""
     found: dict[str, dict[str, float]] = {}
     for axes in figure.axes:
-        ends = {
-            str(line.get_label()).replace(r"\$", "$"): float(line.get_ydata()[-1])  # type: ignore[index]
-            for line in axes.lines
-            if not str(line.get_label()).startswith("_") and len(line.get_ydata())  # type: ignore[arg-type]
-        }
-        if ends:
-            found.setdefault(_name(axes), {}).update(ends)
+        for line in axes.lines:
+            label, values = str(line.get_label()).replace(r"\$", "$"), np.asarray(line.get_ydata(), dtype=float)
+            values = values[np.isfinite(values)]
+            if not label.startswith("_") and len(values):
+                found.setdefault(_name(axes), {})[label] = float(values[-1])
     return found
 
 

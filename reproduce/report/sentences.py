@@ -93,9 +93,9 @@ def _claims_sentence(finding: Finding, verdicts: Sequence[Verdict], ours: bool, 
     texts: dict[str, list[str]] = {kind: [] for kind in outcomes}
     for verdict in verdicts:
         texts[kind_of(verdict)].append(_claim_text(finding, verdict, with_metric=not where))
-    way = "our way" if ours else "the paper’s way"
+    way = "our way" if ours else "the paper's way"
     first, *others = (_counted(texts[kind], *(verb.format(way=way) for verb in outcomes[kind])) for kind in outcomes)
-    whose = "our own" if ours else "the paper’s"
+    whose = "our own" if ours else "the paper's"
     claims = f"{len(verdicts)} claims" if len(verdicts) > 1 else "one claim"
     others = [text for text in others if text]
     second = " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:])))
