@@ -32,9 +32,9 @@ def line_ends(figure: Figure) -> Ends:
 def _name(axes: Axes) -> str:
     """What a panel is of: its own label, as those have that share the labels of others, else what stands around it."""
     own = str(axes.get_label())
-    return (
-        own if own and not own.startswith("_") else ", ".join(filter(None, (axes.get_title("left"), axes.get_ylabel())))
-    )
+    if own and not own.startswith("_"):
+        return own
+    return ", ".join(filter(None, (axes.get_title("left"), axes.get_ylabel())))
 
 
 def ends_described(ends: Ends) -> str:

@@ -1,5 +1,6 @@
 """The two sentences of an experiment say what the verdicts say, no more and no less."""
 
+import html
 import io
 import re
 
@@ -117,7 +118,7 @@ def test_pages_and_the_terminal_carry_the_sentences(make_experiment, make_result
     text = claims_sentences(method.findings[0])
     assert text.startswith("Of the paper's 3 claims judged on test error, 3 are reproduced (“Vanilla”, 7.")
     path = write_page(method, [], tmp_path)
-    assert f'<p class="finding">{text}</p>' in path.read_text("utf-8").replace("<bdi>", "").replace("</bdi>", "")
+    assert f'<p class="finding">{text}</p>' in html.unescape(re.sub("</?bdi>", "", path.read_text("utf-8")))
     assert f"\n{text}\n" in path.with_suffix(".md").read_text("utf-8")
     console = Console(width=1000, record=True, file=io.StringIO())
     console.print(terminal_summary(method.findings))
