@@ -48,7 +48,7 @@ def write_pages(
             console.print(terminal_summary(method.findings))
         pages.append(method_page(method, problems))
     if len(methods) > 1:
-        pages += index_pages(evaluated, merged)
+        pages += index_pages(evaluated, merged, problems)
     complete([drawing for page in pages for drawing in page.drawings], processes, kept_folder("figures"))
     written = [page.write(output) for page in pages]
     return [path for path in written if path.stem != "matrix"]

@@ -17,34 +17,60 @@ from matplotlib.figure import Figure
 
 from reproduce.report import style
 from reproduce.report.kept import code, files_digest, keep, key_of, read_kept, remove_oldest
+from reproduce.report.said import ends_described, ends_table, line_ends
 from reproduce.results.evaluate import TaskFinding
 from reproduce.results.record import Result
+
+END = "</svg>"
 
 
 class Drawing:
     """A figure inside a page. Empty where there is nothing to draw."""
 
-    def __init__(self, caption: str, shows: Sequence[Any], draw: Callable[[], Figure | None]) -> None:
-        """What is drawn follows from ``shows``, which JSON can spell, and from the code of this package alone."""
+    def __init__(
+        self, caption: str, shows: Sequence[Any], draw: Callable[[], Figure | None], description: str = ""
+    ) -> None:
+        """What is drawn follows from ``shows``, which JSON can spell, and from the code of this package alone.
+
+        Args:
+            description: what it shows, in numbers; by default where its lines end, as they are drawn.
+        """
         self.caption = caption
-        self.key = key_of([code(), caption, *shows])
+        self.description = description
+        self.key = key_of([code(), caption, description, *shows])
         self.draw = draw
-        self._svg: str | None = None
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The figure, and what stands behind it."""
+        if self._text is None:
+            self._text = self.drawn()
+        return self._text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._text = text
 
     @property
     def svg(self) -> Markup:
-        if self._svg is None:
-            self._svg = self.drawn()
-        return Markup(self._svg)
+        """The figure alone."""
+        figure, end, _ = self.text.partition(END)
+        return Markup(figure + end)
 
-    @svg.setter
-    def svg(self, text: str) -> None:
-        self._svg = text
+    @property
+    def table(self) -> Markup:
+        """Its numbers, to be opened; nothing where it has no lines."""
+        return Markup(self.text.partition(END)[2])
 
     def drawn(self) -> str:
         with style.look():
             figure = self.draw()
-        return "" if figure is None else style.svg(figure, self.caption)
+        if figure is None:
+            return ""
+        ends = line_ends(figure)
+        description = self.description or ends_described(ends) or self.caption
+        return style.svg(figure, description) + ends_table(ends)
 
 
 def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None = None) -> None:
@@ -60,9 +86,9 @@ def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None 
         if text is None:
             missing.append(drawing)
         else:
-            drawing.svg = text
+            drawing.text = text
     for drawing, text in zip(missing, _all_drawn(missing, processes), strict=True):
-        drawing.svg = text
+        drawing.text = text
         if kept is not None:
             keep(kept / drawing.key, text)
     if kept is not None and missing:

@@ -14,7 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from reproduce.errors import UserError
 from reproduce.report.drawings import Drawing, finding_digest
 from reproduce.report.numbers import decimals_of, metric_text, number
-from reproduce.report.style import INK, QUIET, WIDTH, ArmColors, legend, look, panels
+from reproduce.report.said import differences_described, seeds_described
+from reproduce.report.style import INK, QUIET, WIDTH, ArmColors, legend, look, panels, plain
 from reproduce.results.evaluate import ArmRow, TaskFinding
 from reproduce.results.match import ArmRuns
 from reproduce.results.record import QUANTILES, EpochRecord, Result
@@ -28,6 +29,7 @@ class ExperimentFigure(NamedTuple):
 
     caption: str
     draw: Callable[[TaskFinding, ArmColors], Figure | None]
+    describe: Callable[[TaskFinding], str] | None = None  # in numbers; by default, where the lines end
 
 
 def draw(name: str, task: TaskFinding, colors: ArmColors) -> Figure | None:
@@ -46,8 +48,9 @@ def drawing(name: str, task: TaskFinding, colors: ArmColors, caption: str = "") 
     """The figure of that name as part of a page; with a caption of its own, if it needs one. Errors as `draw`."""
     if name not in FIGURES:
         raise UserError(f"unknown figure {name!r} in {task.experiment.title!r}: there are {', '.join(FIGURES)}")
-    shows = [name, *finding_digest(task, colors)]
-    return Drawing(caption or FIGURES[name].caption, shows, lambda: draw(name, task, colors))
+    one, shows = FIGURES[name], [name, *finding_digest(task, colors)]
+    description = one.describe(task) if one.describe else ""
+    return Drawing(caption or one.caption, shows, lambda: draw(name, task, colors), description)
 
 
 def seeds(task: TaskFinding, colors: ArmColors) -> Figure | None:
@@ -63,7 +66,7 @@ def seeds(task: TaskFinding, colors: ArmColors) -> Figure | None:
                 axis.plot(row.paper, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
         axis.set_xlabel(metric_text(metric))
         _rows(axis, len(arms))
-    axes[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
+    axes[0].set_yticks(range(len(arms)), [plain(arm.label) for arm in arms])
     return figure
 
 
@@ -93,9 +96,9 @@ def paired_differences(task: TaskFinding, colors: ArmColors) -> Figure | None:
         for place, (row, pairs) in enumerate(differences[metric]):
             _difference_row(axis, place, row, pairs, task.baseline, colors)
         _leave_out_the_farthest(axis, others, differences[metric])
-        axis.set_xlabel(f"{metric_text(metric)}, minus {task.baseline.label}")
+        axis.set_xlabel(f"{metric_text(metric)}, minus {plain(task.baseline.label)}")
         _rows(axis, len(others))
-    axes[0].set_yticks(range(len(others)), [arm.label for arm in others])
+    axes[0].set_yticks(range(len(others)), [plain(arm.label) for arm in others])
     return figure
 
 
@@ -126,7 +129,7 @@ def _difference_row(
     if row.runs.chosen is None:
         reason = "not run"
     else:
-        reason = f"seeds of {diverged.label} diverged" if diverged else "no Results"
+        reason = f"seeds of {plain(diverged.label)} diverged" if diverged else "no Results"
     axis.text(
         0.99, place - 0.3, reason, transform=axis.get_yaxis_transform(), ha="right", va="center", color=QUIET, size=7.5
     )
@@ -225,6 +228,7 @@ def site_statistics(task: TaskFinding, colors: ArmColors) -> Figure | None:
                     (_line(result, _statistic(site, statistic), by_step), result.status) for result in _chosen(arm)
                 ]
                 _mean_line(axis, lines, colors, arm, every=False)
+            axis.set_label(f"{label}, {site}")
             axis.grid(axis="y")
             _log_if_wide(axis)
         row[0].set_ylabel(label)
@@ -253,10 +257,10 @@ def unit_quantiles(task: TaskFinding, colors: ArmColors) -> Figure | None:
         low, middle, high = (table[:, QUANTILES.index(q)] for q in (0.15, 0.5, 0.85))
         color = colors.color(arm.name)
         axis.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-        axis.plot(steps, middle, color=color, lw=1.6)
-        axis.plot(steps, low, color=color, lw=0.8)
-        axis.plot(steps, high, color=color, lw=0.8)
-        axis.set_title(f"{arm.label}: {site}")
+        axis.plot(steps, middle, color=color, lw=1.6, label="median")
+        axis.plot(steps, low, color=color, lw=0.8, label="15th percentile")
+        axis.plot(steps, high, color=color, lw=0.8, label="85th percentile")
+        axis.set_title(f"{plain(arm.label)}: {site}")
         axis.set_xlabel("optimiser step")
         axis.grid(axis="y")
     axes[0].set_ylabel("activation of one unit")
@@ -267,10 +271,12 @@ FIGURES = {
     "seeds": ExperimentFigure(
         "Every seed as a point, the mean as a bar with its 95 % interval; a diamond is the paper's number.",
         seeds,
+        seeds_described,
     ),
     "paired_differences": ExperimentFigure(
         "Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval.",
         paired_differences,
+        differences_described,
     ),
     "learning_curves": ExperimentFigure(
         "The metric and the training loss on the way: a line for the mean of seeds, thin lines for each.",
@@ -330,7 +336,7 @@ def _mean_line(
     means = [float(np.mean([table[x] for table in tables])) for x in shared]
     dash = colors.dash(arm.name)
     alone = colors.marker(arm.name) if len(shared) == 1 else None  # a line through one point is invisible
-    axis.plot(shared, means, color=color, lw=1.7, ls=dash, marker=alone, ms=4.5, label=arm.label)
+    axis.plot(shared, means, color=color, lw=1.7, ls=dash, marker=alone, ms=4.5, label=plain(arm.label))
 
 
 def _log_if_wide(axis: Axes, ratio: float = 6) -> None:

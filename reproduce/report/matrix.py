@@ -92,11 +92,12 @@ class Matrix:
     arms: int
     present: tuple[str, ...]
     absent: tuple[str, ...]
+    unreadable_files: tuple[str, ...] = ()
     confidence: str = f"{CONFIDENCE:.0%}".replace("%", " %")
     level: float = SIGNIFICANCE
 
 
-def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> Matrix:
+def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unreadable: tuple[str, ...] = ()) -> Matrix:
     """What the columns of all methods come to."""
     rows = _rows(columns)
     headings = ("Arm", "Method", *(f"{column.task.name}: {metric_text(column.metric)}" for column in columns))
@@ -110,6 +111,7 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column]) -> Mat
         arms=len(_labels(columns)),
         present=tuple(sorted({name for column in columns for name in column.methods.values()})),
         absent=_absent(methods, columns),
+        unreadable_files=unreadable,
     )
 
 

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import SubElement, tostring
 
-from latex2mathml.converter import convert
+from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from reproduce.errors import UserError
 
 SECTIONS = ("Idea", "Mathematics", "Experiments", "Deviations", "Ambiguities", "Citation")
+# What mathematics may be made of: MathML that shows, and attributes that neither link nor name nor style.
+ELEMENTS = re.compile(
+    "math|semantics|annotation|mrow|mi|mn|mo|ms|mtext|mspace|mfrac|msqrt|mroot|mstyle|merror|mpadded|mphantom|menclose|"
+    "msub|msup|msubsup|munder|mover|munderover|mmultiscripts|mprescripts|none|mtable|mtr|mlabeledtr|mtd"
+)
+ATTRIBUTES = re.compile(
+    "display|displaystyle|scriptlevel|mathvariant|mathcolor|mathbackground|mathsize|stretchy|fence|separator|form|"
+    "lspace|rspace|minsize|maxsize|symmetric|largeop|movablelimits|accent|accentunder|width|height|depth|voffset|"
+    "linethickness|bevelled|numalign|denomalign|notation|columnalign|columnlines|columnspacing|rowlines|rowspacing|"
+    "rowalign|frame|framespacing|side|linebreak"
+)
 
 
 class MethodCard:
@@ -41,7 +58,8 @@ class MethodCard:
 
 
 def to_html(text: str) -> str:
-    """CommonMark with tables, `$...$` and `$$...$$` as MathML; raw HTML in it is shown as text."""
+    """CommonMark with tables, `$...$` and `$$...$$` as MathML. Nothing in it can run or fetch: HTML and addresses other
+    than of the web or of the folder are shown as text, an image is its description."""
     return _parser().render(text)
 
 
@@ -50,19 +68,69 @@ def inline(text: str) -> str:
     return _parser().renderInline(text)
 
 
+@cache
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    return parser.use(dollarmath_plugin, renderer=_math, allow_digits=False, double_inline=True)
+    parser.use(dollarmath_plugin, allow_digits=False, double_inline=True)
+    parser.validateLink = _is_harmless  # type: ignore[method-assign]
+    for name in ("math_inline", "math_inline_double", "math_block"):
+        parser.add_render_rule(name, _math)
+    parser.add_render_rule("image", _description)
+    parser.add_render_rule("fence", _code)
+    parser.add_render_rule("code_block", _code)
+    parser.add_render_rule("table_open", _table)
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    parser.add_render_rule("th_open", _heading)
+    return parser
 
 
-def _math(formula: str, options: dict[str, bool]) -> str:
-    display = "block" if options.get("display_mode") else "inline"
-    mathml = convert(formula, display=display)
-    note = f'<annotation encoding="application/x-tex">{html.escape(formula.strip())}</annotation>'
-    return re.sub(
-        r"(<math[^>]*>)(.*)</math>", rf"\1<semantics>\2{_literal(note)}</semantics></math>", mathml, flags=re.S
-    )
+def _is_harmless(address: str) -> bool:
+    """Of the web, in the same folder, or on the same page."""
+    return re.match(r"https?://|(?!//)(?![^/?#]*:)", address, re.I) is not None
 
 
-def _literal(text: str) -> str:
-    return text.replace("\\", "\\\\")
+def _description(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    """An image as its description: to show it would be a request."""
+    return html.escape(renderer.renderInlineAsText(tokens[place].children or [], options, environment))
+
+
+def _code(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    """Lines that may be wider than the page, and so can be scrolled with the keyboard."""
+    return f'<pre tabindex="0"><code>{html.escape(tokens[place].content)}</code></pre>\n'
+
+
+def _table(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    caption = '<caption class="unseen">A table of the text</caption>'
+    return f'<div class="wide" role="group" aria-label="Table" tabindex="0"><table>{caption}\n'
+
+
+def _heading(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    tokens[place].attrSet("scope", "col")
+    return renderer.renderToken(tokens, place, options, environment)
+
+
+def _math(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    formula, kind = tokens[place].content.strip(), tokens[place].type
+    if kind == "math_inline":
+        return mathml(formula, "inline")
+    block = f'<div class="math block" role="group" aria-label="Formula" tabindex="0">{mathml(formula, "block")}</div>'
+    return f"{block}\n" if kind == "math_block" else mathml(formula, "block")
+
+
+def mathml(formula: str, display: str) -> str:
+    """A formula in LaTeX as MathML that only shows; what cannot be read as one is shown as it is written."""
+    try:
+        math = Converter(display=display).convert_to_element(formula)
+    except Exception:  # the library has a dozen of its own, and lets IndexError, ValueError and others through
+        return f'<code class="formula">{html.escape(formula)}</code>'
+    for element in math.iter():
+        if not ELEMENTS.fullmatch(element.tag):
+            element.tag = "mrow"
+        element.text = html.unescape(element.text or "")  # the library spells signs so; what was typed is escaped below
+        element.attrib = {name: value for name, value in element.attrib.items() if ATTRIBUTES.fullmatch(name)}
+    content = [*math]
+    math[:] = []
+    shown = SubElement(math, "semantics")
+    shown.extend(content)
+    SubElement(shown, "annotation", encoding="application/x-tex").text = formula
+    return tostring(math, encoding="unicode")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals
-from reproduce.report.style import WIDTH, ArmColors, legend, look
+from reproduce.report.style import WIDTH, ArmColors, legend, look, plain
 from reproduce.report.tables import TextTable
 from reproduce.results.match import higher_is_better
 from reproduce.results.over_tasks import OverTasks, profile
@@ -102,7 +102,7 @@ def performance_profile(over: OverTasks, colors: ArmColors) -> Figure | None:
             inside = [(ratio, share) for ratio, share in zip(ratios, shares, strict=True) if ratio <= end]
             x = [1.0, *(ratio for ratio, _ in inside), end]
             y = [0.0, *(share for _, share in inside), inside[-1][1] if inside else 0.0]
-            label = over.labels[arm]
+            label = plain(over.labels[arm])
             axis.step(x, y, where="post", lw=1.6, ls=colors.dash(arm), color=colors.color(arm), label=label)
         axis.set(xlabel=f"{metric_name(over.metric)} / best", ylabel="share of tasks", ylim=(0, 1.03), xlim=(1, end))
         axis.grid(axis="y")

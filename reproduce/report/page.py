@@ -16,16 +16,17 @@ from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
 from reproduce.report import figures, over_tasks, style, tables
+from reproduce.report.counts import Tally, tallies
 from reproduce.report.drawings import Drawing, own_figures_digest
 from reproduce.report.method_card import MethodCard
 from reproduce.report.numbers import NOTHING, metric_text
-from reproduce.report.provenance import protocol, provenance
+from reproduce.report.provenance import protocol, provenance, unreadable
 from reproduce.report.render import Page
 from reproduce.report.seed_plots import seed_plots
 from reproduce.report.sentences import best_arm_sentence, claims_sentences, waiting_sentence
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import ClaimText, RowText, TextTable
-from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding, count_directions, count_verdicts
+from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
 from reproduce.results.judge import rule
 from reproduce.results.record import Result
 
@@ -99,7 +100,7 @@ class ExperimentPart:
     claims: tuple[ClaimText, ...]
     claims_table: TextTable
     conclusion: str
-    counts: dict[str, int]
+    tallies: tuple[Tally, ...]
     runs: int
     planned: int
     protocol: list[tuple[str, str]]
@@ -111,8 +112,8 @@ class PageContent:
 
     name: str
     card: MethodCard
-    counts: dict[str, int]
-    directions: dict[str, int]
+    unreadable_files: tuple[str, ...]
+    tallies: tuple[Tally, ...]
     rule: str
     experiments: tuple[ExperimentPart, ...]
     drawings: tuple[Drawing, ...]
@@ -153,12 +154,12 @@ def method_page(method: MethodFindings, problems: Sequence[str]) -> Page:
     content = PageContent(
         name=method.folder.name,
         card=card,
-        counts=count_verdicts(findings),
-        directions=count_directions(findings),
+        unreadable_files=unreadable(problems),
+        tallies=tallies(findings),
         rule=rule(),
         experiments=tuple(_experiment(finding, colors) for finding in findings),
         drawings=_own_drawings(method.folder, results),
-        provenance=provenance(results, superseded, problems),
+        provenance=provenance(results, superseded, unreadable(problems)),
         runs=len({result.id for result in results}),
     )
     tasks = [(finding.name, task) for finding in findings for task in finding.tasks.values()]
@@ -177,7 +178,7 @@ def _experiment(finding: Finding, colors: ArmColors) -> ExperimentPart:
         claims=claims,
         claims_table=tables.claims_table(claims),
         conclusion=claims_sentences(finding),
-        counts=count_verdicts([finding]),
+        tallies=tallies([finding]),
         runs=finding.n_runs,
         planned=finding.n_planned,
         protocol=protocol(finding.experiment),
@@ -199,7 +200,7 @@ def _task(finding: Finding, task: TaskFinding, colors: ArmColors) -> TaskPart:
 
 def _metric(task: TaskFinding, metric: str, colors: ArmColors) -> MetricPart:
     rows = task.tables[metric]
-    variables = [style.variable(colors.color(row.arm)) for row in rows]
+    variables = [style.variable_alone(colors.color(row.arm)) for row in rows]
     columns = zip(rows, tables.row_texts(rows), seed_plots(rows, variables), variables, strict=True)
     shown = tuple(PageRow(text, plot, color, row.ran) for row, text, plot, color in columns)
     return MetricPart(metric_text(metric), tables.difference_heading(task), shown)

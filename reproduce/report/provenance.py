@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from reproduce.experiment.folder import WORKING_FOLDER
 from reproduce.experiment.schema import Experiment
 from reproduce.results.record import Result
 
 PACKAGES = ("torch", "torchvision", "numpy", "datasets")
+
+
+def unreadable(problems: Iterable[str]) -> tuple[str, ...]:
+    """A line for each Result file that cannot be read, which it begins with: in a checkout as a path inside it."""
+    return tuple(problem.removeprefix(f"{WORKING_FOLDER.resolve()}{os.sep}") for problem in problems)
 
 
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:

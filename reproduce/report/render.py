@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from reproduce.errors import UserError
-from reproduce.report import tables
+from reproduce.report import counts, tables
 from reproduce.report.drawings import Drawing
 from reproduce.report.kept import replace_text
 from reproduce.report.method_card import inline, to_html
 from reproduce.report.svg import rules_once
+
+RIGHT_TO_LEFT = r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+APART = re.compile(rf"“(?P<name>[^”]+)”|(?P<words>{RIGHT_TO_LEFT}+(?:[\W_]+{RIGHT_TO_LEFT}+)*)")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,15 @@ def _filled(template: str, content: Mapping[str, Any]) -> str:
     return "\n".join(kept).strip() + "\n"
 
 
+def isolated(text: str) -> Markup:
+    """Text with each name that it quotes, and what is written from right to left, apart: neither turns numbers over."""
+    return Markup(APART.sub(_apart, str(escape(text))))
+
+
+def _apart(found: re.Match[str]) -> str:
+    return f"“<bdi>{found['name']}</bdi>”" if found["name"] else f"<bdi>{found['words']}</bdi>"
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -78,6 +91,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["markdown"] = lambda text: Markup(to_html(text))
     environment.filters["inline"] = lambda text: Markup(inline(text))
+    environment.filters["isolated"] = isolated
+    environment.filters["label"] = counts.label
     environment.filters["pipes"] = tables.markdown
     environment.filters["slug"] = lambda text: "-".join(str(text).lower().split())
     return environment

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from reproduce.results.evaluate import ArmRow
 
-WIDTH, HEIGHT, MARGIN = 132, 18, 6  # CSS pixels
+WIDTH, HEIGHT, MARGIN = 132, 18, 6  # CSS pixels; the page's style repeats them, and how large a seed's circle is
 
 
 def seed_plots(rows: Sequence[ArmRow], colors: Sequence[str]) -> list[Markup]:
@@ -32,8 +32,8 @@ def seed_plots(rows: Sequence[ArmRow], colors: Sequence[str]) -> list[Markup]:
 
 def _seed_plot(row: ArmRow, color: str, place: Callable[[float], float]) -> Markup:
     middle = HEIGHT / 2
-    circles = [f'<circle cx="{place(value):g}" cy="{middle:g}" r="3"/>' for value in row.values.values()]
-    parts = [f'<g fill-opacity=".6">{"".join(circles)}</g>'] if circles else []
+    circles = [f'<circle cx="{place(value):g}"/>' for value in row.values.values()]
+    parts = circles
     if row.mean is not None:
         parts.append(f'<rect x="{place(row.mean.mean) - 1:g}" y="2" width="2" height="{HEIGHT - 4}"/>')
     parts = [f'<path d="M0 {middle:g}h{WIDTH}" class="axis"/>', f'<g fill="{color}">{"".join(parts)}</g>']
@@ -42,6 +42,6 @@ def _seed_plot(row: ArmRow, color: str, place: Callable[[float], float]) -> Mark
         parts.append(f'<path d="M{x:g} {middle - 4.5:g}l4.5 4.5-4.5 4.5-4.5-4.5z" class="paper"/>')
     title = ", ".join(f"seed {seed}: {value:.6g}" for seed, value in row.values.items())
     return Markup(
-        f'<svg class="strip" role="img" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<svg class="strip" role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
         f"<title>{escape(title or 'no seeds')}</title>{''.join(parts)}</svg>"
     )

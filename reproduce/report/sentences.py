@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
+from reproduce.report.counts import kind_of
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
 from reproduce.report.tables import baseline_label
 from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
@@ -14,12 +14,17 @@ from reproduce.results.over_tasks import MANY
 from reproduce.results.stats import SIGNIFICANCE, Difference, Estimate
 
 MOST = 6  # claims of one outcome that a sentence spells out
-Outcome = Literal["holds", "half", "fails", "open"]
-OUTCOMES: dict[Outcome, tuple[str, str]] = {  # of one claim, and of several
-    "holds": ("holds", "hold"),
-    "half": ("holds by its sign alone", "hold by their sign alone"),
-    "fails": ("fails", "fail"),
-    "open": ("stays open at these seeds", "stay open at these seeds"),
+# What is said of one claim, and of several; the first is what was claimed.
+AT_PAPER_SCALE = {
+    "reproduced": ("is reproduced", "are reproduced"),
+    "partly": ("is partly reproduced", "are partly reproduced"),
+    "not reproduced": ("is not reproduced", "are not reproduced"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+}
+AT_REDUCED_SCALE = {
+    "same direction": ("points {way}", "point {way}"),
+    "opposite": ("points the other way", "point the other way"),
+    "undecided": ("stays undecided", "stay undecided"),
 }
 
 
@@ -67,37 +72,35 @@ def extreme(metric: str) -> str:
 
 
 def claims_sentences(finding: Finding) -> str:
-    """Two sentences from the verdicts of an experiment: which claims hold, and which fail or stay open.
+    """What the verdicts of an experiment come to: of the papers' claims, then of ours, at paper scale, then reduced.
 
-    At reduced scale a claim holds or fails by its direction. Claims that were not run, and values that are not
-    compared across scales, are left out; "" where none is left.
+    At paper scale in the words of verdicts; at reduced scale nothing is confirmed or refuted: a gap points one way.
+    Claims that were not run, and values that are not compared across scales, are left out; "" where none is left.
     """
-    judged = [(verdict, outcome) for verdict in finding.verdicts if (outcome := _outcome(verdict))]
-    if not judged:
-        return ""
-    metrics = {verdict.claim.metric for verdict, _ in judged}
+    groups: dict[tuple[bool, bool], list[Verdict]] = {}
+    for verdict in finding.verdicts:
+        if kind_of(verdict) in (*AT_PAPER_SCALE, *AT_REDUCED_SCALE):
+            groups.setdefault((verdict.claim.ours, verdict.word == "reduced scale"), []).append(verdict)
+    return " ".join(_claims_sentence(finding, groups[key], *key) for key in sorted(groups))
+
+
+def _claims_sentence(finding: Finding, verdicts: Sequence[Verdict], ours: bool, reduced: bool) -> str:
+    """Two sentences on claims of one origin and scale: how many came out as claimed, and what became of the others."""
+    metrics = {verdict.claim.metric for verdict in verdicts}
     where = f" on {metric_name(metrics.pop())}" if len(metrics) == 1 else ""
-    texts: dict[Outcome, list[str]] = {outcome: [] for outcome in OUTCOMES}
-    for verdict, outcome in judged:
-        texts[outcome].append(_claim_text(finding, verdict, with_metric=not where))
-    counted = {outcome: _counted(texts[outcome], *verbs) for outcome, verbs in OUTCOMES.items()}
-    claims = f"the {len(judged)} claims" if len(judged) > 1 else "the one claim"
-    others = [counted[outcome] for outcome in ("half", "fails", "open") if texts[outcome]]
-    second = (
-        " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:]))) or "no claim fails and no claim stays open"
-    )
-    return f"Of {claims} judged{where}, {counted['holds']}. {second[0].upper()}{second[1:]}."
-
-
-def _outcome(verdict: Verdict) -> Outcome | None:
-    by_direction: dict[str | None, Outcome] = {"same direction": "holds", "opposite": "fails", "undecided": "open"}
-    by_word: dict[str, Outcome] = {
-        "reproduced": "holds",
-        "partly": "half",
-        "not reproduced": "fails",
-        "inconclusive": "open",
-    }
-    return by_direction.get(verdict.direction) if verdict.word == "reduced scale" else by_word.get(verdict.word)
+    scale = " at reduced scale" if reduced else ""
+    outcomes = AT_REDUCED_SCALE if reduced else AT_PAPER_SCALE
+    texts: dict[str, list[str]] = {kind: [] for kind in outcomes}
+    for verdict in verdicts:
+        texts[kind_of(verdict)].append(_claim_text(finding, verdict, with_metric=not where))
+    way = "our way" if ours else "the paper's way"
+    first, *others = (_counted(texts[kind], *(verb.format(way=way) for verb in outcomes[kind])) for kind in outcomes)
+    whose = "our own" if ours else "the paper's"
+    claims = f"{len(verdicts)} claims" if len(verdicts) > 1 else "one claim"
+    others = [text for text in others if text]
+    second = " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:])))
+    none = "none " + outcomes[next(iter(outcomes))][0].format(way=way)
+    return f"Of {whose} {claims} judged{scale}{where}, {first or none}." + (f" {second}." if second else "")
 
 
 def _claim_text(finding: Finding, verdict: Verdict, with_metric: bool) -> str:
@@ -120,7 +123,7 @@ def _claim_text(finding: Finding, verdict: Verdict, with_metric: bool) -> str:
 
 def _counted(texts: Sequence[str], one: str, several: str) -> str:
     if not texts:
-        return f"no claim {one}"
+        return ""
     more = f"; {len(texts) - MOST} more" if len(texts) > MOST else ""
     return f"{len(texts)} {one if len(texts) == 1 else several} ({'; '.join(texts[:MOST])}{more})"
 

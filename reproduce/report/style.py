@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MARKERS = ("o", "s", "^", "v")
 VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {
     color: f"--arm-{index}" for index, color in enumerate(ARMS)
 }
+MOST = 60  # characters of a label
 WIDTH = 7.2  # inches; the page's text column
 
 
@@ -52,6 +54,11 @@ def arm_colors(experiments: Iterable[Experiment]) -> ArmColors:
 def variable(color: str) -> str:
     """The CSS variable that a color stands for, with the color where no page defines it."""
     return f"var({VARIABLES[color]}, {color})"
+
+
+def variable_alone(color: str) -> str:
+    """The same for where a page defines it."""
+    return f"var({VARIABLES[color]})"
 
 
 STYLE: dict[Any, Any] = {
@@ -91,10 +98,18 @@ STYLE: dict[Any, Any] = {
 @contextmanager
 def look() -> Iterator[None]:
     """Matplotlib's defaults with `STYLE` over them, whatever a reader's own settings say."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # The font only measures what the reader's fonts then draw.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
+
+
+def plain(label: str) -> str:
+    """A label as matplotlib shows it to the letter: without mathematics, cut where it would leave no room to draw."""
+    cut = label if len(label) <= MOST else f"{label[: MOST - 1].rstrip()}…"
+    return cut.replace("$", r"\$")
 
 
 def svg(figure: Figure, description: str) -> str:

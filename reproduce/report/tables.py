@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reproduce.experiment.schema import Claim, Experiment
+from reproduce.report.counts import kind_of
 from reproduce.report.numbers import (
     NOTHING,
     decimals_of,
@@ -93,7 +94,7 @@ class ClaimText:
     claimed: str
     ours: str
     n: str
-    word: str
+    kind: str  # the word; at reduced scale the direction, where there is one
     verdict: str  # the word, and at reduced scale the direction
     reason: str
     address: str
@@ -266,7 +267,7 @@ def claim_texts(finding: Finding) -> list[ClaimText]:
                 claimed=_claimed(claim),
                 ours=with_interval(ours, decimals, sign=claim.over is not None),
                 n=str(ours.n) if ours else NOTHING,
-                word=verdict.word,
+                kind=kind_of(verdict),
                 verdict=verdict.text,
                 reason="; ".join(filter(None, (verdict.reason, _outlook(verdict)))),
                 address=claim.source,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reproduce.report import over_tasks, tables
+from reproduce.report.counts import judged_text
 from reproduce.report.numbers import metric_text
 from reproduce.report.sentences import best_arm_sentence, claims_sentences, waiting_sentence
 from reproduce.results.evaluate import Finding, TaskFinding
@@ -18,14 +19,20 @@ STYLES = {
     "partly": "yellow",
     "not reproduced": "red",
     "inconclusive": "magenta",
-    "reduced scale": "cyan",
+    "same direction": "cyan",
+    "opposite": "bright_red",
+    "undecided": "bright_magenta",
+    "reduced scale": "blue",
     "not run": "bright_black",
 }
 
 
 def terminal_summary(findings: Iterable[Finding], problems: Sequence[str] = ()) -> Group:
     """For `rich.console.Console.print`."""
+    findings = list(findings)
     parts: list[RenderableType] = [part for finding in findings for part in _experiment(finding)]
+    if judged := judged_text(findings):
+        parts.append(Text(f"\n{judged}"))
     parts += [Text(f"unreadable: {problem}", style="red") for problem in problems]
     return Group(*parts)
 
@@ -47,7 +54,7 @@ def _experiment(finding: Finding) -> list[RenderableType]:
     if finding.verdicts:
         grid = Table.grid(padding=(0, 2))
         for claim in tables.claim_texts(finding):
-            verdict = Text(claim.verdict, style=STYLES[claim.word])
+            verdict = Text(claim.verdict, style=STYLES[claim.kind])
             grid.add_row(verdict, Text(claim.claim), Text(claim.reason, style="dim"))
         parts.append(grid)
     return parts

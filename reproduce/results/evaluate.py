@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reproduce.experiment.dataset_card import DatasetCard, read_card
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Claim, Experiment
 from reproduce.results.chance import collapsed
-from reproduce.results.judge import DIRECTIONS, WORDS, Verdict, judge_experiment
+from reproduce.results.judge import Verdict, judge_experiment
 from reproduce.results.match import ArmRuns, ResultIndex, TaskRuns, match
 from reproduce.results.over_tasks import OverTasks, over_tasks
 from reproduce.results.record import Result
@@ -218,18 +217,6 @@ def task_finding(task: TaskRuns, card: DatasetCard) -> TaskFinding:
     beside = tuple(m for m in task.experiment.metrics if any(arm.values(m) for arm in task.arms.values()))
     tables = {metric: _rows(task, metric, card) for metric in dict.fromkeys((*metrics, *beside))}
     return TaskFinding(task, tables, metrics, beside)
-
-
-def count_verdicts(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many claims got which verdict, in the fixed order of words."""
-    counted = Counter(verdict.word for finding in findings for verdict in finding.verdicts)
-    return {word: counted[word] for word in WORDS if counted[word]}
-
-
-def count_directions(findings: Iterable[Finding]) -> dict[str, int]:
-    """Of the claims judged at reduced scale, how many point where the paper does."""
-    counted = Counter(verdict.direction for finding in findings for verdict in finding.verdicts)
-    return {direction: counted[direction] for direction in DIRECTIONS if counted[direction]}
 
 
 def _metrics(task: TaskRuns) -> tuple[str, ...]:

@@ -54,8 +54,11 @@ def has_a_complete_card(subject: Any, problems: Any) -> None:
         "a citation has a year, or is 'None: why'"
     )
     for name, text in card.sections.items():
-        shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", to_html(text), flags=re.S)
-        assert "$" not in shown, f"{subject.path / 'card.md'}: mathematics under {name} does not render"
+        made = to_html(text)
+        shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", made, flags=re.S)
+        problem = f"{subject.path / 'card.md'}: mathematics under {name} does not render"
+        assert "$" not in shown, problem
+        assert '<code class="formula">' not in made, problem
 
 
 def is_frozen_and_strict(subject: Any, problems: Any) -> None:

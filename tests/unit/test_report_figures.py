@@ -1,6 +1,7 @@
 """Figures: what they draw, that they are the same bytes every time, and that they follow the page's colors."""
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -249,3 +250,39 @@ def test_arms_keep_their_color_across_experiments(make_experiment):
     both = style.arm_colors([first, second])
     assert both == style.arm_colors([first])
     assert len({both.color(arm) for arm in first.arms}) == len(first.arms)
+
+
+@pytest.mark.parametrize("name", list(figures.FIGURES))
+def test_any_label_can_be_drawn(name, make_experiment, make_results):
+    labels = (r"$\frac{1$ and $\bad$", "$5 <b>", "正規化 🎲", "التطبيع الدفعي " + "x" * 200)
+    experiment = make_experiment()
+    arms = {
+        arm: given.model_copy(update={"label": label})
+        for (arm, given), label in zip(experiment.arms.items(), labels, strict=True)
+    }
+    changed = experiment.model_copy(update={"arms": arms})
+    task = evaluate("t", changed, ResultIndex(make_results(changed))).tasks["digits"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = figures.drawing(name, task, style.arm_colors([changed]), "c")
+        texts = [
+            element.text or "" for element in ElementTree.fromstring(one.svg).iter() if element.tag.endswith("text")
+        ]
+    assert any("正規化 🎲" in text for text in texts)
+    assert "x" * 100 not in "".join(texts)
+    assert "<b>" not in one.svg + one.table
+
+
+def test_a_figure_says_what_it_shows_in_numbers(task, colors):
+    def said(name):
+        return ElementTree.fromstring(figures.drawing(name, task, colors).svg).attrib["aria-label"]
+
+    assert said("seeds").startswith("test error (%): 3 means, from 6.63 (PER) to 7.21 (Vanilla). validation error")
+    assert said("paired_differences").startswith("test error (%), minus Vanilla: 2 gaps, from −0.5")
+    assert re.match(
+        r"validation error \(%\), at the end: PER 7\.\d+, BN 7\.\d+, Vanilla 7\.\d+\. train", said("learning_curves")
+    )
+    assert "mean square, layers.1.post, at the end: " in said("site_statistics")
+    table = figures.drawing("learning_curves", task, colors).table
+    assert '<th scope="row"><bdi>PER</bdi></th><td>' in table
+    assert figures.drawing("seeds", task, colors).table == ""  # its numbers are the table above it

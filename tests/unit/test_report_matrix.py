@@ -221,8 +221,8 @@ def test_the_sentence_counts_what_the_seeds_tell_apart(column):
     """BN lies .5 below at every seed; PER .1 and .15 below, and .15 above."""
     assert matrix.sentence(column) == (
         "“BN” has the lowest mean test error, 6.60 %; “none” has 7.10. Of 2 arms the seeds tell 1 from “none” after "
-        "Holm's adjustment (p < 0.05). Below it: “BN”. 1 of the 2 intervals exclude zero, where chance alone gives 0.1. "
-        "The best mean of so many arms that do not differ lies 0.0282 off by chance alone."
+        "Holm's adjustment (p < 0.05). Below it: “BN”. 1 of the 2 intervals exclude zero, where chance alone gives 0.1."
+        " The best mean of so many arms that do not differ lies 0.0282 off by chance alone."
     )
 
 

@@ -1,5 +1,6 @@
 """The page: complete, self-contained, repeatable, safe against what cards hold, and made without torch."""
 
+import html
 import io
 import re
 import shutil
@@ -17,8 +18,9 @@ from reproduce.report.index import write_index
 from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.numbers import with_interval
 from reproduce.report.page import write_page
+from reproduce.report.render import isolated
 from reproduce.report.terminal import terminal_summary
-from reproduce.results.evaluate import MethodFindings, count_directions, evaluate
+from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex, match
 from reproduce.results.store import read_results, write_result
 
@@ -75,7 +77,7 @@ def test_the_page_is_well_formed_and_fetches_nothing(page):
 def test_what_was_asked_found_and_how_sure_stand_on_the_page(page):
     for text in (
         "Does the penalty lower the test error?",
-        "“PER” has the lowest mean test error",
+        "“<bdi>PER</bdi>” has the lowest mean test error",
         '6.63 <span class="interval">[6.',
         "3</b>reproduced",
         "not run: the method is not built yet",
@@ -101,6 +103,44 @@ def test_mathematics_is_mathml_and_markup_in_a_card_is_text(page):
     assert "<math" in inline("error of $O(1/d)$")
 
 
+SCRIPT = "<script>alert(1)</script><img src=x>"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (rf"$\text{{</math>{SCRIPT}}}$", "<mtext>&lt;/math&gt;&lt;script&gt;"),
+        (r"$\href{javascript:alert(1)}{x} \style{color:red}{y}$", "<mi>x</mi>"),
+        ("$&#60;script&#62;$", "<mi>&amp;</mi>"),
+        (r"$\left( <b>x$", r'<code class="formula">\left( &lt;b&gt;x</code>'),
+        (rf"$$\frac{{{SCRIPT}$$", f'<code class="formula">\\frac{{{html.escape(SCRIPT)}</code>'),
+        ("![what it *is*](http://x/y.png)", "<p>what it is</p>"),
+        ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
+        ("[a](//evil.org) [b](data:text/html,x)", "<p>[a](//evil.org) [b](data:text/html,x)</p>"),
+        ("[a](https://x.org/a:b) [b](vcl.html#c) [d](#e)", '<a href="vcl.html#c">b</a>'),
+        (f"```\n{SCRIPT}\n```", '<pre tabindex="0"><code>&lt;script&gt;'),
+    ],
+)
+def test_nothing_in_a_card_runs_or_fetches(text, shown):
+    made = to_html(text)
+    assert shown in made
+    assert not re.search(r"<(script|img|b|/math>&)|javascript:[^<]*\">|href=\"(?!https://|vcl.html|#)|style=", made)
+
+
+def test_signs_of_mathematics_are_what_they_were():
+    made = inline(r"$\hat{\mathbb{E}} \le a\;b \text{two words} \lVert x \rVert$")
+    for part in ("<mi>𝔼</mi>", "<mo>≤</mo>", "two\xa0words", "‖", r"\hat{\mathbb{E}} \le"):
+        assert part in made
+    assert "&amp;#" not in made
+
+
+def test_names_from_right_to_left_stand_apart():
+    arabic = "التطبيع"
+    assert isolated(f"“{arabic}” has 5 < 6") == f"“<bdi>{arabic}</bdi>” has 5 &lt; 6"
+    assert isolated(f"{arabic} ({arabic}): 5") == f"<bdi>{arabic} ({arabic}</bdi>): 5"
+    assert isolated("plain") == "plain"
+
+
 def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(figures=("seeds", "unit_quantiles"))
     results = make_results(experiment)
@@ -116,7 +156,9 @@ def test_a_page_without_results_says_so(make_experiment, per_findings, tmp_path)
     assert "0 of 12 planned runs done" in page
     assert "4</b>not run" in page
     assert "<figure>" not in page
-    assert "with the arms “Vanilla”, “BN”, “PER”. Not possible yet: “VCL” (the method is not built yet)." in page
+    assert "with the arms “Vanilla”, “BN”, “PER”. Not possible yet: “VCL” (the method is not built yet)." in re.sub(
+        "</?bdi>", "", page
+    )
     assert page.count("<table") == 1  # the claims, and no rows of nothing
     assert page.count("7.21 ± 0.50") == 1
 
@@ -155,7 +197,7 @@ def test_many_tasks_are_one_table_with_the_best_marked(make_experiment, make_res
     parsed.feed(page)
     assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
     assert page.count("<strong>6.67</strong>") == 6
-    assert page.count("Dolan &amp; Moré") == 2  # caption and description
+    assert page.count("Dolan &amp; Moré") == 1
     assert page.count("<details><summary>set_") == 6
     markdown = path.with_suffix(".md").read_text("utf-8")
     assert "| set_1 | 7.26 | 6.98 | **6.67** | 6 |" in markdown
@@ -178,7 +220,8 @@ def test_data_that_stand_in_are_said_and_judged_as_such(make_experiment, make_re
     experiment = make_experiment(tasks={"digits": task}, figures=())
     page = write_page(per_findings({"t": experiment}, make_results(experiment)), [], tmp_path).read_text("utf-8")
     assert "JPEG quality 75" in page
-    assert "3</b>reduced scale" in page
+    assert "1</b>reduced scale: a value" in page
+    assert "2</b>reduced scale: same direction" in page
 
 
 def test_a_method_draws_its_own_figures(make_experiment, card_folder, per_findings, tmp_path):
@@ -224,18 +267,38 @@ def test_the_index_counts_verdicts_per_method(make_experiment, make_results, per
     assert (parsed.open, parsed.wrong, parsed.fetched) == ([], [], [])
     assert {"per.html", "other.html"} <= set(parsed.links)
     lines = path.with_suffix(".md").read_text("utf-8").splitlines()
-    assert "| [Projected Error Function Regularization](per.md) | 12 | 4 | 3 | 1 |" in lines
-    assert "| [Projected Error Function Regularization](other.md) | 0 | 0 | – | – |" in lines
+    assert "| [Projected Error Function Regularization](per.md) | 12 | 3 | 3 | 1 |" in lines
+    assert "| All | 12 | 3 | 3 | 1 |" in lines
+    assert not [line for line in lines if line.startswith("|") and "other.md" in line]  # it claims nothing
 
 
-def test_the_index_says_where_claims_at_reduced_scale_point(make_experiment, make_results, per_findings, tmp_path):
-    experiment = make_experiment(scale="reduced")
-    method = per_findings({"t": experiment}, make_results(experiment))
-    counted = count_directions(method.findings)
-    assert sum(counted.values()) > 0
-    path = write_index([method], [], tmp_path)
-    (line,) = [one for one in path.with_suffix(".md").read_text("utf-8").splitlines() if "](per.md)" in one]
-    assert all(f"{count} {word}" in line for word, count in counted.items())
+def test_the_counts_of_the_index_add_up_and_ours_stand_apart(make_experiment, make_results, per_findings, tmp_path):
+    paper = make_experiment(scale="reduced")
+    own = tuple(claim.model_copy(update={"source": "ours"}) for claim in paper.claims[2:])
+    both = paper.model_copy(update={"claims": (*paper.claims, *own)})
+    methods = [
+        per_findings({"t": both}, make_results(both)),
+        per_findings({"t": make_experiment()}, make_results(both), "b"),
+    ]
+    page = (
+        write_index(methods, [], tmp_path, [f"{ROOT}/reports/evidence/x.json: broken"]).with_suffix(".md").read_text()
+    )
+    papers, ours = page.split("## Our own claims")
+    for part, claims in ((papers, 8), (ours, 2)):
+        rows = [
+            [int(cell.replace("–", "0")) for cell in line.strip("| ").split(" | ")[1:]]
+            for line in part.splitlines()
+            if line.startswith(("| [", "| All"))
+        ]
+        sums = [sum(column) for column in zip(*rows[:-1], strict=True)]
+        assert rows[-1][1:] == sums[1:]
+        assert rows[-1][0] == 12  # runs are counted once
+        judged, *kinds = rows[-1][1:]
+        assert sum(kinds) == claims
+        waiting = kinds[-1] if "not run" in part else 0
+        assert judged == claims - waiting
+    assert "reduced scale: same direction" in papers
+    assert "**Cannot be read, and counts nowhere:** reports/evidence/x.json: broken" in page
 
 
 def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):

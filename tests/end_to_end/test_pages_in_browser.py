@@ -1,0 +1,237 @@
+"""The pages as a browser shows them: Chromium, headless, one for all tests.
+
+Where it or Playwright is missing these tests are skipped; in continuous integration (CI=true) they fail.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from reproduce.experiment.folder import ROOT, MethodFolder, find_method
+from reproduce.report.figures import FIGURES
+from reproduce.report.page import write_page
+from reproduce.results.evaluate import MethodFindings, evaluate
+from reproduce.results.match import ResultIndex
+from reproduce.results.store import read_results
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = [  # nothing but the page that is asked for is looked up
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PAGES = sorted((ROOT / "reports").glob("*.html"))
+LARGEST = sorted(PAGES, key=lambda path: path.stat().st_size)[-3:]
+MOST_BYTES = 400_000
+WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
+
+# What scrolls sideways in its own container and cannot be reached, or is not named.
+UNREACHABLE = """() => [...document.querySelectorAll('*')].filter(one =>
+    one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX)
+    && !(one.tabIndex === 0 && (one.tagName === 'PRE' || one.getAttribute('aria-label')))
+).map(one => one.outerHTML.slice(0, 90))"""
+LINKS = "() => [...document.links].map(one => one.href)"
+IDS = "() => [...document.querySelectorAll('[id]')].map(one => one.id)"
+# What stands in closed details and is not shown.
+HIDDEN = """() => [...document.querySelectorAll('details:not([open]) > :not(summary)')].filter(one =>
+    !one.checkVisibility({contentVisibilityAuto: true}) || one.getBoundingClientRect().height === 0
+).map(one => one.outerHTML.slice(0, 90))"""
+# What follows a name from right to left on its line, and stands left of it.
+TURNED = """() => [...document.querySelectorAll('bdi')].filter(one => {
+    const next = one.nextSibling;
+    if (!/[\\u0590-\\u08ff]/.test(one.textContent) || !next?.textContent.trim()) return false;
+    const range = document.createRange();
+    range.setStart(next, 0);
+    range.setEnd(next, 1);
+    const [name, after] = [[...one.getClientRects()].at(-1), range.getBoundingClientRect()];
+    return name && Math.abs(name.bottom - after.bottom) < 4 && after.left < name.right - 1;
+}).map(one => one.textContent)"""
+
+
+@dataclass
+class Window:
+    """One page of the browser, and what happened in it since `show`."""
+
+    page: Any
+    axe: Any
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on(
+            "console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", self._dismiss)
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def show(self, path: Path, viewport: dict[str, int], theme: str = "light", media: str = "screen") -> None:
+        self.page.set_viewport_size(viewport)
+        self.page.emulate_media(color_scheme=theme, media=media)
+        self.requests.clear()
+        self.errors.clear()
+        self.page.goto(path.as_uri())
+
+    def serious(self) -> list[str]:
+        """What axe finds serious or worse: the rule, and the first element that breaks it."""
+        found = self.axe.run(self.page, options={"resultTypes": ["violations"]}).response["violations"]
+        return [
+            f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in ("serious", "critical")
+        ]
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Window]:
+    missing = [name for name in ("playwright", "axe_playwright_python") if importlib.util.find_spec(name) is None]
+    missing += [] if Path(CHROMIUM).exists() else [CHROMIUM]
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no browser: {', '.join(missing)} is missing")
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        one = Window(browser.new_page(), Axe())
+        one.listen()
+        yield one
+        browser.close()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_is_quiet_fits_and_can_be_read_by_all(path: Path, window: Window) -> None:
+    assert path.stat().st_size < MOST_BYTES
+    window.show(path, NARROW)
+    assert window.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    assert window.page.evaluate(UNREACHABLE) == []
+    assert window.serious() == []
+    assert window.page.evaluate("document.scripts.length") == 0  # nothing that sorts or moves
+    assert (window.requests, window.errors) == ([path.as_uri()], [])
+
+
+def test_every_link_and_anchor_resolves(window: Window) -> None:
+    ids: dict[Path, set[str]] = {}
+    links: dict[Path, list[str]] = {}
+    for path in PAGES:
+        window.show(path, WIDE)
+        ids[path], links[path] = set(window.page.evaluate(IDS)), window.page.evaluate(LINKS)
+    broken = []
+    for path, addresses in links.items():
+        for address in addresses:
+            parts = urlsplit(address)
+            target = Path(unquote(parts.path))
+            known = not parts.fragment or parts.fragment in ids.get(target, ())
+            resolves = target.exists() and known if parts.scheme == "file" else parts.scheme in ("http", "https")
+            broken += [] if resolves else [f"{path.name}: {address}"]
+    assert broken == []
+    assert sum(map(len, links.values())) > 100
+
+
+@pytest.mark.parametrize("path", LARGEST, ids=lambda path: path.stem)
+def test_a_page_can_be_read_in_the_dark(path: Path, window: Window) -> None:
+    window.show(path, WIDE, theme="dark")
+    assert window.serious() == []
+
+
+def test_what_is_closed_is_printed(window: Window) -> None:
+    for path in LARGEST:
+        window.show(path, WIDE)
+        assert window.page.evaluate(HIDDEN) != []
+        window.show(path, WIDE, media="print")
+        assert window.page.evaluate(HIDDEN) == []
+
+
+SCRIPT = "<script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(2)>"
+CARD = rf"""# A card {SCRIPT}
+
+## Idea
+An idea of $\text{{</math>{SCRIPT}}}$, $\frac{{1$ and $\left( x$, with ![a picture](http://127.0.0.1:9/a.png)
+and [a link](javascript:alert(3)) {SCRIPT}
+
+## Mathematics
+$$\mathrm{{</annotation></semantics></math>{SCRIPT}}} + \href{{javascript:alert(4)}}{{x}}$$
+
+| one | two |
+|:----|----:|
+| {"wide" * 40} | 2 |
+
+```
+{SCRIPT} {"code " * 60}
+```
+"""
+LABELS = (SCRIPT, r"$\frac{1$ and $\bad$", "التطبيع الدفعي", "正規化 🎲 活性化", "x" * 200, "$5 & <b>bold</b>")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an experiment that ran, under a card and names that attack whoever shows them."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "card.md").write_text(CARD, "utf-8")
+    experiment = find_method("activity_prior").experiments()["reduced_two_units"]
+    arms = {
+        name: arm.model_copy(update={"label": LABELS[place % len(LABELS)]})
+        for place, (name, arm) in enumerate(experiment.arms.items())
+    }
+    formula = rf"$\text{{</math>{SCRIPT}}}$"
+    texts = {
+        name: f"{name} {SCRIPT} {LABELS[2]} 12.5 % {formula}" for name in ("title", "question", "source", "caveat")
+    }
+    deviations = (f"A deviation: {SCRIPT} ![a second picture](http://127.0.0.1:9/b.png)",)
+    changed = experiment.model_copy(update={**texts, "arms": arms, "deviations": deviations, "figures": tuple(FIGURES)})
+    results, problems = read_results((ROOT / "reports" / "evidence").glob("mnist-rectified_mlp-*.json"))
+    assert results
+    finding = evaluate("t", changed, ResultIndex(results))
+    damaged = [f"{ROOT}/reports/evidence/{SCRIPT.replace('/', '')}.json: its seal is broken", *problems]
+    return write_page(MethodFindings(MethodFolder("hostile", folder), (finding,)), damaged, folder)
+
+
+def test_hostile_cards_and_names_are_text(hostile: Path, window: Window) -> None:
+    for viewport, theme in ((NARROW, "light"), (WIDE, "dark")):
+        window.show(hostile, viewport, theme)
+        assert window.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert window.page.evaluate(UNREACHABLE) == []
+        assert window.page.evaluate(TURNED) == []
+        assert window.serious() == []
+        assert (window.requests, window.errors) == ([hostile.as_uri()], [])
+    shown = window.page.evaluate("document.body.textContent")
+    for text in (*LABELS, "a picture", "a second picture", "[a link](javascript:alert(3))", r"\left( x"):
+        assert text in shown, text
+    for element in ("script", "img", "b:not(.counts b)", "link", "iframe", "[onerror]"):
+        assert window.page.locator(element).count() == 0, element
+    assert window.page.evaluate(LINKS)  # and none that runs
+    assert {urlsplit(link).scheme for link in window.page.evaluate(LINKS)} == {"file"}
+
+
+def test_what_cannot_be_read_is_named_in_the_first_screen(hostile: Path, window: Window) -> None:
+    window.show(hostile, WIDE)
+    place = window.page.get_by_text("its seal is broken").first.bounding_box()
+    assert place["y"] + place["height"] < WIDE["height"]
+    text = window.page.get_by_text("its seal is broken").first.inner_text()
+    assert text.startswith("reports/evidence/")
+
+
+def test_a_script_that_gets_into_a_page_does_not_run(hostile: Path, window: Window) -> None:
+    """What escaping should ever miss, the page's policy forbids."""
+    attacked = hostile.with_name("attacked.html")
+    attack = "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png' onerror='alert(2)'>"
+    attacked.write_text(hostile.read_text("utf-8").replace("<main>", f"<main>{attack}", 1), "utf-8")
+    window.show(attacked, WIDE)
+    assert window.page.locator("img").count() == 1
+    assert not [error for error in window.errors if error.startswith("dialog")]
+    assert any("Content Security Policy" in error for error in window.errors)
+    assert [address for address in window.requests if not address.startswith("file")] == []
