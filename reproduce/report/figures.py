@@ -274,7 +274,7 @@ FIGURES = {
         seeds_described,
     ),
     "paired_differences": ExperimentFigure(
-        "Each arm minus the baseline, paired by seed: a point for every seed, a bar for the mean, its 95 % interval.",
+        "Each arm minus the baseline: a point for every seed, a bar for the gap between the means, its 95 % interval.",
         paired_differences,
         differences_described,
     ),

@@ -32,7 +32,7 @@ from reproduce.results.match import ArmRuns, higher_is_better
 from reproduce.results.stats import CONFIDENCE, SIGNIFICANCE
 
 CAPTION = (
-    "Each arm minus the baseline, on test and validation, paired by seed, the best on the test set first: points are "
+    "Each arm minus the baseline, on test and validation, the best on the test set first: points are "
     "seeds, bars are means with their 95 % intervals, colours are methods; an arrow is the mean of an arm far beyond."
 )
 
