@@ -154,22 +154,25 @@ def planned_runs(
     data: str,
     arms: str = "",
     tasks: str = "",
+    results: Iterable[Result] | None = None,
 ) -> list[PlannedRun]:
     """All Runs of the chosen methods' experiments, or of these arms and tasks of them, each once.
 
     Raises:
         UserError: an arm or task that none of the experiments has, with the nearest names.
     """
+    from reproduce.results.match import ResultIndex
     from reproduce.training.plan import merged
     from reproduce.training.plan import plan as plan_experiments
 
     root = data_root(data)
+    indexed = None if results is None else ResultIndex(results)
     every = [experiment for of_method in experiments.values() for experiment in of_method.values()]
     arm_names = _named("--arms", arms, {name for experiment in every for name in experiment.arms})
     task_names = _named("--tasks", tasks, {name for experiment in every for name in experiment.tasks})
     found: dict[str, PlannedRun] = {}
     for folder, of_method in experiments.items():
-        for run in plan_experiments(of_method, root, parse_seeds(seeds), arm_names, task_names):
+        for run in plan_experiments(of_method, root, parse_seeds(seeds), arm_names, task_names, indexed):
             named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
             found[run.id] = merged(found[run.id], named) if run.id in found else named
     if not found and (arm_names or task_names):

@@ -179,10 +179,10 @@ def plan(
 
     allowed = parse_budget(budget)
     experiments = chosen_experiments(method, scale, only)
-    planned = planned_runs(experiments, seeds, data, arms, tasks)
+    sealed, _ = local_results(runs)
+    planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
-    sealed, _ = local_results(runs)
     evidence, _ = read_results(EVIDENCE.glob("*.json"))
     ids = {result.id for result in sealed}
     planned = most_valuable_first(planned, [*sealed, *evidence])
@@ -272,10 +272,10 @@ def run(
     check_copy()
     workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
     experiments = chosen_experiments(method, scale, only)
-    planned = planned_runs(experiments, seeds, data, arms, tasks)
+    sealed, damaged = local_results(runs)
+    planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
-    sealed, damaged = local_results(runs)
     asked = allowed is not None or any(run.published for run in planned)  # of what stands: it takes a second
     evidence = read_results(EVIDENCE.glob("*.json"))[0] if asked else []
     ids = {result.id for result in sealed}
@@ -301,7 +301,17 @@ def run(
             trained += found
             if agenda.left and not agenda.n_started and not trained and not failures:
                 raise UserError(too_short(budget, agenda))
-        if not until_decided or failures or agenda.left:
+        if failures or agenda.left:
+            break
+        if trained and any(one.choosing_seeds for of_method in experiments.values() for one in of_method.values()):
+            have = ids | {result.id for result in trained}
+            planned = planned_runs(experiments, seeds, data, arms, tasks, [*sealed, *trained])
+            missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in have]
+            if missing:
+                if not as_json:
+                    print(f"coefficients are chosen: {len(missing)} more runs at those that count")
+                continue
+        if not until_decided:
             break
         missing, lines = further_runs(experiments, [*sealed, *trained], max_seeds, data, arms, tasks)
         if not as_json:

@@ -173,6 +173,11 @@ class Arm(Strict):
     tasks: tuple[str, ...] | None = None  # only on these tasks
     pending: str | None = None  # why this arm cannot run yet; it is then shown, never run
 
+    @property
+    def chooses(self) -> bool:
+        """Whether its grid has more than one point."""
+        return len(self.points()) > 1
+
     def points(self) -> list[dict[str, Any]]:
         """Every choice of the grid, merged with the fixed parameters."""
         names = list(self.grid)
@@ -228,6 +233,9 @@ class Experiment(Strict):
     scale: Scale
     source: str = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
+    choosing_seeds: tuple[int, ...] = ()  # on which grids choose, and which are not judged; none: `seeds`
+    baseline_seeds: tuple[int, ...] = ()  # of the baseline, which many arms are held against; none: `seeds`
+    seen_seeds: tuple[int, ...] = ()  # whose numbers were seen while the grids were set: Results of them do not count
     tasks: dict[str, TaskSpec] = Field(min_length=1)
     recipe: Recipe
     arms: dict[str, Arm] = Field(min_length=1)
@@ -261,6 +269,22 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _seeds_are_for_one_thing(self) -> Experiment:
+        judged = {*self.seeds, *self.baseline_seeds}
+        for name, others in (("choosing_seeds", self.choosing_seeds), ("seen_seeds", self.seen_seeds)):
+            if shared := sorted(judged & set(others)):
+                raise Misplaced((name,), f"{', '.join(map(str, shared))}: judged seeds are {sorted(judged)}")
+        if self.choosing_seeds and not any(arm.chooses for arm in self.arms.values()):
+            raise Misplaced(("choosing_seeds",), "no arm has a grid to choose from")
+        if self.baseline_seeds and (self.baseline is None or not set(self.seeds) <= set(self.baseline_seeds)):
+            raise Misplaced(("baseline_seeds",), "expected a baseline, and all of seeds among its own")
+        return self
+
+    def seeds_of(self, arm_name: str) -> tuple[int, ...]:
+        """On which seeds an arm is judged."""
+        return self.baseline_seeds or self.seeds if arm_name == self.baseline else self.seeds
+
+    @model_validator(mode="after")
     def _recipes_hold(self) -> Experiment:
         for name, arm in self.arms.items():
             try:
@@ -288,13 +312,26 @@ class Cell(Strict):
 
 
 def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
-    """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons."""
+    """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons.
+
+    Where arms choose on seeds of their own, these come first; of the others, all that may be chosen is here.
+
+    Args:
+        seeds: of every arm, in place of the experiment's own.
+    """
     found = []
     recipes = {name: experiment.recipe_of(arm) for name, arm in experiment.arms.items()}
-    for seed in seeds or experiment.seeds:
+    asked = {
+        name: {*experiment.seeds_of(name), *(experiment.choosing_seeds if arm.chooses else ())}
+        for name, arm in experiment.arms.items()
+    }
+    own = dict.fromkeys((*experiment.choosing_seeds, *experiment.seeds, *experiment.baseline_seeds))
+    for seed in seeds or own:
         for task_name, task in experiment.tasks.items():
             for arm_name, arm in experiment.arms.items():
                 if arm.pending or (arm.tasks is not None and task_name not in arm.tasks):
+                    continue
+                if not seeds and seed not in asked[arm_name]:
                     continue
                 changed = {"model_options": {**task.model_options, **arm.model_options}}
                 arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})

@@ -134,7 +134,7 @@ def _drawn(place: int) -> str:
 def finding_digest(task: TaskFinding, colors: style.ArmColors) -> list[Any]:
     """All that a figure of an experiment can show: the experiment, its Results, what was found in them, the colors."""
     arms = {
-        arm.name: [arm.points.index(arm.chosen) if arm.chosen else None, *map(_point, arm.points)]
+        arm.name: [_point(arm.chosen) if arm.chosen else None, *map(_point, arm.points)]
         for arm in task.runs.arms.values()
     }
     rows = [

@@ -29,7 +29,13 @@ def protocol(experiment: Experiment) -> list[tuple[str, str]]:
         if name == "selection" or getattr(recipe, name) != type(recipe).model_fields[name].default
     }
     settings.append(("recipe", _settings(changed)))
-    settings.append(("seeds", ", ".join(map(str, experiment.seeds))))
+    kinds = {
+        "seeds": experiment.seeds,
+        "seeds of the baseline": experiment.baseline_seeds,
+        "seeds that choose": experiment.choosing_seeds,
+        "seeds seen before, which do not count": experiment.seen_seeds,
+    }
+    settings += [(name, ", ".join(map(str, seeds))) for name, seeds in kinds.items() if seeds]
     for name, arm in experiment.arms.items():
         settings.append(
             (

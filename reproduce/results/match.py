@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -66,7 +66,8 @@ class ArmRuns:
     chosen: Point | None  # None: nothing has run
     chosen_by: str  # "" where there was nothing to choose
     chosen_on_test: bool
-    planned: tuple[int, ...]  # seeds that the experiment asks for
+    planned: tuple[int, ...]  # seeds that the experiment asks for, to be judged
+    choosing: tuple[int, ...] = ()  # further ones, of every point, that chose
 
     @property
     def label(self) -> str:
@@ -117,7 +118,12 @@ class TaskRuns:
     @property
     def planned(self) -> int:
         """How many Runs the experiment asks for."""
-        return sum(len(arm.points) * len(arm.planned) for arm in self.arms.values())
+        return sum(
+            len(arm.points) * len(arm.choosing) + len(arm.planned)
+            if arm.choosing
+            else len(arm.points) * len(arm.planned)
+            for arm in self.arms.values()
+        )
 
     @property
     def metric(self) -> str | None:
@@ -218,11 +224,46 @@ def _match_task(
             Point(cell.params, dict(sorted(by_point.get((arm_name, index), {}).items())))
             for index, cell in enumerate(wanted.get(arm_name, []))
         )
-        chosen, chosen_by, on_test = _choose(points)
-        arms[arm_name] = ArmRuns(arm_name, arm, points, chosen, chosen_by, on_test, experiment.seeds)
+        choosing = experiment.choosing_seeds if arm.chooses else ()
+        seen = experiment.seen_seeds
+        asked = [_only(point, choosing) if choosing else _without(point, seen) for point in points]
+        best, chosen_by, on_test = _choose(asked)
+        if best is not None and choosing:
+            chosen_by += f", on seeds {', '.join(map(str, choosing))}, which are not judged"
+        counting = [_without(point, {*choosing, *seen}) for point in points if best and point.params == best.params]
+        judged = counting[0] if counting and counting[0].results else None
+        planned = experiment.seeds_of(arm_name)
+        arms[arm_name] = ArmRuns(arm_name, arm, points, judged, chosen_by, on_test, planned, choosing)
     notes += _mixed_devices(kept)
     ordered = tuple(superseded[key] for key in sorted(superseded))
     return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
+
+
+def _only(point: Point, seeds: Collection[int]) -> Point:
+    return Point(point.params, {seed: result for seed, result in point.results.items() if seed in seeds})
+
+
+def _without(point: Point, seeds: Collection[int]) -> Point:
+    return Point(point.params, {seed: result for seed, result in point.results.items() if seed not in seeds})
+
+
+def cells_to_train(experiment: Experiment, results: ResultIndex) -> list[Cell]:
+    """The cells that are to be trained by what is known: a point is judged once all points have run that it is chosen
+    from, where arms choose on seeds of their own; all cells of other experiments."""
+    if not experiment.choosing_seeds:
+        return cells(experiment)
+    tasks = match(experiment, results)
+
+    def wanted(cell: Cell) -> bool:
+        arm = tasks[cell.task_name].arms[cell.arm_name]
+        if not arm.choosing or cell.seed in arm.choosing:
+            return True
+        if any(seed not in point.results for point in arm.points for seed in arm.choosing):
+            return False
+        chosen, *_ = _choose([_only(point, arm.choosing) for point in arm.points])
+        return chosen is not None and cell.params == chosen.params
+
+    return [cell for cell in cells(experiment) if wanted(cell)]
 
 
 def _age(result: Result) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from reproduce.experiment.folder import MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, run_key
 from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
 from reproduce.method import Method
+from reproduce.results.match import ResultIndex, cells_to_train
 from reproduce.results.record import Result
 
 
@@ -112,10 +113,12 @@ def plan(
     seeds: tuple[int, ...] | None = None,
     arm_names: Container[str] | None = None,
     task_names: Container[str] | None = None,
+    results: ResultIndex | None = None,
 ) -> list[PlannedRun]:
     """Every Run that the experiments need, once each: arms shared by several experiments are trained once.
 
     Args:
+        results: of what is chosen on seeds of its own, they say what is chosen; None: all that may be.
         seeds: in place of the experiments' own.
         arm_names: only these; None: all. Likewise ``task_names``.
     """
@@ -124,7 +127,7 @@ def plan(
     for name, experiment in experiments.items():
         wanted = [
             cell
-            for cell in cells(experiment, seeds)
+            for cell in (cells(experiment, seeds) if seeds or results is None else cells_to_train(experiment, results))
             if (arm_names is None or cell.arm_name in arm_names)
             and (task_names is None or cell.task_name in task_names)
         ]
@@ -141,7 +144,8 @@ def plan_cells(
     Raises:
         UserError: a cell that cannot be completed, with the experiment's name.
     """
-    places = {seed: place for place, seed in enumerate(seeds or experiment.seeds)}
+    own = dict.fromkeys((*experiment.choosing_seeds, *experiment.seeds, *experiment.baseline_seeds))
+    places = {seed: place for place, seed in enumerate(seeds or own)}
     published = _published(experiment)
     found = []
     for cell in wanted:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from reproduce.experiment.schema import Arm, Recipe, StepRate, cells
-from reproduce.results.match import ResultIndex, match
+from reproduce.experiment.schema import Arm, Experiment, Recipe, StepRate, cells
+from reproduce.results.match import ResultIndex, cells_to_train, match
 
 
 def matched(experiment, results):
@@ -116,3 +116,79 @@ def test_where_every_point_diverges_that_is_what_is_shown(make_experiment, make_
     arm = matched(experiment, results).arms["per"]
     assert (arm.diverged, arm.values("test.error")) == (3, {})
     assert "every point diverged" in arm.chosen_by
+
+
+@pytest.fixture
+def choosing(make_experiment):
+    """PER chooses among three strengths on seeds 8 and 9; it is judged on 1 and 2, vanilla on 1 to 4; 0 was seen."""
+    return make_experiment(
+        arms={"vanilla": Arm(), "per": Arm(method="per", grid={"strength": (0.1, 0.2, 0.3)})},
+        seeds=(1, 2),
+        choosing_seeds=(8, 9),
+        baseline_seeds=(1, 2, 3, 4),
+        seen_seeds=(0,),
+        claims=(),
+    )
+
+
+def results_of(make_result, cells_, best_when_judged=0.1):
+    """Strength 0.3 is best on validation where it is chosen; another one where it is judged."""
+    best = {True: 0.3, False: best_when_judged}
+    return [
+        make_result(cell, 7.0, 5.0 if cell.params.get("strength") == best[cell.seed > 7] else 6.0 + cell.seed / 10)
+        for cell in cells_
+    ]
+
+
+def test_a_grid_is_chosen_on_seeds_that_are_not_judged(choosing, make_result):
+    everything = cells(choosing)
+    assert len(everything) == 3 * 2 + 3 * 2 + 4
+    seen = cells(choosing, (0,))
+    task = matched(choosing, results_of(make_result, [*everything, *seen]))
+    per = task.arms["per"]
+    assert per.chosen_grid == {"strength": 0.3}
+    assert sorted(per.values("test.error")) == [1, 2]
+    assert per.chosen_by.endswith("of 3 points, on seeds 8, 9, which are not judged")
+    assert sorted(task.arms["vanilla"].values("test.error")) == [1, 2, 3, 4]
+    assert (per.missing, task.arms["vanilla"].missing) == ((), ())
+    assert task.planned == 3 * 2 + 2 + 4
+
+
+def test_points_that_were_not_chosen_tell_how_seeds_scatter(choosing, make_result):
+    few = [cell for cell in cells(choosing) if cell.seed in (8, 9)]
+    task = matched(choosing, results_of(make_result, few))
+    assert task.arms["per"].chosen is None  # nothing has run that counts
+    assert sum(len(point.results) for point in task.arms["per"].points) == 6
+    assert task.scatter("validation.error").prior.available == 2  # of the two points whose seeds differ
+
+
+def test_what_is_trained_waits_for_the_choice(choosing, make_result):
+    first = cells_to_train(choosing, ResultIndex())
+    assert {(cell.arm_name, cell.seed) for cell in first} == {
+        *(("vanilla", seed) for seed in (1, 2, 3, 4)),
+        ("per", 8),
+        ("per", 9),
+    }
+    assert first[0].seed == 8  # what chooses comes first
+    chosen = results_of(make_result, [cell for cell in first if cell.arm_name == "per"])
+    some = cells_to_train(choosing, ResultIndex(chosen[:-1]))
+    assert some == first
+    then = cells_to_train(choosing, ResultIndex(chosen))
+    judged = [cell for cell in then if cell.arm_name == "per" and cell.seed < 8]
+    assert [(cell.params["strength"], cell.seed) for cell in judged] == [(0.3, 1), (0.3, 2)]
+    assert len(then) == 6 + 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"choosing_seeds": (2, 3)}, "2, 3: judged seeds are"),
+        ({"seen_seeds": (4,)}, "4: judged seeds are"),
+        ({"baseline_seeds": (1, 3)}, "expected a baseline, and all of seeds among its own"),
+        ({"baseline": None}, "expected a baseline"),
+        ({"arms": {"vanilla": Arm(), "per": Arm(method="per")}}, "no arm has a grid"),
+    ],
+)
+def test_seeds_that_cannot_be_are_said(choosing, changes, said):
+    with pytest.raises(ValueError, match=f"(?s){said}"):
+        Experiment.model_validate({**dict(choosing), **changes})
