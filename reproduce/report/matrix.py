@@ -203,9 +203,8 @@ def chosen(arm: ArmRuns) -> str:
     """The coefficient that counts, and whether its grid ends there: the best one may then lie outside."""
     parts = []
     for name, value in arm.chosen_grid.items():
-        choices = arm.arm.grid[name]
-        end = "lowest" if value == min(choices) else "highest" if value == max(choices) else ""
-        parts.append(f"at {value:g}" + (f", {end} of {len(choices)}" if end and len(choices) > 1 else ""))
+        end = arm.end_of_grid(name)
+        parts.append(f"at {value:g}" + (f", {end}" if end else ""))
     return "; ".join(parts)
 
 

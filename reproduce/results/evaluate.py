@@ -71,8 +71,12 @@ class ArmRow:
 
     @property
     def chosen(self) -> str:
-        """What the grid varied, at the point that counts."""
-        return ", ".join(f"{name} = {value}" for name, value in self.runs.chosen_grid.items())
+        """What the grid varied, at the point that counts; at an end of it, a better one may lie beyond."""
+        ends = {name: self.runs.end_of_grid(name) for name in self.runs.chosen_grid}
+        return ", ".join(
+            f"{name} = {value}" + (f" ({ends[name]})" if ends[name] else "")
+            for name, value in self.runs.chosen_grid.items()
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -98,6 +98,14 @@ class ArmRuns:
         """The parameters that the grid varied, at the point that counts."""
         return {name: self.chosen.params[name] for name in self.arm.grid} if self.chosen else {}
 
+    def end_of_grid(self, name: str) -> str:
+        """ "lowest of 3" or "highest of 3" where the number that was chosen is one of the grid's ends; else ""."""
+        choices, value = self.arm.grid[name], self.chosen_grid.get(name)
+        numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
+        if len(choices) < 2 or len(numbers) < len(choices) or value not in (min(numbers), max(numbers)):
+            return ""
+        return f"{'lowest' if value == min(numbers) else 'highest'} of {len(choices)}"
+
 
 @dataclass(frozen=True)
 class TaskRuns:

@@ -50,7 +50,7 @@ def test_a_row_holds_the_statistics_of_its_seeds(task):
     assert row.difference == gap
     assert row.p_holm >= gap.p_value
     assert (row.n, row.planned, row.diverged, row.survivors) == (3, 3, 0, None)
-    assert row.chosen == "strength = 0.001"
+    assert row.chosen == "strength = 0.001 (highest of 2)"
 
 
 def test_test_and_validation_are_both_there(task):
@@ -141,7 +141,7 @@ def test_the_terminal_table_fits_100_columns(task):
     console.print(tables.terminal(tables.of_metric(task, "test.error"), "digits"))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
-    assert "PER (strength = 0.001)" in text
+    assert "PER (strength = 0.001" in text
     assert "−0.61" in text
 
 
