@@ -19,6 +19,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from reproduce.errors import UserError
 
 SECTIONS = ("Idea", "Mathematics", "Experiments", "Deviations", "Ambiguities", "Citation")
+LONG = 25  # signs of a formula in a line, which is not broken: on a telephone it may have to scroll
 # What mathematics may be made of: MathML that shows, and attributes that neither link nor name nor style.
 ELEMENTS = re.compile(
     "math|semantics|annotation|mrow|mi|mn|mo|ms|mtext|mspace|mfrac|msqrt|mroot|mstyle|merror|mpadded|mphantom|menclose|"
@@ -112,7 +113,9 @@ def _heading(renderer: RendererHTML, tokens: Sequence[Token], place: int, option
 def _math(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
     formula, kind = tokens[place].content.strip(), tokens[place].type
     if kind == "math_inline":
-        return mathml(formula, "inline")
+        shown = mathml(formula, "inline")
+        is_long = len(re.sub("<annotation.*|<[^>]*>", "", shown)) > LONG
+        return f'<span class="long" role="group" aria-label="Formula" tabindex="0">{shown}</span>' if is_long else shown
     block = f'<div class="math block" role="group" aria-label="Formula" tabindex="0">{mathml(formula, "block")}</div>'
     return f"{block}\n" if kind == "math_block" else mathml(formula, "block")
 

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduce.report.numbers import MINUS, NOTHING, decimals_of, metric_text, number
+from reproduce.report.numbers import MINUS, NOTHING, metric_text, number
+from reproduce.report.tables import decimals_of_rows
 from reproduce.results.evaluate import TaskFinding
 
 MOST = 6  # panels, and lines of one panel, that a description spells out
@@ -84,7 +85,8 @@ def seeds_described(task: TaskFinding) -> str:
     sentences = []
     for metric in task.metrics:
         means = [(row.label, row.mean.mean) for row in task.tables[metric] if row.mean is not None]
-        sentences += [_between(metric_text(metric), means, "mean")]
+        decimals = decimals_of_rows(task.tables[metric])
+        sentences += [_between(metric_text(metric), means, "mean", decimals)]
     return " ".join(filter(None, sentences))
 
 
@@ -94,15 +96,15 @@ def differences_described(task: TaskFinding) -> str:
         return ""
     sentences = []
     for metric in task.metrics:
+        decimals = decimals_of_rows(task.tables[metric])
         gaps = [(row.label, row.difference.estimate.mean) for row in task.tables[metric] if row.difference is not None]
-        sentences += [_between(f"{metric_text(metric)}, minus {task.baseline.label}", gaps, "gap", sign=True)]
+        sentences += [_between(f"{metric_text(metric)}, minus {task.baseline.label}", gaps, "gap", decimals, sign=True)]
     return " ".join(filter(None, sentences))
 
 
-def _between(what: str, values: Sequence[tuple[str, float]], kind: str, sign: bool = False) -> str:
+def _between(what: str, values: Sequence[tuple[str, float]], kind: str, decimals: int, sign: bool = False) -> str:
     if not values:
         return ""
-    decimals = decimals_of(value for _, value in values)
     low, high = (choose(values, key=lambda pair: pair[1]) for choose in (min, max))
     least, most = (f"{number(value, decimals, sign)} ({label})" for label, value in (low, high))
     if len(values) == 1:

@@ -277,8 +277,10 @@ def test_a_figure_says_what_it_shows_in_numbers(task, colors):
     def said(name):
         return ElementTree.fromstring(figures.drawing(name, task, colors).svg).attrib["aria-label"]
 
-    assert said("seeds").startswith("test error (%): 3 means, from 6.63 (PER) to 7.21 (Vanilla). validation error")
-    assert said("paired_differences").startswith("test error (%), minus Vanilla: 2 gaps, from −0.5")
+    assert said("seeds").startswith("test error (%): 3 means, from 6.63 (PER) to 7.25 (Vanilla). validation error")
+    assert said("paired_differences").startswith(
+        "test error (%), minus Vanilla: 2 gaps, from −0.61 (PER) to −0.29 (BN)."
+    )
     assert re.match(
         r"validation error \(%\), at the end: PER 7\.\d+, BN 7\.\d+, Vanilla 7\.\d+\. train", said("learning_curves")
     )
