@@ -40,11 +40,11 @@ aside=$WORK/aside.$$
 trap 'rm -rf "$aside"' EXIT
 if [ ! -d "$WORK/$site" ]; then
     mkdir -p "$aside/site"
-    for wheel in "$here"/wheels/*.whl; do
-        [ -e "$wheel" ] || continue
+    wheels=("$here"/wheels/*.whl)
+    if [ -e "${wheels[0]}" ]; then
         "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-cache-dir \
-            --target "$aside/site" --upgrade "$wheel"
-    done
+            --target "$aside/site" --upgrade "${wheels[@]}"
+    fi
     mv -T "$aside/site" "$WORK/$site" 2>/dev/null || [ -d "$WORK/$site" ]
 fi
 if [ ! -d "$WORK/$data" ]; then

@@ -80,7 +80,8 @@ if __name__ == "__main__":
         crash = result.exception
         if crash is not None and not isinstance(crash, SystemExit):
             traceback.print_exception(crash)
-        answers.append({"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr})
+        left = sorted(path.name for path in Path().iterdir())
+        answers.append({"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr, "left": left})
     json.dump(answers, sys.stdout)
 """
 
@@ -90,6 +91,7 @@ class Answer:
     code: int
     stdout: str
     stderr: str
+    left: tuple[str, ...] = ()  # what lay in the checkout afterwards, where several commands were given
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,13 @@ class Checkout:
             end(process)
         return Answer(process.returncode, stdout, stderr)
 
-    def python(self, code: str, given: str = "") -> str:
+    def python(self, code: str, given: str = "", **variables: str) -> str:
         """What a script prints; it must say nothing on stderr and end well."""
-        script = self.path / "script.py"
-        script.write_text(code, "utf-8")
         with one_core():
             done = subprocess.run(
-                [sys.executable, str(script)],
+                [sys.executable, "-c", code],
                 cwd=self.path,
-                env=self.environment | {"PYTHONPATH": str(self.path)},
+                env=self.environment | {"PYTHONPATH": str(self.path)} | variables,
                 input=given,
                 capture_output=True,
                 text=True,
@@ -136,10 +136,10 @@ class Checkout:
         assert (done.stderr, done.returncode) == ("", 0)
         return done.stdout
 
-    def commands(self, *commands: tuple[list[str], dict[str, str]]) -> list[Answer]:
-        """Several commands one after the other, each with files to write before."""
+    def commands(self, *commands: tuple[list[str], dict[str, str]], **variables: str) -> list[Answer]:
+        """Several commands one after the other, each with files to write before, all with these in the environment."""
         given = [{"arguments": arguments, "files": files} for arguments, files in commands]
-        return [Answer(**answer) for answer in json.loads(self.python(DRIVER, json.dumps(given)))]
+        return [Answer(**answer) for answer in json.loads(self.python(DRIVER, json.dumps(given), **variables))]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -154,9 +154,13 @@ def on_one_core() -> Callable[[], AbstractContextManager[None]]:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Processes started in here run on one core: one thread each, and quick on a busy machine too."""
+    """Processes started in here run on one core: one thread each, and quick on a busy machine too.
+
+    Each worker of pytest has its own, or they would wait for each other while the other cores are idle.
+    """
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(cores)[worker % len(cores)]})
     try:
         yield
     finally:

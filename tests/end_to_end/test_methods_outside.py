@@ -70,29 +70,29 @@ def test_a_method_outside_is_listed_planned_trained_and_reported(
     experiment = experiment.replace('strength = 1e-3, mode = "sliced", n_slices = 16', "strength = 1e-3")
     write_method(tmp_path / "ideas" / "outsider", experiment)
     added, runs = ["--methods", str(tmp_path / "ideas")], ["--runs", str(tmp_path / "runs")]
-    answers = checkout.commands(
-        (["list", *added], {}),
-        (["plan", "outsider", *added, *runs], {}),
+    output = tmp_path / "pages"
+    where = ["--results", str(tmp_path / "runs"), "--output", str(output)]
+    commands = (
+        ["list", *added],
+        ["plan", "outsider", *added, *runs],
+        ["run", "outsider", "--jobs", "1", "--device", "cpu", *added, *runs],  # in a worker process, as always
+        ["report", "outsider", *added, *where],
+        ["report", *added, *where],
+        ["list", "--methods", "nowhere"],
     )
-    assert [answer.stderr for answer in answers] == ["", ""]
-    assert "outsider" in answers[0].stdout
-    assert "2 runs, 2 to train" in answers[1].stdout
-
-    trained = checkout.run("run", "outsider", "--jobs", "2", "--device", "cpu", *added, *runs)
-    assert (trained.code, trained.stderr) == (0, "")
+    *answers, refused = checkout.commands(*((arguments, {}) for arguments in commands))
+    assert [(answer.code, answer.stderr) for answer in answers] == [(0, "")] * 5
+    listed, planned, _, reported, _ = answers
+    assert "outsider" in listed.stdout
+    assert "2 runs, 2 to train" in planned.stdout
     results = sealed_in(tmp_path / "runs").values()
     assert {result["config"]["method"]: result["status"] for result in results} == {
         "batchnorm": "completed",
         "outsider": "completed",
     }
-    output = tmp_path / "pages"
-    reported = checkout.run("report", "outsider", *added, "--results", str(tmp_path / "runs"), "--output", str(output))
-    assert reported.stdout == f"2 Results, 0 unreadable; 1 pages in {output}\n", reported.stderr
+    assert reported.stdout == f"2 Results, 0 unreadable; 1 pages in {output}\n"
     page = (output / "outsider.html").read_text("utf-8")
     assert all(f"{result['final']['test']['error']:.2f}" in page for result in results)
-    checkout.run("report", *added, "--results", str(tmp_path / "runs"), "--output", str(output))
     assert "outsider" in (output / "index.md").read_text("utf-8")
-
-    refused = checkout.run("list", "--methods", "nowhere")
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr == "error: --methods nowhere: no such folder\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,9 +45,17 @@ def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path
     for path in folder.rglob("*.*"):
         assert "_template" not in path.read_text("utf-8"), path
 
+    # The battery's own tests, and those of the other methods, are run where they lie.
     checks = ["methods/squeezed_means", "tests/contract/test_battery.py", "tests/contract/test_battery_folders.py"]
-    checked = run(project, "pytest", "-q", "-p", "no:cacheprovider", *checks)
+    checked = run(project, "pytest", "-vv", "-p", "no:cacheprovider", "-k", "squeezed_means", *checks)
     assert checked.returncode == 0, checked.stdout[-3000:]
+    # And none is skipped.
+    assert re.fullmatch(r"=+ \d+ passed, \d+ deselected(, \d+ warnings?)? in .+ =+", checked.stdout.splitlines()[-1])
+    for test, file in (("test_behaviour", "test_battery.py"), ("test_folder", "test_battery_folders.py")):
+        given = (ROOT / "tests" / "contract" / file).read_text("utf-8").partition("\nCHECKS")[2].partition("\n)\n")[0]
+        ran = re.findall(rf"::{test}\[(\S+)\] PASSED", checked.stdout)
+        for check in re.findall(r"^    (\w+),$", given, re.MULTILINE):
+            assert any(check in name for name in ran), check
 
     planned = run(project, "reproduce", "plan", "squeezed-means", "--json")
     assert planned.returncode == 0, planned.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -50,10 +51,16 @@ def test_the_names_are_those_of_the_house() -> None:
         _ = reproduce.Methods  # type: ignore[attr-defined]
 
 
-def python(program: str) -> subprocess.CompletedProcess[str]:
+def python(program: str, given: str = "") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -126,19 +133,38 @@ def test_what_load_method_cannot_make_is_said_in_one_line(name: str, parameters:
 OLD, NEW = "from reproduce.attach import attach as old", "from reproduce import attach as new"
 
 
-@pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD), (OLD, OLD, NEW)], ids=["old first", "new first", "twice"])
-def test_the_old_import_works_and_warns_once(order: tuple[str, ...]) -> None:
-    """Importing the module `reproduce.attach` puts it in the place of the function of that name."""
-    use = """
+ORDERS = {"old first": (OLD, NEW), "new first": (NEW, OLD), "twice": (OLD, OLD, NEW)}
+USE = """
 import reproduce, torch
 model = torch.nn.Sequential(torch.nn.ReLU())
 for attach in (old, new, reproduce.attach):
     attach("per", model, strength=1e-3).remove()
 print("attached")
 """
-    found = python("\n".join([*order, use]))
-    assert found.stdout == "attached\n", found.stderr
-    assert found.stderr.splitlines() == [
-        f"<string>:{order.index(OLD) + 1}: DeprecationWarning: reproduce.attach is deprecated: "
-        "write `from reproduce import attach`"
-    ]
+
+# Each program in a process that has imported nothing of ours, but what takes long to import.
+FORKS = """
+import json, os, sys
+import pydantic, torch, torch._dynamo
+for name, program in json.load(sys.stdin).items():
+    print(f"{name}:", flush=True)
+    print(f"{name}:", file=sys.stderr, flush=True)
+    if os.fork() == 0:
+        assert not any(module.startswith("reproduce") for module in sys.modules)
+        exec(program, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0
+os._exit(0)  # without what libraries say of what they leave behind
+"""
+
+
+def test_the_old_import_works_and_warns_once() -> None:
+    """Importing the module `reproduce.attach` puts it in the place of the function of that name."""
+    programs = {name: "\n".join([*order, USE]) for name, order in ORDERS.items()}
+    found = python(FORKS, json.dumps(programs))
+    assert found.stdout == "".join(f"{name}:\nattached\n" for name in ORDERS), found.stderr
+    warning = "DeprecationWarning: reproduce.attach is deprecated: write `from reproduce import attach`"
+    assert found.stderr == "".join(
+        f"{name}:\n<string>:{order.index(OLD) + 1}: {warning}\n" for name, order in ORDERS.items()
+    )
