@@ -210,7 +210,7 @@ def test_further_metrics_are_on_the_page(make_experiment, make_results, per_find
     experiment = make_experiment(metrics=("test.error", "validation.error"), figures=())
     path = write_page(per_findings({"t": experiment}, make_results(experiment)), [], tmp_path)
     page = path.read_text("utf-8")
-    assert re.search(r"6\.63 <i>± 0\.\d\d</span>", page)
+    assert re.search(r"6\.63 <i>± 0\.\d\d</i>", page)
     assert "<details><summary>validation error (%), seed by seed</summary>" in page
     assert re.search(r"\| PER \| 6\.63 ± 0\.\d\d \| 6\.93 ± 0\.\d\d \|", path.with_suffix(".md").read_text("utf-8"))
 
