@@ -166,8 +166,9 @@ def planned_runs(
     from reproduce.training.plan import plan as plan_experiments
 
     root = data_root(data)
-    indexed = None if results is None else ResultIndex(results)
     every = [experiment for of_method in experiments.values() for experiment in of_method.values()]
+    choosing = any(experiment.choosing_seeds for experiment in every)
+    indexed = ResultIndex(results) if results is not None and choosing else None
     arm_names = _named("--arms", arms, {name for experiment in every for name in experiment.arms})
     task_names = _named("--tasks", tasks, {name for experiment in every for name in experiment.tasks})
     found: dict[str, PlannedRun] = {}
@@ -181,7 +182,9 @@ def planned_runs(
     return list(found.values())
 
 
-def claims_outlook(experiments: Mapping[MethodFolder, dict[str, Experiment]], results: Iterable[Result]) -> list[str]:
+def claims_outlook(
+    experiments: Mapping[MethodFolder, dict[str, Experiment]], results: Iterable[Result], seeds: str = ""
+) -> list[str]:
     """For each experiment with claims, how many seeds they need by what ran; and which cannot be told from no gap."""
     from reproduce.results.evaluate import evaluate
     from reproduce.results.match import ResultIndex
@@ -197,7 +200,7 @@ def claims_outlook(experiments: Mapping[MethodFolder, dict[str, Experiment]], re
         ran = any((task.kind, task.dataset) in datasets for task in experiment.tasks.values())
         verdicts = evaluate(experiment_name, experiment, indexed).verdicts if ran else ()
         needed = [n for verdict in verdicts if verdict.claim in claims and (n := seeds_of(verdict)) is not None]
-        planned = len(experiment.seeds)
+        planned = len(parse_seeds(seeds) or experiment.seeds)
         enough = sum(n <= planned for n in needed)
         parts = [
             f"{enough} need no more" if enough else "",
@@ -205,7 +208,8 @@ def claims_outlook(experiments: Mapping[MethodFolder, dict[str, Experiment]], re
             f"{len(claims) - len(needed)} not known yet" if len(needed) < len(claims) else "",
         ]
         many = "1 claim" if len(claims) == 1 else f"{len(claims)} claims"
-        lines.append(f"{experiment_name}: {many}, {planned} seeds planned: {', '.join(filter(None, parts))}")
+        of_each = "1 seed" if planned == 1 else f"{planned} seeds"
+        lines.append(f"{experiment_name}: {many}, {of_each} planned: {', '.join(filter(None, parts))}")
         at_zero = sum(claim.holds_zero for claim in claims)
         if at_zero:
             gaps = "a gap" if at_zero == 1 else f"{at_zero} gaps"

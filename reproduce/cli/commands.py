@@ -217,7 +217,7 @@ def plan(
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     print_plan(rows)
-    for line in claims_outlook(experiments, [*sealed, *evidence]):
+    for line in claims_outlook(experiments, [*sealed, *evidence], seeds):
         print(line)
     print(f"{len(rows)} runs, {len(missing)} to train")
     for kind in dict.fromkeys([here, *times.devices]):
