@@ -229,7 +229,7 @@ def further_runs(
     from reproduce.results.columns import find_all
     from reproduce.results.looks import next_look
     from reproduce.results.match import ResultIndex
-    from reproduce.training.plan import Planner, merged, plan_cells
+    from reproduce.training.plan import Planner, chosen_cells, merged, plan_cells
 
     arm_names, task_names = _names(arms), _names(tasks)
     have = list(results)
@@ -242,12 +242,7 @@ def further_runs(
     for method in evaluated:
         for finding in method.findings:
             look = next_look(finding, max_seeds or None)
-            cells = [
-                cell
-                for cell in look.cells
-                if (arm_names is None or cell.arm_name in arm_names)
-                and (task_names is None or cell.task_name in task_names)
-            ]
+            cells = chosen_cells(look.cells, arm_names, task_names)
             runs = [run for run in plan_cells(finding.name, finding.experiment, cells, planner) if run.id not in ids]
             new = {run.id: run for run in runs if run.id not in found}
             found |= {key: merged(found[key], run) if key in found else run for key, run in new.items()}

@@ -280,6 +280,11 @@ class Experiment(Strict):
             raise Misplaced(("baseline_seeds",), "expected a baseline, and all of seeds among its own")
         return self
 
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those that choose first, then those that are judged."""
+        return tuple(dict.fromkeys((*self.choosing_seeds, *self.seeds, *self.baseline_seeds)))
+
     def seeds_of(self, arm_name: str) -> tuple[int, ...]:
         """On which seeds an arm is judged."""
         return self.baseline_seeds or self.seeds if arm_name == self.baseline else self.seeds
@@ -325,8 +330,7 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
         name: {*experiment.seeds_of(name), *(experiment.choosing_seeds if arm.chooses else ())}
         for name, arm in experiment.arms.items()
     }
-    own = dict.fromkeys((*experiment.choosing_seeds, *experiment.seeds, *experiment.baseline_seeds))
-    for seed in seeds or own:
+    for seed in seeds or experiment.all_seeds:
         for task_name, task in experiment.tasks.items():
             for arm_name, arm in experiment.arms.items():
                 if arm.pending or (arm.tasks is not None and task_name not in arm.tasks):

@@ -9,7 +9,7 @@ from reproduce.experiment.schema import Cell, Claim, cells
 from reproduce.results.evaluate import Finding
 from reproduce.results.judge import Verdict
 from reproduce.results.match import ArmRuns
-from reproduce.results.power import seeds_of
+from reproduce.results.power import is_open, seeds_of
 
 LOOKS = 3  # after the planned one, each at twice as many seeds: 3, 6, 12, 24
 
@@ -21,12 +21,6 @@ class NextLook:
     cells: tuple[Cell, ...]
     claims: int  # how many undecided claims these are for
     hopeless: tuple[Claim, ...]  # undecided, but more seeds are needed than may be added
-
-
-def is_open(verdict: Verdict) -> bool:
-    """Whether more seeds may decide it: there are two or more, and what they say is undecided."""
-    undecided = verdict.word == "inconclusive" or verdict.direction == "undecided"
-    return undecided and verdict.ours is not None and verdict.ours.interval is not None
 
 
 def next_look(finding: Finding, most: int | None = None) -> NextLook:

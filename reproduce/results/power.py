@@ -55,11 +55,15 @@ def seeds_of(verdict: Verdict) -> int | None:
     return seeds_needed(claim, ours)
 
 
+def is_open(verdict: Verdict) -> bool:
+    """Whether more seeds may decide it: what two or more say is undecided."""
+    undecided = verdict.word == "inconclusive" or verdict.direction == "undecided"
+    return undecided and verdict.ours is not None and verdict.ours.interval is not None
+
+
 def seeds_text(verdict: Verdict) -> str:
     """How many seeds an undecided claim needs, in words; "" of others, and where that cannot be said."""
-    ours = verdict.ours
-    undecided = verdict.word == "inconclusive" or verdict.direction == "undecided"
-    if not undecided or ours is None or ours.run is None:
+    if not is_open(verdict):
         return ""
     needed = seeds_of(verdict)
     if needed is None:

@@ -125,15 +125,22 @@ def plan(
     planner = Planner(root)
     planned: dict[str, PlannedRun] = {}
     for name, experiment in experiments.items():
-        wanted = [
-            cell
-            for cell in (cells(experiment, seeds) if seeds or results is None else cells_to_train(experiment, results))
-            if (arm_names is None or cell.arm_name in arm_names)
-            and (task_names is None or cell.task_name in task_names)
-        ]
+        every = cells(experiment, seeds) if seeds or results is None else cells_to_train(experiment, results)
+        wanted = chosen_cells(every, arm_names, task_names)
         for run in plan_cells(name, experiment, wanted, planner, seeds):
             planned[run.id] = merged(planned[run.id], run) if run.id in planned else run
     return list(planned.values())
+
+
+def chosen_cells(
+    cells: Iterable[Cell], arm_names: Container[str] | None, task_names: Container[str] | None
+) -> list[Cell]:
+    """Those of these arms and tasks; None stands for all."""
+    return [
+        cell
+        for cell in cells
+        if (arm_names is None or cell.arm_name in arm_names) and (task_names is None or cell.task_name in task_names)
+    ]
 
 
 def plan_cells(
@@ -144,8 +151,7 @@ def plan_cells(
     Raises:
         UserError: a cell that cannot be completed, with the experiment's name.
     """
-    own = dict.fromkeys((*experiment.choosing_seeds, *experiment.seeds, *experiment.baseline_seeds))
-    places = {seed: place for place, seed in enumerate(seeds or own)}
+    places = {seed: place for place, seed in enumerate(seeds or experiment.all_seeds)}
     published = _published(experiment)
     found = []
     for cell in wanted:
