@@ -285,7 +285,7 @@ class Experiment(Strict):
         for name, others in (("choosing_seeds", self.choosing_seeds), ("seen_seeds", self.seen_seeds)):
             if shared := sorted(judged & set(others)):
                 raise Misplaced((name,), f"{', '.join(map(str, shared))}: judged seeds are {sorted(judged)}")
-        if self.choosing_seeds and not any(arm.chooses for arm in self.arms.values()):
+        if self.choosing_seeds and self.baseline is None and not any(arm.chooses for arm in self.arms.values()):
             raise Misplaced(("choosing_seeds",), "no arm has a grid to choose from")
         if self.baseline_seeds and (self.baseline is None or not set(self.seeds) <= set(self.baseline_seeds)):
             raise Misplaced(("baseline_seeds",), "expected a baseline, and all of seeds among its own")

@@ -215,6 +215,7 @@ def _match_task(
         for arm_name, arm_cells in wanted.items()
         for index, cell in enumerate(arm_cells)
         for result in results.of(cell)
+        if result.config.seed not in experiment.seen_seeds
     ]
     kept, notes = _newest([result for *_, result in found])
     kept_ids = {id(result) for result in kept}
@@ -234,12 +235,12 @@ def _match_task(
             for index, cell in enumerate(wanted.get(arm_name, []))
         )
         choosing = experiment.choosing_seeds_of(arm_name)
-        not_judged = {*experiment.choosing_seeds, *experiment.seen_seeds}
+        others = experiment.choosing_seeds  # which are judged in no arm
         chooses = bool(choosing) and arm.chooses
-        best, chosen_by, on_test = _choose([_only(p, choosing) if chooses else _without(p, not_judged) for p in points])
+        best, chosen_by, on_test = _choose([_only(p, choosing) if chooses else _without(p, others) for p in points])
         if best is not None and chooses:
             chosen_by += f", on seeds {', '.join(map(str, choosing))}, which are not judged"
-        counting = [_without(point, not_judged) for point in points if best and point.params == best.params]
+        counting = [_without(point, others) for point in points if best and point.params == best.params]
         judged = counting[0] if counting and counting[0].results else None
         planned = experiment.seeds_of(arm_name)
         arms[arm_name] = ArmRuns(arm_name, arm, points, judged, chosen_by, on_test, planned, choosing)

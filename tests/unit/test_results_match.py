@@ -232,7 +232,7 @@ def test_runs_from_another_start_are_another_arms(make_experiment, make_result):
         ({"seen_seeds": (4,)}, "4: judged seeds are"),
         ({"baseline_seeds": (1, 3)}, "expected a baseline, and all of seeds among its own"),
         ({"baseline": None}, "expected a baseline"),
-        ({"arms": {"vanilla": Arm(), "per": Arm(method="per")}}, "no arm has a grid"),
+        ({"arms": {"per": Arm(method="per")}, "baseline": None, "baseline_seeds": ()}, "no arm has a grid"),
     ],
 )
 def test_seeds_that_cannot_be_are_said(choosing, changes, said):
