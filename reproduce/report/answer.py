@@ -40,7 +40,7 @@ def claims_answer(claims: Tally) -> str:
 
 def columns_answer(columns: Sequence[Column]) -> str:
     """Like `Under one budget, 2 of 9 arms on images and 0 of 3 on words differ from “vanilla”.`; "" without columns."""
-    texts = []
+    texts: list[str] = []
     for column in columns:
         better, worse, tested = differing(column)
         if tested:
@@ -63,8 +63,8 @@ def caveats(columns: Sequence[Column]) -> list[str]:
 
 def differing(column: Column) -> tuple[int, int, int]:
     """How many arms differ from the baseline for the better and for the worse, and how many were compared with it."""
-    sign = 1.0 if higher_is_better(column.metric) else -1.0
     compared = [row for row in column.rows.values() if row.p_holm is not None and row.difference is not None]
+    sign = 1.0 if compared and higher_is_better(column.metric) else -1.0
     gains = [sign * row.difference.estimate.mean for row in compared if row.difference and row.significant]
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), len(compared)
 

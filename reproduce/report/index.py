@@ -82,7 +82,7 @@ def index_pages(
     Raises:
         UserError: no usable card.
     """
-    rows = tuple(_row(method) for method in methods)
+    rows, methods = zip(*sorted(((_row(method), method) for method in methods), key=_by_title), strict=True)
     both = (_claims(methods, rows, ours) for ours in WHOSE)
     lines = unreadable(problems)
     experiments = {method.folder.name: {one.name: one.experiment for one in method.findings} for method in methods}
@@ -121,6 +121,10 @@ def _claims(methods: Sequence[MethodFindings], rows: Sequence[MethodRow], ours: 
 def _runs(methods: Iterable[MethodFindings]) -> dict[str, Result]:
     """Every Result that counts, once."""
     return {result.id: result for method in methods for finding in method.findings for result in finding.results}
+
+
+def _by_title(pair: tuple[MethodRow, MethodFindings]) -> tuple[str, str]:
+    return pair[0].title.casefold(), pair[0].name
 
 
 def _row(method: MethodFindings) -> MethodRow:

@@ -72,7 +72,7 @@ class Overview:
     def layout(self) -> str:
         """The widths of its columns, as CSS has them."""
         return " ".join(
-            ["minmax(11.5rem, 1.4fr)", "minmax(5.5rem, .6fr)", *["minmax(10.2rem, 1fr)"] * len(self.columns)]
+            ["minmax(11.5rem, 1.4fr)", "minmax(5.5rem, .6fr)", *["minmax(10.8rem, 1fr)"] * len(self.columns)]
         )
 
     @property
@@ -169,7 +169,7 @@ def _gain_order(column: Column) -> Callable[[str], tuple[float, ...]]:
 
 def _toward_worse(column: Column) -> float:
     """The sign of a gap that is worse: in the table it points to the right."""
-    return -1.0 if higher_is_better(column.metric) else 1.0
+    return -1.0 if column.task.runs.metric and higher_is_better(column.metric) else 1.0
 
 
 def _baseline_method(column: Column) -> str:
@@ -239,7 +239,7 @@ def _picture(gap: Estimate, sign: float, far: float, significant: bool, descript
         shape = f'<path d="M{x - 14 * way:g} {level:g}h{14 * way}m{-5 * way} -4l{6 * way} 4l{-6 * way} 4"/>'
     else:
         low, high = max(low, 0.0), min(high, float(WIDTH))
-        shape = f'<path d="M{low:g} {level:g}H{high:g}"/><circle cx="{place(gap.mean):g}" cy="{level:g}" r="4"/>'
+        shape = f'<path d="M{low:g} {level:g}H{high:g}"/><circle cx="{place(gap.mean):g}" cy="{level:g}" r="3.5"/>'
     return Markup(
         f'<svg class="gap {kind}" role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{escape(description)}</title>'
         f'<path d="M{middle:g} 0v{HEIGHT}" class="axis"/>{shape}</svg>'

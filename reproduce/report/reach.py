@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from reproduce.results.stats import Estimate
 
 FAR = 2.0  # an interval that begins beyond so many times the reach of all others is left out
+MOST = 0.25  # but at most this share of them
 
 Ends = tuple[float, float]
 
@@ -19,7 +20,8 @@ def ends_of(estimate: Estimate) -> Ends:
 def in_reach(estimates: Iterable[Estimate]) -> list[Ends]:
     """The ends of those that an axis shows, the ones farthest from zero last."""
     ends = sorted(map(ends_of, estimates), key=_farthest)
-    while len(ends) > 1 and _nearest(ends[-1]) > FAR * _farthest(ends[-2]) > 0:
+    least = len(ends) * (1 - MOST)
+    while len(ends) - 1 >= least and _nearest(ends[-1]) > FAR * _farthest(ends[-2]) > 0:
         ends.pop()
     return ends
 
