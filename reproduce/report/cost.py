@@ -85,7 +85,7 @@ class CostPanel:
 
     @property
     def table(self) -> TextTable:
-        headings = (self.heading, "Method", f"Time per step over {self.baseline}", "Improvement [95 %]")
+        headings = ("Arm", "Method", f"Time per step over {self.baseline}", "Improvement [95 %]")
         rows = [
             (row.label, row.method, row.ratio, f"**{row.gain}**" if row.significant else row.gain) for row in self.rows
         ]
