@@ -23,7 +23,8 @@ from reproduce.results.stats import Estimate, Interval
 
 BETTER, WORSE = ARMS[1], ARMS[2]
 RATIOS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # where an axis of ratios may have ticks
-HEIGHT = 2.3  # inches of a panel
+HEIGHT, LINE, FRAME = 2.3, 0.17, 0.55  # inches of a panel, of a name in it, and of what stands around its axes
+SIGN = 0.0105  # of the axis, how wide a sign of a name is
 CAPTION = (
     "Improvement over the baseline on the test set, with its 95 % interval, against the time of a training step "
     "relative to the baseline's. Above the line is better. Named are the arms that the seeds tell from the baseline; "
@@ -197,14 +198,17 @@ def _completed(arm: ArmRuns) -> list[Result]:
 
 
 def _figure(found: Sequence[CostPanel]) -> Figure:
-    figure, axes = panels(len(found), HEIGHT, per_row=1)
+    most = max(sum(point.significant for point in panel.points) for panel in found)
+    height = max(HEIGHT, FRAME + LINE * (most + 1))
+    figure, axes = panels(len(found), height, per_row=1)
     for axis, panel in zip(axes, found, strict=True):
-        _draw(axis, panel)
+        _draw(axis, panel, LINE / (height - FRAME))
     axes[-1].set_xlabel("time per step, relative to the baseline")
     return figure
 
 
-def _draw(axis: Axes, panel: CostPanel) -> None:
+def _draw(axis: Axes, panel: CostPanel, line: float) -> None:
+    """One panel; a name takes that share of its height."""
     axis.set_title(plain(panel.heading))
     axis.set_ylabel(f"improvement in {metric_name(panel.metric).partition(' ')[2]}")
     axis.axhline(0, color=QUIET, lw=0.8)
@@ -220,7 +224,7 @@ def _draw(axis: Axes, panel: CostPanel) -> None:
     axis.set_ylim(low, high)
     for point in sorted(panel.points, key=lambda one: one.significant):  # what stands out lies on top
         _point(axis, point, low, high)
-    _name(axis, panel, low, high)
+    _name(axis, panel, line * (high - low))
 
 
 def _limits(panel: CostPanel) -> tuple[float, float]:
@@ -247,26 +251,48 @@ def _inside(value: float, low: float, high: float) -> float:
     return low + edge if value < low else high - edge if value > high else value
 
 
-def _name(axis: Axes, panel: CostPanel, low: float, high: float) -> None:
-    """Names to the right of what stands out, pushed apart where they would touch."""
-    apart = 0.11 * (high - low)
+def _name(axis: Axes, panel: CostPanel, apart: float) -> None:
+    """Names of what stands out: beside it where each finds room, else in a column at the right with lines to them."""
+    low, high = axis.get_ylim()
     named = sorted((p for p in panel.points if p.significant), key=lambda p: _inside(p.gain.mean, low, high))
-    places: list[float] = []
-    for point in named:
-        wanted = _inside(point.gain.mean, low, high)
-        places.append(max(wanted, places[-1] + apart) if places else wanted)
-    beyond = max(0.0, places[-1] - (high - apart / 2)) if places else 0.0
+    texts = [_said(point, panel, low, high) for point in named]
+    beside = all(_has_room(axis, point, text, panel, apart) for point, text in zip(named, texts, strict=True))
+    places = pushed_apart([_inside(point.gain.mean, low, high) for point in named], apart, high - apart / 2)
     right = axis.get_xlim()[1]
-    for point, place in zip(named, places, strict=True):
-        value = _inside(point.gain.mean, low, high)
-        far = "" if value == point.gain.mean else f" ({number(point.gain.mean, panel.decimals, sign=True)})"
-        axis.annotate(
-            plain(point.label) + far,
-            (point.ratio, value),
-            (right, place - beyond),
-            ha="right",
-            va="center",
-            color=INK,
-            size=7.5,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.5, "shrinkA": 2, "shrinkB": 3},
-        )
+    line = {"arrowstyle": "-", "color": QUIET, "lw": 0.5, "shrinkA": 2, "shrinkB": 3}
+    for point, text, place in zip(named, texts, places, strict=True):
+        at = point.ratio, _inside(point.gain.mean, low, high)
+        if beside:
+            axis.annotate(text, at, (7, 0), textcoords="offset points", va="center", color=INK, size=7.5)
+        else:
+            axis.annotate(text, at, (right, place), ha="right", va="center", color=INK, size=7.5, arrowprops=line)
+
+
+def _said(point: CostPoint, panel: CostPanel, low: float, high: float) -> str:
+    """Its name, with the number that an arrow stands for."""
+    far = _inside(point.gain.mean, low, high) != point.gain.mean
+    return plain(point.label) + (f" ({number(point.gain.mean, panel.decimals, sign=True)})" if far else "")
+
+
+def _has_room(axis: Axes, point: CostPoint, text: str, panel: CostPanel, apart: float) -> bool:
+    """Whether nothing else lies to the right of a point, where its name would stand."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    end = point.ratio * (right / left) ** (0.03 + SIGN * len(text))
+    level = _inside(point.gain.mean, low, high)
+    others = [other for other in panel.points if other is not point and point.ratio <= other.ratio <= end]
+    return end <= right and not any(_touches(other, level, apart / 2, low, high) for other in others)
+
+
+def _touches(point: CostPoint, level: float, reach: float, low: float, high: float) -> bool:
+    bottom, top = (_inside(end, low, high) for end in ends_of(point.gain))
+    return bottom - reach <= level <= top + reach
+
+
+def pushed_apart(wanted: Sequence[float], apart: float, most: float) -> list[float]:
+    """Places in the same rising order, each as near to what it wants as the distance between them and the top allow."""
+    places: list[float] = []
+    for one in wanted:
+        places.append(max(one, places[-1] + apart) if places else one)
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], most - apart * (len(places) - 1 - index))
+    return places

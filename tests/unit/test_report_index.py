@@ -11,7 +11,7 @@ import pytest
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import Arm, cells
 from reproduce.report.answer import answer, claims_answer, columns_answer, differing
-from reproduce.report.cost import cost, time_ratio
+from reproduce.report.cost import cost, pushed_apart, time_ratio
 from reproduce.report.counts import KINDS, Tally
 from reproduce.report.index import first_sentence, index_pages, write_index
 from reproduce.report.overview import WIDTH, overview
@@ -248,6 +248,13 @@ def test_cost_stands_beside_gain_in_figure_text_and_table(column, results, files
     shared = [timed(result, 0.001, runs_on_device=4) for result in results]
     assert "shared their device, with up to 4 at once" in cost(columns(files, ResultIndex(shared))).note
     assert cost(columns(files, ResultIndex([]))) is None
+
+
+def test_names_do_not_touch_and_stay_inside():
+    assert pushed_apart([1.0, 5.0], 1.0, 9.0) == [1.0, 5.0]
+    assert pushed_apart([1.0, 1.1, 1.2], 1.0, 9.0) == [1.0, 2.0, 3.0]
+    assert pushed_apart([1.0, 8.0, 8.5, 8.6], 1.0, 9.0) == [1.0, 7.0, 8.0, 9.0]
+    assert pushed_apart([], 1.0, 9.0) == []
 
 
 class Page(HTMLParser):
