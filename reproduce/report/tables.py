@@ -50,7 +50,9 @@ CSV_COLUMNS = (
     "chosen",
     "note",
 )
-TO_THE_LEFT = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
+TO_THE_LEFT = frozenset(
+    {"Task", "Arm", "Method", "Seeds", "Chosen", "Note", "Claim", "Published claims", "Verdict", "Why", "Address"}
+)
 
 
 @dataclass(frozen=True)
