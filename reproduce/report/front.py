@@ -58,9 +58,9 @@ def front(methods: Sequence[MethodFindings], columns: Sequence[Column], matrix: 
     content: dict[str, object] = {
         "begin": BEGIN,
         "end": END,
-        "answer": answer(methods, columns),
-        "table": answer_table(methods, columns),
-        "matrix": _linked(matrix, {method.folder.name for method in methods}) if matrix else None,
+        "answer": answer(methods, columns).replace("<", "&lt;"),
+        "table": _as_text(answer_table(methods, columns)),
+        "matrix": _as_text(_linked(matrix, {method.folder.name for method in methods})) if matrix else None,
         "description": " ".join(drawing.description for drawing in drawings),
         "legend": _legend(columns),
         "methods": [(method.folder.name, MethodCard(method.folder.path).title) for method in methods],
@@ -76,7 +76,7 @@ def _legend(columns: Sequence[Column]) -> str:
     baselines = " or ".join(f"“{label}”" for label in dict.fromkeys(column.baseline.label for column in columns))
     better = {"higher" if higher_is_better(column.metric) else "lower" for column in columns}
     sides = f" {better.pop().capitalize()} is better." if len(better) == 1 else ""
-    caveat = " * The sentence above says what is wrong." if any(column.experiment.caveat for column in columns) else ""
+    caveat = " * Read it with the caveat above." if any(column.experiment.caveat for column in columns) else ""
     return (
         f"Under one budget, minus {baselines}: the mean gap of a method's arm, or the range of several; bold where the "
         f"seeds tell one from zero (p < {SIGNIFICANCE}, Holm's adjustment over the column).{sides}{caveat}"
@@ -100,6 +100,11 @@ def answer_table(methods: Sequence[MethodFindings], columns: Sequence[Column]) -
     ]
     rows.append(("All", *(str(every[name]) for name in outcomes), *map(_told, columns)))
     return TextTable((*headings, *map(heading, columns)), tuple(rows))
+
+
+def _as_text(table: TextTable) -> TextTable:
+    """A table in which no label is HTML, or ends the block."""
+    return TextTable(table.columns, tuple(tuple(text.replace("<", "&lt;") for text in row) for row in table.rows))
 
 
 def _short(title: str) -> str:

@@ -65,7 +65,8 @@ def alone(svg: str, dark: bool) -> str:
     values = dict(re.findall(r"(--[\w-]+): (#\w+);", night[1])) if night and dark else {}
     used = {variable: values[variable] for variable in VARIABLES.values() if variable in values}
     rules = "".join(f"{name}:{value};" for name, value in sorted(used.items()))
-    return svg.replace("<style>", f"<style>svg{{{rules}font-family:{FONT}}}", 1) + "\n"
+    sized = re.sub(r'viewBox="0 0 (\S+) (\S+)"', r'width="\1" height="\2" \g<0>', svg, count=1)
+    return sized.replace("<style>", f"<style>svg{{{rules}font-family:{FONT}}}", 1) + "\n"
 
 
 def _figure(columns: Sequence[Column]) -> Figure | None:

@@ -25,7 +25,7 @@ SIGNS = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "{''}",
     "[": "{[}",  # after `\\` it would begin a length
     "]": "{]}",
     "*": "{*}",  # after `\\` it would forbid a page break
@@ -42,8 +42,9 @@ SIGNS = {
 for letter in "αβγδεζηθικλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ":
     name = unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
     SIGNS[letter] = rf"$\{name.capitalize() if letter.isupper() else name.lower()}$"
+PLACES = {"Claim": r"p{.3\linewidth}", "Address": r"p{.2\linewidth}"}  # of long texts
 HEAD = r"""% Tables of {method}, written by `python -m reproduce report`. In the preamble: \usepackage{{booktabs}}
-% Arms without a run are left out. References: references.bib"""
+% Arms without a run are left out. Letters that are neither Latin nor Greek need LuaLaTeX. References: references.bib"""
 
 
 def escaped(text: str) -> str:
@@ -102,7 +103,7 @@ def _claims(method: str, finding: Finding) -> Iterator[tuple[TextTable, str, str
 
 
 def _table(table: TextTable, caption: str, label: str) -> str:
-    places = "".join("l" if column in TO_THE_LEFT else "r" for column in table.columns)
+    places = "".join(PLACES.get(column, "l" if column in TO_THE_LEFT else "r") for column in table.columns)
     body = [" & ".join(map(escaped, row)) + r" \\" for row in table.rows]
     return "\n".join(
         [

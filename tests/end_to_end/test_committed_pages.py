@@ -27,10 +27,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """By their places, but for the evidence."""
+    """Those of the pages and of data/, by their places."""
     inside = (path for path in folder.rglob("*") if path.is_file())
     found = {path.relative_to(folder).as_posix(): path for path in inside}
-    return {name: path for name, path in found.items() if not name.startswith("evidence/")}
+    return {name: path for name, path in found.items() if "/" not in name or name.startswith("data/")}
 
 
 @pytest.mark.slow

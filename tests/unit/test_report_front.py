@@ -11,7 +11,6 @@ from reproduce.experiment.schema import Arm, cells
 from reproduce.report import front
 from reproduce.report.block import BEGIN, END, refresh, refreshed
 from reproduce.report.drawings import complete
-from reproduce.report.gaps import alone
 from reproduce.report.matrix import matrix
 from reproduce.results.columns import find_all
 from reproduce.results.match import ResultIndex
@@ -24,7 +23,7 @@ def found(make_experiment, make_result, write_card, tmp_path):
     """Two methods in one column: one arm far better than vanilla, one with two arms like it; and a paper's table."""
     vanilla = Arm(label="vanilla")
     labels = {
-        "per": {"per": Arm(method="per", label="PER | exact <b>")},
+        "per": {"per": Arm(method="per", label="PER | exact <!-- /answer -->")},
         "batchnorm": {"batchnorm": Arm(method="batchnorm", label="BN"), "twice": Arm(method="per", label="both")},
     }
     labels["batchnorm"]["twice"] = Arm(method="batchnorm", label="both", params={"eps": 1e-3})
@@ -87,11 +86,14 @@ def test_the_page_holds_the_answer_the_matrix_and_links(found, tmp_path):
     text = written(found, tmp_path / "reports")
     assert text.startswith("# ")
     assert text.index(BEGIN) < text.index("1 of 3 arms on digits (1 better) differ") < text.index(END)
-    assert "| PER \\| exact <b> | [per](per.md) |" in text
+    assert "| PER \\| exact &lt;!-- /answer --> | [per](per.md) |" in text
+    assert text.count(END) == 1
     assert "[LaTeX](data/per.tex)" in text
     described = re.search(r'alt="([^"]+)"', text)[1]
     least = gap(found[1], "per.per")
-    assert f"3 arms, 1 told better and 0 told worse; gaps from {least} % (PER | exact &lt;b&gt;)" in described
+    assert (
+        f"3 arms, 1 told better and 0 told worse; gaps from {least} % (PER | exact &lt;!-- /answer --&gt;)" in described
+    )
     assert "{" not in text
 
 
@@ -103,7 +105,7 @@ def test_the_figure_is_the_same_in_other_colors_by_night(found, tmp_path):
     assert "font-family:" in light
     assert re.sub(r"svg\{.*?\}", "", light) == re.sub(r"svg\{.*?\}", "", dark)
     assert re.search(r"<svg|<script|<image|href=.[^#]|url.[^#]", light.replace("<svg", "", 1)) is None
-    assert light == alone(light.replace(re.search(r"svg\{.*?\}", light)[0], ""), dark=False).rstrip("\n") + "\n"
+    assert re.search(r'<svg [^>]*width="[\d.]+" height="[\d.]+" viewBox=', light)
 
 
 def test_without_columns_there_is_no_figure(found, tmp_path):
