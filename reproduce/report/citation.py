@@ -105,8 +105,6 @@ def bibliography(by_method: Mapping[str, Iterable[Citation]]) -> str:
         for entry in cited:
             if entries.setdefault(entry.key, entry) != entry:
                 first = citing[entry.key][0]
-                raise UserError(
-                    f"methods/{method} and methods/{first}: citation {entry.key} differs: one entry for both"
-                )
+                raise UserError(f"the cards of {method} and {first}: citation {entry.key} differs: one entry for both")
             citing.setdefault(entry.key, []).append(method)
     return "\n".join(f"% {', '.join(citing[key])}\n{entries[key].bibtex}\n" for key in sorted(entries))

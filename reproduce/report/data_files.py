@@ -53,7 +53,7 @@ def write_data(
     write(folder / "references.bib", bibliography(cited))
     example = worked_example(methods)
     names = [method.folder.name for method in methods]
-    content = {"tables": tables, "example": example, "methods": names, "apart": APART}
+    content = {"tables": tables, "example": example, "names": names, "apart": APART}
     write(folder / "README.md", filled("data.md.j2", content))
 
 

@@ -63,7 +63,7 @@ def front(methods: Sequence[MethodFindings], columns: Sequence[Column], matrix: 
         "matrix": _as_text(_linked(matrix, {method.folder.name for method in methods})) if matrix else None,
         "description": " ".join(drawing.description for drawing in drawings),
         "legend": _legend(columns),
-        "methods": [(method.folder.name, MethodCard(method.folder.path).title) for method in methods],
+        "pages": [(method.folder.name, MethodCard(method.folder.path).title) for method in methods],
         "level": SIGNIFICANCE,
     }
     return Front(content, drawings)

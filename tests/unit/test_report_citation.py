@@ -86,7 +86,7 @@ def test_one_file_holds_each_entry_once():
         "@inproceedings{nobody2020,",
     ]
     (changed,) = citations(section(PAPER.replace("{2020}", "{2021}")), "b")
-    with pytest.raises(UserError, match="methods/vcl and methods/per: citation nobody2020 differs"):
+    with pytest.raises(UserError, match="the cards of vcl and per: citation nobody2020 differs"):
         bibliography({"per": [one], "vcl": [changed]})
 
 
