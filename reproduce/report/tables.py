@@ -49,7 +49,7 @@ CSV_COLUMNS = (
     "chosen",
     "note",
 )
-TO_THE_LEFT = frozenset({"Task", "Method", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
+TO_THE_LEFT = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
 
 
 @dataclass(frozen=True)
