@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
-from reproduce.cli.pages import published_address
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Arm, cells
 from reproduce.report.csv_text import csv_text
@@ -25,6 +24,10 @@ from reproduce.results.match import ResultIndex
 from reproduce.results.store import write_result
 
 HOSTILE = ('=cmd|"/C calc"!A0', "a, b;\n\rc", "-5 & 100 %", "@x", "التطبيع", "")
+
+
+def address(result):
+    return f"evidence/{result.config.folder}.json"
 
 
 def found(experiment, results, folder, name="table9"):
@@ -42,7 +45,7 @@ def results(experiment, make_results):
 
 
 def written(methods, results, output):
-    write_data(methods, results, output, published_address)
+    write_data(methods, results, output, address)
     return {path.name: path for path in (output / "data").iterdir()}
 
 
@@ -51,7 +54,7 @@ def records(path):
 
 
 def test_runs_hold_what_the_sealed_files_say(experiment, results, card_folder, tmp_path):
-    sealed = [write_result(result, tmp_path / published_address(result)) for result in results]
+    sealed = [write_result(result, tmp_path / address(result)) for result in results]
     rows = records(written(found(experiment, sealed, card_folder), sealed, tmp_path)["runs.csv"])
     assert [row["id"] for row in rows] == sorted(result.id for result in sealed)
     for row in rows:
@@ -129,7 +132,7 @@ def test_verdicts_hold_every_claim(experiment, results, card_folder, tmp_path):
 
 def test_parquet_holds_the_same_as_csv_with_types(experiment, results, card_folder, tmp_path):
     files = written(found(experiment, results, card_folder), results, tmp_path)
-    for table in data_tables(found(experiment, results, card_folder), results, published_address):
+    for table in data_tables(found(experiment, results, card_folder), results, address):
         arrow = parquet.read_table(files[f"{table.name}.parquet"])
         assert arrow.column_names == list(table.schema.columns)
         rows = [list(row.values()) for row in arrow.to_pylist()]
@@ -148,7 +151,7 @@ def test_the_same_bytes_in_any_order_and_at_any_time(experiment, results, card_f
 
 
 def test_a_parquet_of_another_version_that_holds_the_same_is_left(experiment, results, card_folder, tmp_path):
-    tables = data_tables(found(experiment, results, card_folder), results, published_address)
+    tables = data_tables(found(experiment, results, card_folder), results, address)
     epochs = next(table for table in tables if table.name == "epochs")
     path = tmp_path / "epochs.parquet"
     write_parquet(epochs, path)
