@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
+from reproduce.report.data_files import write_data
 from reproduce.report.drawings import complete
+from reproduce.report.front import front
 from reproduce.report.index import index_pages
 from reproduce.report.kept import kept_folder
 from reproduce.report.page import method_page
@@ -20,6 +22,11 @@ from reproduce.results.match import ResultIndex
 from reproduce.results.record import Result
 
 
+def published_address(result: Result) -> str:
+    """Where a published Result lies, from the folder of the pages."""
+    return f"evidence/{result.config.folder}.json"
+
+
 def write_pages(
     methods: Mapping[MethodFolder, Mapping[str, Experiment]],
     results: Iterable[Result],
@@ -28,8 +35,11 @@ def write_pages(
     console: Console | None = None,
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
     processes: int = 1,
+    address: Callable[[Result], str] = published_address,
 ) -> list[Path]:
-    """A page for each method, and the index and the matrix over them when there are several; returns the pages.
+    """A page for each method; when there are several, over them the index, the matrix, a README and the data.
+
+    Returns the pages.
 
     Args:
         results: all Results known; those of other experiments are passed over.
@@ -37,7 +47,9 @@ def write_pages(
         console: where a summary is printed, if anywhere.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
         processes: at most so many draw figures side by side.
+        address: of a Result's file, from ``output``.
     """
+    results = list(results)
     everything = dict(known or {})
     for folder, experiments in methods.items():
         everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
@@ -47,8 +59,15 @@ def write_pages(
         if console is not None and method.findings:
             console.print(terminal_summary(method.findings))
         pages.append(method_page(method, problems))
+    beside = None
     if len(methods) > 1:
         pages += index_pages(evaluated, merged, problems)
-    complete([drawing for page in pages for drawing in page.drawings], processes, kept_folder("figures"))
+        matrix = next((page.content["overview"] for page in pages if page.name == "matrix"), None)
+        beside = front(evaluated, merged, matrix)
+    drawings = [drawing for page in (*pages, beside) if page is not None for drawing in page.drawings]
+    complete(drawings, processes, kept_folder("figures"))
     written = [page.write(output) for page in pages]
+    if beside is not None:
+        beside.write(output)
+        write_data(evaluated, results, output, address)
     return [path for path in written if path.stem != "matrix"]

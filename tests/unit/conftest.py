@@ -170,7 +170,8 @@ def example_card(folder: Path) -> Path:
         "$$\\mathcal{L}(h) = \\sqrt{\\tfrac{2}{\\pi}}\\; {}_1F_1\\left(-\\tfrac12; \\tfrac d2; "
         "-\\tfrac{\\lVert h \\rVert^2}{2}\\right)$$\n\n"
         "## Deviations\n1. The paper says A. We do B.\n2. The paper says C. We do D.\n\n"
-        "## Citation\n```bibtex\n@inproceedings{nobody2020, title={A <title>}}\n```\n",
+        "## Citation\n```bibtex\n@inproceedings{nobody2020,\n  author = {No Body},\n  title = {A <title>},\n"
+        "  year = {2020},\n  doi = {10.1234/nothing}\n}\n```\n",
         "utf-8",
     )
     return folder
