@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reproduce.experiment.files import COLUMN
 from reproduce.report import repeat
-from reproduce.report.numbers import MINUS, NOTHING, metric_text
+from reproduce.report.numbers import metric_text, number, printed_decimals
 from reproduce.report.render import Page
 from reproduce.report.tables import TextTable
 from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
@@ -100,7 +101,8 @@ def link(method: str, finding: Finding, task: TaskFinding, arm: str) -> str:
 def evidence_page(method: MethodFindings, title: str, address: Address) -> Page:
     """The page of all runs of a method that its tables are made of."""
     name = method.folder.name
-    parts = tuple(_experiment(name, finding, address) for finding in method.findings if finding.results)
+    ran = sorted((one for one in method.findings if one.results), key=lambda one: one.name.startswith(COLUMN))
+    parts = tuple(_experiment(name, finding, address) for finding in ran)
     runs = len({result.id for finding in method.findings for result in finding.results})
     content = {"name": name, "title": title, "experiments": parts, "runs": runs}
     return Page(page_name(name), "evidence", content)
@@ -116,8 +118,9 @@ def _experiment(method: str, finding: Finding, address: Address) -> ExperimentEv
             if any(point.values(metric) for arm in task.runs.arms.values() for point in arm.points)
         )
     )
+    decimals = {metric: _decimals(tasks, metric) for metric in metrics}
     arms = tuple(
-        _arm(method, finding, task, arm, metrics, address)
+        _arm(method, finding, task, arm, decimals, address)
         for task in tasks
         for arm in task.runs.arms.values()
         if any(point.results for point in arm.points)
@@ -127,27 +130,31 @@ def _experiment(method: str, finding: Finding, address: Address) -> ExperimentEv
     return ExperimentEvidence(finding.name, finding.experiment.title, headings, arms, table, len(tasks))
 
 
+def _decimals(tasks: Iterable[TaskFinding], metric: str) -> int:
+    """As many as six digits of each value need."""
+    points = [point for task in tasks for arm in task.runs.arms.values() for point in arm.points]
+    values = [value for point in points for value in point.values(metric).values()]
+    return max((printed_decimals(float(f"{value:.6g}")) for value in values), default=0)
+
+
 def _arm(
-    method: str, finding: Finding, task: TaskFinding, arm: ArmRuns, metrics: Sequence[str], address: Address
+    method: str, finding: Finding, task: TaskFinding, arm: ArmRuns, decimals: Mapping[str, int], address: Address
 ) -> ArmEvidence:
     return ArmEvidence(
         anchor=anchor(finding, task, arm.name),
         task=task.name,
         label=arm.label,
         command=repeat.of_arm(method, finding, task, arm),
-        runs=tuple(
-            _run(arm, point, seed, metrics, address) for point in arm.points for seed in sorted(point.results)
-        ),
+        runs=tuple(_run(arm, point, seed, decimals, address) for point in arm.points for seed in sorted(point.results)),
     )
 
 
-def _run(arm: ArmRuns, point: Point, seed: int, metrics: Sequence[str], address: Address) -> RunLine:
+def _run(arm: ArmRuns, point: Point, seed: int, decimals: Mapping[str, int], address: Address) -> RunLine:
     result = point.results[seed]
-    values = [point.values(metric).get(seed) for metric in metrics]
     return RunLine(
         params=", ".join(f"{name} = {value}" for name, value in point.params.items()),
         seed=seed,
-        values=tuple(NOTHING if value is None else f"{value:.6g}".replace("-", MINUS) for value in values),
+        values=tuple(number(point.values(metric).get(seed), places) for metric, places in decimals.items()),
         use=_use(arm, point, seed),
         device=result.environment.device,
         date=result.environment.finished[:10],
@@ -163,7 +170,7 @@ def _use(arm: ArmRuns, point: Point, seed: int) -> str:
         return f"counts{diverged}"
     if seed in arm.choosing:
         return f"chose{diverged}"
-    return f"does not count{diverged}"
+    return f"not chosen{diverged}"
 
 
 def _table(metrics: tuple[str, ...], arms: Sequence[ArmEvidence]) -> TextTable:

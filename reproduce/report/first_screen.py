@@ -29,6 +29,7 @@ class FirstScreen:
     """Everything that it says."""
 
     idea: str
+    more: str  # of the idea, in Markdown: what follows that sentence, where it is a paragraph of its own
     tallies: tuple[tuple[Tally, str], ...]  # of the papers' claims and of ours, each with its sentence
     forest: Forest | None
     trust: list[tuple[str, str]]
@@ -46,7 +47,8 @@ def first_screen(
     """What the experiments of a method come to, columns of the matrix and others."""
     findings = (*others, *columns)
     return FirstScreen(
-        idea=first_sentence(card.sections["Idea"]),
+        idea=(idea := first_sentence(card.sections["Idea"])),
+        more=_after(idea, card.sections["Idea"]),
         tallies=tuple((one, tally_sentence(one)) for one in tallies(findings)),
         forest=forest(method, others, columns),
         trust=trust(findings, problems),
@@ -60,6 +62,11 @@ def first_sentence(text: str) -> str:
     paragraph = " ".join(text.split("\n\n")[0].split())
     found = re.match(r"(?:\$[^$]*\$|[^$])*?(?<![A-Z])(?<!\bal)(?<!\be\.g)(?<!\bi\.e)[.!?](?=\s+[A-Z“\"$])", paragraph)
     return found.group() if found else paragraph
+
+
+def _after(sentence: str, text: str) -> str:
+    paragraph, _, rest = text.partition("\n\n")
+    return rest.strip() if " ".join(paragraph.split()) == sentence else text
 
 
 def citation(section: str) -> Citation | None:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from reproduce.report import evidence
 from reproduce.report.counts import kind_of
-from reproduce.report.numbers import MINUS, decimals_of, metric_text, number, paper_number, with_interval
+from reproduce.report.numbers import MINUS, decimals_of, metric_text, paper_number, with_interval
 from reproduce.report.said import short
 from reproduce.report.tables import baseline_label
 from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
@@ -20,7 +20,7 @@ from reproduce.results.stats import Estimate
 
 MOST = 10  # rows in front; all stand in the tables of claims
 WIDTH, HEIGHT, MARGIN = 150, 18, 7  # CSS pixels; the page's style repeats them
-STEPS = (1, 0.5, 0.2)  # of a power of ten
+STEPS = (5, 2, 1, 0.5, 0.2)  # of a power of ten
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Entry:
     panel: str
     arm: str
     over: str  # "" of a value
+    task: str  # "" where there is one alone
     ours: Estimate
     decimals: int
     gap: bool
@@ -39,8 +40,12 @@ class Entry:
     evidence: str = ""
 
     @property
+    def subject(self) -> str:
+        return f"{self.arm}, {self.task}" if self.task else self.arm
+
+    @property
     def label(self) -> str:
-        return f"{self.arm} {MINUS} {self.over}" if self.over else self.arm
+        return f"{self.subject} {MINUS} {self.over}" if self.over else self.subject
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -107,7 +112,7 @@ def forest(method: MethodFindings, others: Sequence[Finding], columns: Sequence[
         if any(entries):
             return _forest(what, entries)
     gaps = [list(_gaps(method.folder.name, finding)) for finding in columns]
-    return _forest("Under one budget", gaps) if any(gaps) else None
+    return _forest("Its row of the matrix, under one budget", gaps) if any(gaps) else None
 
 
 def _claims(method: str, finding: Finding, ours: bool) -> Iterator[Entry]:
@@ -121,6 +126,7 @@ def _claims(method: str, finding: Finding, ours: bool) -> Iterator[Entry]:
             panel=_panel(finding, task, claim.metric),
             arm=arms[claim.arm].label or claim.arm,
             over=(arms[claim.over].label or claim.over) if claim.over else "",
+            task=claim.task if len(finding.experiment.tasks) > 1 else "",
             ours=verdict.ours,
             decimals=decimals_of([row.estimate.mean if row and row.estimate else claim.value]),
             gap=claim.over is not None,
@@ -142,6 +148,7 @@ def _gaps(method: str, finding: Finding) -> Iterator[Entry]:
                 panel=_panel(finding, task, metric),
                 arm=row.label,
                 over=baseline_label(task),
+                task="",
                 ours=row.difference.estimate,
                 decimals=decimals_of([row.mean.mean if row.mean else None]),
                 gap=True,
@@ -183,7 +190,7 @@ def _one_panel(title: str, entries: Sequence[Entry]) -> ForestPanel:
     shared = overs.pop() if len(overs) == 1 else ""  # said once
     rows = tuple(
         ForestRow(
-            label=entry.arm if shared else entry.label,
+            label=entry.subject if shared else entry.label,
             kind=entry.kind,
             ours=with_interval(entry.ours, entry.decimals, sign=is_gap),
             paper=entry.said if entry.paper is not None else "",
@@ -231,7 +238,7 @@ def _axis(low: float, high: float, place: Callable[[float], float]) -> Markup:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three round numbers or a few more between both ends."""
+    """Three round numbers or a few more between both ends, as few as can be."""
     magnitude = 10.0 ** math.floor(math.log10(high - low))
     found: list[float] = []
     for factor in STEPS:

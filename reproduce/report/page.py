@@ -74,9 +74,7 @@ class PageContent:
         yield from self.drawings
 
 
-def write_page(
-    method: MethodFindings, problems: Sequence[str], output: Path, address: Address = beside_pages
-) -> Path:
+def write_page(method: MethodFindings, problems: Sequence[str], output: Path, address: Address = beside_pages) -> Path:
     """Write `<output>/<method's name>.html`, `.md` and `.csv` with the page of evidence behind them, and return the
     path of the first; see `method_pages`.
 
@@ -158,7 +156,9 @@ def _content(
 
 def _is_of_paper(finding: Finding) -> bool:
     """Whether it asks what a paper claims."""
-    return any(not claim.ours for claim in finding.experiment.claims) or not finding.experiment.source.startswith("ours")
+    return any(not claim.ours for claim in finding.experiment.claims) or not finding.experiment.source.startswith(
+        "ours"
+    )
 
 
 def _matrix(method: str, findings: Sequence[Finding], parts: dict[str, ExperimentPart]) -> MatrixPart | None:

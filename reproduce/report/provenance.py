@@ -13,6 +13,7 @@ from reproduce.experiment.schema import Experiment
 from reproduce.results.evaluate import Finding
 from reproduce.results.record import Result
 
+
 @dataclass(frozen=True)
 class DeviationsPart:
     """What the same experiments say of how they differ from their source."""

@@ -188,10 +188,10 @@ def correlation_sentence(task: TaskFinding) -> str:
         return ""
     paired = sum(gap.paired for gap in gaps)
     how = "paired by seed" if paired == len(gaps) else f"paired by seed for {paired} of {len(gaps)} arms"
+    sure = f"surely by {number(seeds.at_least, 2)}" if seeds.at_least > 0 else "which may be chance"
     return (
-        f"By {metric_name(metric)}, two arms correlate over seeds by {number(seeds.correlation, 2)}, with 95 % "
-        f"confidence by {number(seeds.at_least, 2)} or more: differences are "
-        f"{how if paired else 'of two means, not paired'}."
+        f"By {metric_name(metric)}, two arms correlate over seeds by {number(seeds.correlation, 2)}, {sure}: "
+        f"differences are {how if paired else 'of two means, not paired'}."
     )
 
 

@@ -40,7 +40,10 @@ def _scale(findings: Iterable[Finding]) -> str:
     by_scale: dict[str, list[bool]] = {}
     for finding in findings:
         by_scale.setdefault(finding.experiment.scale, []).append(bool(finding.results))
-    said = [f"{sum(ran)} of {len(ran)} {scale} experiments" for scale, ran in by_scale.items()]
+    said = [
+        f"{sum(ran)} of {len(ran)} {scale}{'-scale' if scale == 'paper' else ''} experiments"
+        for scale, ran in by_scale.items()
+    ]
     return f"{', '.join(said)} ran"
 
 
