@@ -3,6 +3,7 @@
 import html
 import re
 
+import numpy as np
 import pytest
 
 from reproduce.cli.pages import timing_of
@@ -227,18 +228,18 @@ def test_the_page_has_the_answers_before_all_else_and_says_each_deviation_once(f
     assert markdown.count("A strange deviation.") == 1
 
 
-def test_correlation_is_said_where_pairing_is_considered(found, make_experiment, make_result, card_folder):
+def test_correlation_is_said_where_pairing_is_considered(found, make_experiment, make_result):
     def task(scatter):
         experiment = make_experiment(seeds=tuple(range(8)))
-        results = [make_result(cell, 7 + scatter(cell.seed, len(cell.arm_name)), 7.0) for cell in cells(experiment)]
+        results = [make_result(cell, 7 + scatter(cell), 7.0) for cell in cells(experiment)]
         return evaluate("t", experiment, ResultIndex(results)).tasks["digits"]
 
-    together = correlation_sentence(task(lambda seed, arm: 0.1 * seed + 0.01 * (seed * arm % 5)))
-    assert re.search(
-        r"two arms correlate over seeds by (1\.00|0\.9\d), surely by [01]\.\d\d: differences are paired by seed",
-        together,
-    )
-    apart = correlation_sentence(task(lambda seed, arm: 0.1 * (seed * arm * 7 % 11)))
+    def alone(cell):
+        return float(np.random.default_rng([cell.seed, *cell.arm_name.encode(), *str(cell.params).encode()]).normal())
+
+    together = correlation_sentence(task(lambda cell: cell.seed + 0.1 * alone(cell)))
+    assert re.search(r"correlate over seeds by (1\.00|0\.9\d), surely by 0\.\d\d: differences are paired", together)
+    apart = correlation_sentence(task(alone))
     assert apart.endswith("which may be chance: differences are of two means, not paired.")
     empty = found(results=False).findings[0].tasks["digits"]
     assert correlation_sentence(empty) == ""
