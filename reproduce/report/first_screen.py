@@ -10,7 +10,7 @@ from reproduce.report import repeat
 from reproduce.report.counts import Tally, tallies
 from reproduce.report.forest import Forest, forest
 from reproduce.report.method_card import MethodCard
-from reproduce.report.sentences import tally_sentence
+from reproduce.report.sentences import budget_sentence, tally_sentence
 from reproduce.report.trust import trust
 from reproduce.results.evaluate import Finding, MethodFindings
 
@@ -31,6 +31,7 @@ class FirstScreen:
     idea: str
     more: str  # of the idea, in Markdown: what follows that sentence, where it is a paragraph of its own
     tallies: tuple[tuple[Tally, str], ...]  # of the papers' claims and of ours, each with its sentence
+    budget: str  # of the matrix; "" where the method is in none of its columns
     forest: Forest | None
     trust: list[tuple[str, str]]
     commands: tuple[str, ...]
@@ -50,6 +51,7 @@ def first_screen(
         idea=(idea := first_sentence(card.sections["Idea"])),
         more=_after(idea, card.sections["Idea"]),
         tallies=tuple((one, tally_sentence(one)) for one in tallies(findings)),
+        budget=budget_sentence(columns),
         forest=forest(method, others, columns),
         trust=trust(findings, problems),
         commands=repeat.of_method(method.folder, findings),

@@ -200,7 +200,8 @@ def _one_panel(title: str, entries: Sequence[Entry]) -> ForestPanel:
         )
         for entry in entries
     )
-    return ForestPanel(f"{title}, minus {shared}" if shared else title, rows, _axis(low, high, place))
+    what = f", minus {shared}" if shared else ", differences" if is_gap else ""
+    return ForestPanel(title + what, rows, _axis(low, high, place))
 
 
 def _plot(entry: Entry, place: Callable[[float], float]) -> Markup:

@@ -39,9 +39,11 @@ REDUCED = {
 def tally_sentence(one: Tally) -> str:
     """What claims of one origin came to, in one sentence: at reduced scale, which way they point."""
     whose, way = ("our own", "our way") if one.ours else ("the paper's", "the paper's way")
-    claims = f"{one.claims} claims" if one.claims != 1 else "one claim"
+    alone = f"{whose[0].upper()}{whose[1:]} one claim"
     if not one.judged:
-        return f"Of {whose} {claims} {'none has been tested yet' if one.claims > 1 else 'nothing has been tested yet'}."
+        return (
+            f"Of {whose} {one.claims} claims none has been tested yet." if one.claims > 1 else f"{alone} is not tested."
+        )
     parts = []
     for kinds, where in ((AT_PAPER_SCALE, ""), (REDUCED, "at reduced scale ")):
         said = []
@@ -55,8 +57,27 @@ def tally_sentence(one: Tally) -> str:
         if said:
             parts.append(where + _joined(said))
     tested = f"{one.judged} {'were' if one.judged > 1 else 'was'} tested" if one.waiting else "all were tested"
-    tested = "it was tested" if one.claims == 1 else tested
-    return f"Of {whose} {claims} {tested}: {'; '.join(parts)}."
+    start = f"Of {whose} {one.claims} claims {tested}" if one.claims > 1 else f"{alone} was tested"
+    return f"{start}: {'; '.join(parts)}."
+
+
+def budget_sentence(columns: Sequence[Finding]) -> str:
+    """How many of a method's gaps to the baselines of the matrix the seeds tell from none; "" without any."""
+    tested = [
+        row
+        for finding in columns
+        for task in finding.tasks.values()
+        for row in task.tables[task.metrics[0]]
+        if row.p_holm is not None
+    ]
+    if not tested:
+        return ""
+    gaps = f"{len(tested)} gaps to the baseline" if len(tested) > 1 else "one gap to the baseline"
+    told = sum(row.significant for row in tested)
+    return (
+        f"Under one budget the seeds tell {told or 'none'} of its {gaps} from zero (p < {SIGNIFICANCE} after Holm's "
+        "adjustment over all methods)."
+    )
 
 
 def _joined(texts: Sequence[str]) -> str:

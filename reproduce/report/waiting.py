@@ -58,6 +58,8 @@ def waiting_rows(method: str, findings: Sequence[Finding], timing: Timing | None
 def _size(experiment: Experiment) -> str:
     """Arms x tasks x seeds, of the arms that can run."""
     able = [arm for arm in experiment.arms.values() if not arm.pending]
+    if not able:
+        return NOTHING
     counts = ((len(able), "arm"), (len(experiment.tasks), "task"), (len(experiment.seeds), "seed"))
     text = " × ".join(f"{count} {noun}{'s' if count != 1 else ''}" for count, noun in counts)
     most = max((len(arm.points()) for arm in able), default=1)

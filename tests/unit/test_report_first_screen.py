@@ -14,7 +14,7 @@ from reproduce.report.first_screen import citation, first_sentence
 from reproduce.report.forest import MOST, WIDTH, forest, ticks
 from reproduce.report.page import write_page
 from reproduce.report.provenance import deviations
-from reproduce.report.sentences import correlation_sentence, tally_sentence
+from reproduce.report.sentences import budget_sentence, correlation_sentence, tally_sentence
 from reproduce.report.trust import trust
 from reproduce.report.waiting import Timing, waiting_rows
 from reproduce.results.evaluate import MethodFindings, evaluate
@@ -85,10 +85,10 @@ def test_a_reduced_experiment_points_and_neither_holds_nor_fails(found):
         "Of the paper's 4 claims 3 were tested: at reduced scale 1 points the paper's way, 1 points the other way and "
         "1 is of a value, which is not compared across scales."
     )
-    assert tally_sentence(ours) == "Of our own one claim it was tested: at reduced scale 1 points our way."
+    assert tally_sentence(ours) == "Our own one claim was tested: at reduced scale 1 points our way."
     assert not re.search(r"\b(holds?|fails?|reproduced)\b", text + tally_sentence(ours))
     (full,) = tallies(found(claims=claims[:1]).findings)
-    assert tally_sentence(full) == "Of the paper's one claim it was tested: 1 is reproduced."
+    assert tally_sentence(full) == "The paper's one claim was tested: 1 is reproduced."
 
 
 def test_the_forest_has_the_papers_number_as_a_diamond_and_one_axis_for_one_unit(found):
@@ -138,6 +138,16 @@ def test_without_claims_of_papers_ours_are_drawn_and_without_any_the_matrix(foun
     assert forest(method, method.findings, ()) is None
 
 
+def test_gaps_under_one_budget_are_counted(found):
+    finding = found().findings[0]
+    told = [row.significant for row in finding.tasks["digits"].tables["test.error"] if row.p_holm is not None]
+    assert budget_sentence([finding]).startswith(
+        f"Under one budget the seeds tell {sum(told)} of its {len(told)} gaps to the baseline from zero"
+    )
+    assert sum(told) == 2
+    assert budget_sentence(found(results=False).findings) == ""
+
+
 def test_a_long_forest_is_cut_and_says_so(found):
     method = found(claims=tuple(claim(over="vanilla") for _ in range(MOST + 3)))
     one = forest(method, method.findings, ())
@@ -173,13 +183,16 @@ def make_recipe(**changes):
     return Recipe(**{"epochs": 8, "batch_size": 32, "learning_rate": 0.1} | changes)
 
 
-def test_what_waits_is_one_table_with_hours_where_they_are_known(make_experiment, make_results, make_result, found):
+def test_what_waits_is_one_table_with_hours_where_they_are_known(make_experiment, found):
     (waiting,) = waiting_rows("per", found(results=False).findings, None)
     assert (waiting.size, waiting.runs, waiting.hours) == (
         "3 arms × 1 task × 3 seeds, grids of up to 2",
         "12",
         "unknown",
     )
+    arms = {name: arm.model_copy(update={"pending": "x"}) for name, arm in make_experiment().arms.items()}
+    (impossible,) = waiting_rows("per", found(results=False, arms=arms).findings, None)
+    assert (impossible.size, impossible.runs, impossible.hours, impossible.command) == ("–", "–", "–", "")
     assert waiting.command == "reproduce run per --only t"
     assert waiting.pending == ("Not possible yet: “VCL” (the method is not built yet).",)
     assert waiting_rows("per", found().findings, None) == ()
@@ -237,8 +250,8 @@ def test_correlation_is_said_where_pairing_is_considered(found, make_experiment,
     def alone(cell):
         return float(np.random.default_rng([cell.seed, *cell.arm_name.encode(), *str(cell.params).encode()]).normal())
 
-    together = correlation_sentence(task(lambda cell: cell.seed + 0.1 * alone(cell)))
-    assert re.search(r"correlate over seeds by (1\.00|0\.9\d), surely by 0\.\d\d: differences are paired", together)
+    together = correlation_sentence(task(lambda cell: cell.seed + 0.8 * alone(cell)))
+    assert re.search(r"correlate over seeds by 0\.\d\d, surely by 0\.\d\d: differences are paired", together)
     apart = correlation_sentence(task(alone))
     assert apart.endswith("which may be chance: differences are of two means, not paired.")
     empty = found(results=False).findings[0].tasks["digits"]
