@@ -94,7 +94,7 @@ def method_pages(
     timing: Timing | None = None,
     alone: bool = True,
 ) -> list[Page]:
-    """The page of a method, its figures not yet drawn, and the page of its evidence.
+    """The page of a method, its figures not yet drawn, and the page of its evidence where something has run.
 
     Args:
         problems: one line for each Result file that could not be read.
@@ -110,7 +110,7 @@ def method_pages(
     tasks = [(finding.name, task) for finding in _in_order(method) for task in finding.tasks.values()]
     shown = {**vars(content), "ran": content.ran, "other_sections": content.other_sections}
     page = Page(method.folder.name, "page", shown, tuple(content.all_drawings()), tables.comma_separated(tasks))
-    return [page, evidence_page(method, card.title, address)]
+    return [page, evidence_page(method, card.title, address)] if content.evidence else [page]
 
 
 def _in_order(method: MethodFindings) -> list[Finding]:
@@ -129,7 +129,7 @@ def _content(
     superseded = [result for finding in findings for result in finding.superseded]
     parts = {finding.name: experiment_part(name, finding, colors) for finding in findings}
     ran = [finding for finding in others if finding.results]
-    waiting = waiting_rows(name, others, timing)
+    waiting = waiting_rows(name, (*others, *columns), timing)
     return PageContent(
         name=name,
         card=card,

@@ -102,6 +102,8 @@ class ArmRow:
         if self.luck is not None:
             points = len(self.runs.points)
             notes.append(f"the best of {points} points that do not differ lies {self.luck:.2g} off by chance alone")
+        if self.runs.baseline_chosen:
+            notes.append("on the seeds that chose, validation prefers the baseline, the grid's zero")
         return tuple(notes)
 
     @property

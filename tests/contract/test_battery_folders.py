@@ -151,7 +151,7 @@ def has_its_rows_in_the_matrix(subject: Any, problems: Any) -> None:
         assert subject.name in {arm.method for arm in own.values()}, f"{path}: no arm of {subject.name} in {name}"
         for key, arm in own.items():
             where = f"{path}: arm {key} of {name}"
-            assert not arm.recipe, f"{where} has a recipe of its own; the budget is one for all"
+            assert not {**arm.recipe, **arm.recipe_grid}, f"{where} has a recipe of its own; the budget is one for all"
             assert arm.tasks is None, f"{where} leaves out a task; pending = 'why' says what it cannot do"
             if not arm.pending:
                 has_three_coefficients(where, arm, subject)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.identity import RunConfig
+from reproduce.experiment.identity import RunConfig, Start
 from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
@@ -81,6 +81,7 @@ def example_result(
         method=cell.method,
         method_version=changes.pop("method_version", 1),
         params={**defaults, **cell.params},
+        start=Start(method=cell.start, version=1, params={}) if cell.start else None,
         seed=cell.seed,
         loop_version=changes.pop("loop_version", 1),
     )

@@ -10,14 +10,14 @@ import typer
 from typer.testing import CliRunner
 
 from reproduce.cli.commands import app
-from reproduce.experiment.folder import MethodFolder, find_method
+from reproduce.experiment.folder import ROOT, MethodFolder, find_method
 from reproduce.experiment.schema import TaskSpec, cells
 from reproduce.report.evidence import beside_pages, found_in, in_runs
 from reproduce.report.page import write_page
 from reproduce.report.repeat import of_arm, of_experiment, of_method, seeds_option
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
-from reproduce.results.store import write_result
+from reproduce.results.store import copy_result
 
 
 @pytest.fixture
@@ -146,20 +146,21 @@ def test_evidence_is_found_wherever_it_lies(make_experiment, make_results, tmp_p
         assert (tmp_path / "out" / "pages" / address).resolve() == path
 
 
-def test_pages_of_evidence_are_made_anew_when_they_are_gone(make_experiment, make_results, tmp_path, monkeypatch):
+def test_pages_of_evidence_are_made_anew_when_they_are_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    result = make_results(make_experiment())[0]
-    write_result(result, tmp_path / "runs" / result.config.folder / "result.json")
-    command = ["report", "quantile_activation", "--results", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    source = next((ROOT / "reports" / "evidence").glob("mnist-rectified_mlp-*.json"))
+    copy_result(source, tmp_path / "runs" / source.stem / "result.json")
+    command = ["report", "activity_prior", "--results", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
     for _ in range(2):
         done = CliRunner().invoke(app, command)
         assert (done.exit_code, done.output) == (0, f"1 Results, 0 unreadable; 1 pages in {tmp_path / 'out'}\n")
-        page = tmp_path / "out" / "quantile_activation.evidence.html"
-        assert page.exists()
+        page = tmp_path / "out" / "activity_prior.evidence.html"
+        assert f'href="../runs/{source.stem}/result.json"' in page.read_text("utf-8")
         page.unlink()
 
 
 def test_methods_without_results_have_no_links_into_nothing(make_experiment, per_findings, tmp_path):
     method = per_findings({"t": make_experiment()}, [])
     page = write_page(MethodFindings(method.folder, method.findings), [], tmp_path).read_text("utf-8")
+    assert not (tmp_path / "per.evidence.html").exists()
     assert not [link for link in re.findall(r'href="([^"]*)"', page) if "evidence" in link]
