@@ -265,6 +265,7 @@ def run(
     from reproduce.cli.pages import write_pages
     from reproduce.cli.progress import reporter
     from reproduce.cli.terminal import console
+    from reproduce.report.evidence import in_runs
     from reproduce.training import workers as side_by_side
     from reproduce.training.engines import engine_for
     from reproduce.training.plan import most_valuable_first
@@ -323,7 +324,8 @@ def run(
     replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
     problems = [problem for problem in damaged if not problem.startswith(replaced)]
     screen = None if as_json else console()
-    pages = write_pages(experiments, results, problems, runs / "report", screen, experiments_known())
+    known = experiments_known()
+    pages = write_pages(experiments, results, problems, runs / "report", screen, known, address=in_runs)
     if as_json:
         wanted = {run.id for run in planned}
         ordered = sorted((r for r in results if r.id in wanted), key=lambda r: r.config.folder)
@@ -383,6 +385,7 @@ def report(
 def _new_report(method: str, results: Path, files: list[Path], output: Path, made_of: str) -> Report:
     from reproduce.cli.pages import write_pages
     from reproduce.report.drawings import processors
+    from reproduce.report.evidence import beside_pages, found_in
 
     found, problems = read_results(files)
     experiments = chosen_experiments(method, None)
@@ -391,7 +394,9 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
             folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
             for folder, of_method in experiments.items()
         }
-    pages = write_pages(experiments, found, problems, output, None, experiments_known(), processors())
+    address = beside_pages if results == EVIDENCE else found_in(files, output)
+    known = experiments_known()
+    pages = write_pages(experiments, found, problems, output, None, known, processors(), address)
     said = f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}"
     patterns = [f"{name}.*" for name in ("matrix", *(page.stem for page in pages))]
     patterns += ["README.md", "answer*.svg", "data/*"] if len(pages) > 1 else []

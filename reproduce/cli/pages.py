@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Experiment
-from reproduce.report.data_files import write_data
+from reproduce.experiment.schema import Cell, Experiment
+from reproduce.report.data_files import DATA_PAGE, write_data
 from reproduce.report.drawings import complete
+from reproduce.report.evidence import Address, beside_pages
 from reproduce.report.front import front
 from reproduce.report.index import index_pages
 from reproduce.report.kept import kept_folder
-from reproduce.report.page import method_page
+from reproduce.report.page import method_pages
 from reproduce.report.render import Page
 from reproduce.report.terminal import terminal_summary
+from reproduce.report.waiting import Timing
 from reproduce.results.columns import find_all
 from reproduce.results.match import ResultIndex
-from reproduce.results.record import Result
-
-
-def published_address(result: Result) -> str:
-    """Where a published Result lies, from the folder of the pages."""
-    return f"evidence/{result.config.folder}.json"
+from reproduce.results.record import Result, device_kind
+from reproduce.training.estimate import Estimates, Work, problem_of, way_of
 
 
 def write_pages(
@@ -35,7 +35,7 @@ def write_pages(
     console: Console | None = None,
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
     processes: int = 1,
-    address: Callable[[Result], str] = published_address,
+    address: Address = beside_pages,
 ) -> list[Path]:
     """A page for each method; when there are several, over them the index, the matrix, a README and the data.
 
@@ -47,21 +47,22 @@ def write_pages(
         console: where a summary is printed, if anywhere.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
         processes: at most so many draw figures side by side.
-        address: of a Result's file, from ``output``.
+        address: where a Result lies, relative to ``output``.
     """
     results = list(results)
     everything = dict(known or {})
     for folder, experiments in methods.items():
         everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
     evaluated, merged = find_all(methods, everything, ResultIndex(results))
+    timing = timing_of(results)
     pages: list[Page] = []
     for method in evaluated:
         if console is not None and method.findings:
             console.print(terminal_summary(method.findings))
-        pages.append(method_page(method, problems))
+        pages += method_pages(method, problems, address, timing, alone=len(methods) == 1)
     beside = None
     if len(methods) > 1:
-        pages += index_pages(evaluated, merged, problems)
+        pages += index_pages(evaluated, merged, problems, DATA_PAGE)
         matrix = next((page.content["overview"] for page in pages if page.name == "matrix"), None)
         beside = front(evaluated, merged, matrix)
     drawings = [drawing for page in (*pages, beside) if page is not None for drawing in page.drawings]
@@ -70,4 +71,31 @@ def write_pages(
     if beside is not None:
         beside.write(output)
         write_data(evaluated, results, output, address)
-    return [path for path in written if path.stem != "matrix"]
+    main = {method.folder.name for method in evaluated} | {"index"}
+    return [path for path in written if path.stem in main]
+
+
+def timing_of(results: Sequence[Result]) -> Timing | None:
+    """How long trainings take on the kind of device that most Results come from; None without Results."""
+    if not results:
+        return None
+    device, _ = Counter(device_kind(result.environment.device) for result in results).most_common(1)[0]
+    estimates = Estimates(results)
+    newest = {result.config.method: result for result in sorted(results, key=lambda one: one.environment.finished)}
+
+    def seconds(cell: Cell) -> float | None:
+        """By the defaults that the method's newest Result knows."""
+        if cell.method not in newest:
+            return None
+        defaults, recipe = newest[cell.method].defaults, cell.recipe
+        way = way_of(cell.method, {**defaults, **_typed(cell.params, defaults)})
+        work = Work(problem_of(cell.task, recipe), way, recipe.epochs, recipe.steps, recipe.evaluate_every)
+        return estimates.seconds(work, device)
+
+    return Timing(device, seconds)
+
+
+def _typed(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """As a Run spells them: 1 is 1.0 where the method's own number has a fraction."""
+    is_float = {name for name, value in defaults.items() if isinstance(value, float)}
+    return {name: float(value) if name in is_float and type(value) is int else value for name, value in params.items()}

@@ -26,6 +26,7 @@ from reproduce.results.evaluate import Finding, MethodFindings
 from reproduce.results.record import Result
 
 FOLDER = "data"
+DATA_PAGE = f"{FOLDER}/README.md"
 TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from reproduce.report.answer import answer, listed
 from reproduce.report.cost import Cost, cost
 from reproduce.report.counts import WHOSE, Tally, tally, total
+from reproduce.report.first_screen import first_sentence
 from reproduce.report.glossary import GLOSSARY
 from reproduce.report.matrix import Matrix, matrix, matrix_page
 from reproduce.report.method_card import MethodCard
@@ -135,13 +135,6 @@ def _row(method: MethodFindings) -> MethodRow:
         idea=first_sentence(card.sections["Idea"]),
         runs=len(_runs([method])),
     )
-
-
-def first_sentence(text: str) -> str:
-    """Of the first paragraph, on one line; dots inside formulas, names and numbers end nothing."""
-    paragraph = " ".join(text.split("\n\n")[0].split())
-    found = re.match(r"(?:\$[^$]*\$|[^$])*?(?<![A-Z])(?<!\bal)(?<!\be\.g)(?<!\bi\.e)[.!?](?=\s+[A-Z“\"$])", paragraph)
-    return found.group() if found else paragraph
 
 
 def _facts(methods: Sequence[MethodFindings], columns: Sequence[Column]) -> tuple[tuple[str, str], ...]:

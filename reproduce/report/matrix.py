@@ -100,9 +100,9 @@ class Matrix:
 
 def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unreadable: tuple[str, ...] = ()) -> Matrix:
     """What the columns of all methods come to."""
-    rows = _rows(columns)
+    rows = matrix_rows(columns)
     headings = ("Arm", "Method", *(f"{column.task.name}: {metric_text(column.metric)}" for column in columns))
-    texts = tuple((row.label, row.method, *map(_cell_text, row.cells)) for row in rows)
+    texts = tuple((row.label, row.method, *map(cell_text, row.cells)) for row in rows)
     return Matrix(
         columns=tuple(_column(column) for column in columns),
         rows=tuple(rows),
@@ -169,7 +169,7 @@ def _table(column: Column) -> TextTable:
     return replace(table, rows=tuple((*row[:place], note, *row[place + 1 :]) for row, note in rows))
 
 
-def _rows(columns: Sequence[Column]) -> list[MatrixRow]:
+def matrix_rows(columns: Sequence[Column]) -> list[MatrixRow]:
     """One row for each arm: the arms of one method with the same label are one, whatever the column."""
     baselines = dict.fromkeys(column.baseline.label for column in columns)
     keys = [("", label) for label in baselines]
@@ -216,7 +216,7 @@ def _note(column: Column, row: ArmRow) -> str:
     return "; ".join(note for note in row.notes if note != usual)
 
 
-def _cell_text(cell: MatrixCell | None) -> str:
+def cell_text(cell: MatrixCell | None) -> str:
     """A cell of a pipe table."""
     if cell is None:
         return NOTHING

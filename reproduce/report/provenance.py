@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from reproduce.experiment.folder import WORKING_FOLDER
 from reproduce.experiment.schema import Experiment
+from reproduce.results.evaluate import Finding
 from reproduce.results.record import Result
+
+
+@dataclass(frozen=True)
+class DeviationsPart:
+    """What the same experiments say of how they differ from their source."""
+
+    experiments: tuple[tuple[str, str], ...]  # names and titles
+    texts: tuple[str, ...]
+    ran: bool
+
 
 PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 
@@ -17,6 +29,26 @@ PACKAGES = ("torch", "torchvision", "numpy", "datasets")
 def unreadable(problems: Iterable[str]) -> tuple[str, ...]:
     """A line for each Result file that cannot be read, which it begins with: in a checkout as a path inside it."""
     return tuple(problem.removeprefix(f"{WORKING_FOLDER.resolve()}{os.sep}") for problem in problems)
+
+
+def deviations(findings: Sequence[Finding]) -> tuple[DeviationsPart, ...]:
+    """Each deviation once, with the experiments that it is of; those of experiments that ran first."""
+    by_text: dict[str, list[Finding]] = {}
+    for finding in findings:
+        for text in dict.fromkeys(finding.experiment.deviations):
+            by_text.setdefault(text, []).append(finding)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for text, of_text in by_text.items():
+        groups.setdefault(tuple(finding.name for finding in of_text), []).append(text)
+    known = {finding.name: finding for finding in findings}
+    return tuple(
+        DeviationsPart(
+            tuple((name, known[name].experiment.title) for name in names),
+            tuple(texts),
+            any(known[name].results for name in names),
+        )
+        for names, texts in groups.items()
+    )
 
 
 def protocol(experiment: Experiment) -> list[tuple[str, str]]:

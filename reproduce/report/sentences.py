@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reproduce.report.counts import kind_of
+from reproduce.report.counts import Tally, kind_of
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
 from reproduce.report.tables import baseline_label
 from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
@@ -26,6 +26,62 @@ AT_REDUCED_SCALE = {
     "opposite": ("points the other way", "point the other way"),
     "undecided": ("stays undecided", "stay undecided"),
 }
+
+
+REDUCED = {
+    "same direction": "{count} point{s} {way}",
+    "opposite": "{count} point{s} the other way",
+    "undecided": "{count} stay{s} undecided",
+    "reduced scale": "{count} {is_} of a value, which is not compared across scales",
+}
+
+
+def tally_sentence(one: Tally) -> str:
+    """What claims of one origin came to, in one sentence: at reduced scale, which way they point."""
+    whose, way = ("our own", "our way") if one.ours else ("the paper's", "the paper's way")
+    alone = f"{whose[0].upper()}{whose[1:]} one claim"
+    if not one.judged:
+        return (
+            f"Of {whose} {one.claims} claims none has been tested yet." if one.claims > 1 else f"{alone} is not tested."
+        )
+    parts = []
+    for kinds, where in ((AT_PAPER_SCALE, ""), (REDUCED, "at reduced scale ")):
+        said = []
+        for kind in kinds:
+            count = one.kinds.get(kind, 0)
+            if count and kinds is AT_PAPER_SCALE:
+                said.append(f"{count} {AT_PAPER_SCALE[kind][count > 1]}")
+            elif count:
+                words = {"count": count, "s": "s" if count == 1 else "", "is_": "is" if count == 1 else "are"}
+                said.append(REDUCED[kind].format(**words, way=way))
+        if said:
+            parts.append(where + _joined(said))
+    tested = f"{one.judged} {'were' if one.judged > 1 else 'was'} tested" if one.waiting else "all were tested"
+    start = f"Of {whose} {one.claims} claims {tested}" if one.claims > 1 else f"{alone} was tested"
+    return f"{start}: {'; '.join(parts)}."
+
+
+def budget_sentence(columns: Sequence[Finding]) -> str:
+    """How many of a method's gaps to the baselines of the matrix the seeds tell from none; "" without any."""
+    tested = [
+        row
+        for finding in columns
+        for task in finding.tasks.values()
+        for row in task.tables[task.metrics[0]]
+        if row.p_holm is not None
+    ]
+    if not tested:
+        return ""
+    gaps = f"{len(tested)} gaps to the baseline" if len(tested) > 1 else "one gap to the baseline"
+    told = sum(row.significant for row in tested)
+    return (
+        f"Under one budget the seeds tell {told or 'none'} of its {gaps} from zero (p < {SIGNIFICANCE} after Holm's "
+        "adjustment over all methods)."
+    )
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def best_arm_sentence(task: TaskFinding) -> str:
@@ -98,7 +154,7 @@ def _claims_sentence(finding: Finding, verdicts: Sequence[Verdict], ours: bool, 
     whose = "our own" if ours else "the paper's"
     claims = f"{len(verdicts)} claims" if len(verdicts) > 1 else "one claim"
     others = [text for text in others if text]
-    second = " and ".join(filter(None, (", ".join(others[:-1]), *others[-1:])))
+    second = _joined(others)
     none = "none " + outcomes[next(iter(outcomes))][0].format(way=way)
     return f"Of {whose} {claims} judged{scale}{where}, {first or none}." + (f" {second}." if second else "")
 
@@ -142,6 +198,22 @@ def _sureness(row: ArmRow, difference: Difference, baseline: str) -> str:
 
 def _with_diverged(text: str, diverged: list[str]) -> str:
     return text + "." + (f" Seeds of {', '.join(diverged)} diverged." if diverged else "")
+
+
+def correlation_sentence(task: TaskFinding) -> str:
+    """Whether seeds go together, and what follows for differences; "" where nothing can be said."""
+    metric = task.metrics[0]
+    seeds = task.runs.scatter(metric)
+    gaps = [row.difference for row in task.tables[metric] if row.difference is not None]
+    if seeds.correlation is None or not gaps:
+        return ""
+    paired = sum(gap.paired for gap in gaps)
+    how = "paired by seed" if paired == len(gaps) else f"paired by seed for {paired} of {len(gaps)} arms"
+    sure = f"surely by {number(seeds.at_least, 2)}" if seeds.at_least > 0 else "which may be chance"
+    return (
+        f"By {metric_name(metric)}, two arms correlate over seeds by {number(seeds.correlation, 2)}, {sure}: "
+        f"differences are {how if paired else 'of two means, not paired'}."
+    )
 
 
 def waiting_sentence(finding: Finding) -> str:

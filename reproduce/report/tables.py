@@ -51,7 +51,8 @@ CSV_COLUMNS = (
 )
 TO_THE_LEFT = frozenset(
     {"Task", "Arm", "Method", "Seeds", "Chosen", "Note", "Claim", "Published claims", "Verdict", "Why", "Address"}
-)
+) | {"Parameters", "Use", "Device", "Finished", "Result", "Experiment", "Command"}
+ADJUSTED = "p, adjusted"
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,14 @@ class ClaimText:
     claimed: str
     ours: str
     n: str
+    p_value: str  # adjusted over the table's claims
     kind: str  # the word; at reduced scale the direction, where there is one
     verdict: str  # the word, and at reduced scale the direction
     reason: str
     address: str
+    by_us: bool
+    task: str
+    arm: str
 
 
 def row_texts(rows: Sequence[ArmRow]) -> list[RowText]:
@@ -269,10 +274,14 @@ def claim_texts(finding: Finding) -> list[ClaimText]:
                 claimed=_claimed(claim),
                 ours=with_interval(ours, decimals, sign=claim.over is not None),
                 n=str(ours.n) if ours else NOTHING,
+                p_value=p_text(verdict.p_adjusted),
                 kind=kind_of(verdict),
                 verdict=verdict.text,
                 reason="; ".join(filter(None, (verdict.reason, _outlook(verdict)))),
                 address=claim.source,
+                by_us=claim.ours,
+                task=claim.task,
+                arm=claim.arm,
             )
         )
     return texts
@@ -286,11 +295,13 @@ def _outlook(verdict: Verdict) -> str:
 
 def claims_table(texts: Iterable[ClaimText]) -> TextTable:
     """The same as a table."""
-    columns = ("Claim", "Claimed", "Ours", "n", "Verdict", "Why", "Address")
-    return TextTable(
-        columns,
-        tuple((text.claim, text.claimed, text.ours, text.n, text.verdict, text.reason, text.address) for text in texts),
+    columns = ("Claim", "Claimed", "Ours", "n", ADJUSTED, "Verdict", "Why", "Address")
+    rows = tuple(
+        (text.claim, text.claimed, text.ours, text.n, text.p_value, text.verdict, text.reason, text.address)
+        for text in texts
     )
+    table = TextTable(columns, rows)
+    return table.without([ADJUSTED]) if set(table.column(ADJUSTED)) <= {NOTHING} else table
 
 
 def statement(experiment: Experiment, claim: Claim) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reproduce.experiment.dataset_card import DatasetCard, read_card
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Claim, Experiment
-from reproduce.results.chance import collapsed
+from reproduce.results.chance import collapsed, expected_best
 from reproduce.results.judge import Verdict, judge_experiment
 from reproduce.results.match import ArmRuns, ResultIndex, TaskRuns, match
 from reproduce.results.over_tasks import OverTasks, over_tasks
@@ -98,9 +99,22 @@ class ArmRow:
             notes.append(f"seed {', '.join(map(str, self.runs.missing))} not run")
         if self.runs.chosen_by:
             notes.append(f"chosen: {self.runs.chosen_by}")
+        if self.luck is not None:
+            points = len(self.runs.points)
+            notes.append(f"the best of {points} points that do not differ lies {self.luck:.2g} off by chance alone")
         if self.runs.baseline_chosen:
             notes.append("on the seeds that chose, validation prefers the baseline, the grid's zero")
         return tuple(notes)
+
+    @property
+    def luck(self) -> float | None:
+        """How far off the mean lies by the choice alone, where it was made on the very numbers that are shown: the
+        expected best of so many points that do not differ. None where it was made on others."""
+        names = {result.metric for result in self.runs.chosen.completed.values()} if self.runs.chosen else set()
+        judged_by_choice = self.runs.chosen_on_test and self.metric in {f"test.{name}" for name in names}
+        if not judged_by_choice or self.estimate is None or self.estimate.error is None:
+            return None
+        return expected_best(len(self.runs.points)) * math.sqrt(self.estimate.error.variance)
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def literals(tree: ast.AST) -> Iterator[str]:
 
 def test_only_discover_looks_into_the_methods() -> None:
     looking = {file for file, tree in TREES.items() if any(re.match(r"methods[./]?$", text) for text in literals(tree))}
-    # The page is given a folder, and only spells the name of a module in it; note and bundle take the whole tree along.
-    looking -= {"reproduce/report/page.py", "reproduce/results/source.py", "reproduce/cli/bundle.py"}
+    # The figures are given a folder, and only spells the name of a module in it; note and bundle take the whole tree along.
+    looking -= {"reproduce/report/own_figures.py", "reproduce/results/source.py", "reproduce/cli/bundle.py"}
     assert looking == {"reproduce/experiment/folder.py"}
 
 

@@ -13,17 +13,19 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from reproduce.experiment.folder import ROOT, MethodFolder, find_method
+from reproduce.experiment.folder import ROOT, MethodFolder, all_methods, find_method
 from reproduce.report.figures import FIGURES
 from reproduce.report.page import write_page
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
-from reproduce.results.store import read_results
+from reproduce.results.store import read_result, read_results
 
 PAGES = sorted((ROOT / "reports").glob("*.html"))
 LARGEST = sorted(PAGES, key=lambda path: path.stat().st_size)[-3:]
+METHOD_PAGES = [path for path in PAGES if path.stem in all_methods()]
+EVIDENCE_PAGES = [path for path in PAGES if path.stem.endswith(".evidence")]
 MOST_BYTES = 400_000
-WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
+WIDE, NARROW, PAPER = ({"width": width, "height": height} for width, height in ((1200, 900), (390, 844), (790, 1120)))
 
 # What scrolls sideways in its own container and cannot be reached, or is not named.
 UNREACHABLE = """() => [...document.querySelectorAll('*')].filter(one =>
@@ -85,6 +87,62 @@ def test_every_link_and_anchor_resolves() -> None:
         broken += [] if parts.scheme in ("http", "https") or (exists and known) else [(name, link)]
     assert broken == []
     assert len(links) > 100
+
+
+def test_every_run_leads_to_its_sealed_result() -> None:
+    """That these addresses are of files says the test above; here, that they are all, and of the ids beside them."""
+    assert EVIDENCE_PAGES
+    for path in EVIDENCE_PAGES:
+        page = path.read_text("utf-8")
+        links = re.findall(r'<a href="evidence/([^"]+)\.json">(\w+)</a>', page)
+        (runs,) = re.findall(r'<p class="lead">(\d+) runs?\.', page)
+        assert all(file.endswith(f"-{run}") for file, run in links)
+        assert len(set(links)) == int(runs) > 0
+
+
+@pytest.mark.parametrize("path", METHOD_PAGES, ids=lambda path: path.stem)
+def test_the_answers_stand_in_the_first_screen(path: Path, window: Window) -> None:
+    """Does it hold, by how much, can it be trusted: in 800 pixels at 1280; the first one in 1,000 of a telephone."""
+    for viewport, most, headings in (
+        ({"width": 1280, "height": 800}, 800, ("#holds", "#how-much", "#trust")),
+        (NARROW, 1000, ("#holds",)),
+    ):
+        window.show(path, viewport)
+        for heading in headings:
+            answer = window.page.locator(heading).locator("xpath=following-sibling::*").first.bounding_box()
+            assert answer["y"] < most, heading
+        verdict = window.page.locator("#holds ~ * .counts li, #holds ~ p").first.bounding_box()
+        assert verdict["y"] + verdict["height"] < most
+
+
+def test_from_a_number_to_its_sealed_result_in_two_clicks(window: Window) -> None:
+    window.show(ROOT / "reports" / "per.html", WIDE)
+    link = window.page.locator("table.verdicts td a").first
+    link.click()
+    assert "per.evidence.html#" in window.page.url
+    rows = window.page.locator("tbody:target tr:has(td)")
+    assert rows.count() >= 3
+    row = rows.first
+    assert row.is_visible()
+    result = read_result(Path(unquote(urlsplit(row.locator("a").evaluate("one => one.href")).path)))
+    assert result.final is not None
+    assert row.locator("th").inner_text() == str(result.config.seed)
+    shown = [float(text) for text in row.locator("td:not(.text)").all_inner_texts()]
+    assert shown[0] == pytest.approx(result.final.test[result.metric], rel=1e-5)
+
+
+def test_all_that_is_folded_is_printed(window: Window) -> None:
+    """Curves, protocols, claims that wait: all have a height on paper, and nothing is wider than that."""
+    window.show(ROOT / "reports" / "per.html", PAPER, media="print")
+    window.page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert window.page.locator("details:not([open]) figure svg").count() > 4
+    flat = window.page.evaluate(
+        """() => [...document.querySelectorAll('details figure svg, details table tr, details dd, pre')].filter(
+            one => one.getBoundingClientRect().height === 0 || !one.checkVisibility()
+        ).map(one => one.outerHTML.slice(0, 90))"""
+    )
+    assert flat == []
+    assert window.page.evaluate("document.documentElement.scrollWidth") <= PAPER["width"]
 
 
 SCRIPT = "<script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(2)>"
@@ -160,7 +218,7 @@ def test_a_script_that_gets_into_a_page_does_not_run(hostile: Path, window: Wind
     """What escaping should ever miss, the page's policy forbids."""
     attacked = hostile.with_name("attacked.html")
     attack = "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png' onerror='alert(2)'>"
-    attacked.write_text(hostile.read_text("utf-8").replace("<main>", f"<main>{attack}", 1), "utf-8")
+    attacked.write_text(hostile.read_text("utf-8").replace("</h1>", f"</h1>{attack}", 1), "utf-8")
     window.show(attacked, WIDE)
     assert window.page.locator("img").count() == 1
     assert not [error for error in window.errors if error.startswith("dialog")]

@@ -13,7 +13,7 @@ from reproduce.experiment.schema import Arm, cells
 from reproduce.report.answer import answer, claims_answer, columns_answer, differing
 from reproduce.report.cost import cost, pushed_apart, time_ratio
 from reproduce.report.counts import KINDS, Tally
-from reproduce.report.index import first_sentence, index_pages, write_index
+from reproduce.report.index import index_pages, write_index
 from reproduce.report.overview import WIDTH, overview
 from reproduce.report.reach import in_reach, reach
 from reproduce.results.columns import columns
@@ -353,17 +353,3 @@ def test_the_counts_of_the_index_add_up_and_ours_stand_apart(make_experiment, ma
     assert table.total.kinds == {kind: count for kind, count in summed.items() if count}
     stated = [claim for method in methods for finding in method.findings for claim in finding.experiment.claims]
     assert table.total.claims == sum(not claim.ours for claim in stated)
-
-
-@pytest.mark.parametrize(
-    ("text", "first"),
-    [
-        ("One. Two.", "One."),
-        ("Only one", "Only one"),
-        ("Of $a. B$ and $x$. Then more.", "Of $a. B$ and $x$."),
-        ("By Merity et al. In 2017 it was new. It is not.", "By Merity et al. In 2017 it was new."),
-        ("A line\nbroken in two. More.\n\nAnother paragraph.", "A line broken in two."),
-    ],
-)
-def test_the_first_sentence_of_an_idea(text, first):
-    assert first_sentence(text) == first

@@ -161,14 +161,14 @@ def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make
 def test_a_page_without_results_says_so(make_experiment, per_findings, tmp_path):
     page = write_page(per_findings({"t": make_experiment()}, []), [], tmp_path).read_text("utf-8")
     assert "Nothing has run yet." in page
-    assert "0 of 12 planned runs done" in page
     assert "4</b>not run" in page
+    assert "Of the paper's 4 claims none has been tested yet." in html.unescape(page)
     assert "<figure>" not in page
-    assert "with the arms “Vanilla”, “BN”, “PER”. Not possible yet: “VCL” (the method is not built yet)." in re.sub(
-        "</?bdi>", "", page
-    )
-    assert page.count("<table") == 1  # the claims, and no rows of nothing
+    assert "Not possible yet: “VCL” (the method is not built yet)." in re.sub("</?bdi>", "", page)
+    assert '<td class="text">3 arms × 1 task × 3 seeds, grids of up to 2</td><td>12</td>' in page
+    assert page.count("<table") == 2  # the claims and what has not run: no rows of nothing
     assert page.count("7.21 ± 0.50") == 1
+    assert not re.search(r"<section[^>]*>\s*<h[23][^>]*>[^<]*</h[23]>\s*</section>", page)
 
 
 def test_what_ran_comes_before_what_did_not(make_experiment, make_results, per_findings, tmp_path):
