@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Experiment
@@ -14,8 +12,8 @@ from reproduce.report.index import index_pages
 from reproduce.report.kept import kept_folder
 from reproduce.report.page import method_page
 from reproduce.report.render import Page
-from reproduce.report.terminal import terminal_summary
 from reproduce.results.columns import find_all
+from reproduce.results.evaluate import MethodFindings
 from reproduce.results.match import ResultIndex
 from reproduce.results.record import Result
 
@@ -25,7 +23,7 @@ def write_pages(
     results: Iterable[Result],
     problems: Sequence[str],
     output: Path,
-    console: Console | None = None,
+    hear: Callable[[MethodFindings], None] = lambda method: None,
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
     processes: int = 1,
 ) -> list[Path]:
@@ -34,7 +32,7 @@ def write_pages(
     Args:
         results: all Results known; those of other experiments are passed over.
         problems: one line for each Result file that could not be read.
-        console: where a summary is printed, if anywhere.
+        hear: is told of each method's findings, before anything is written.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
         processes: at most so many draw figures side by side.
     """
@@ -44,8 +42,7 @@ def write_pages(
     evaluated, merged = find_all(methods, everything, ResultIndex(results))
     pages: list[Page] = []
     for method in evaluated:
-        if console is not None and method.findings:
-            console.print(terminal_summary(method.findings))
+        hear(method)
         pages.append(method_page(method, problems))
     if len(methods) > 1:
         pages += index_pages(evaluated, merged, problems)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from reproduce.cli.coverage import STATES, Coverage
+from reproduce.cli.durations import duration, time_text
 
 if TYPE_CHECKING:  # both know torch, and `list` prints too
     from reproduce.bench.timing import Row
@@ -40,7 +44,7 @@ class PlannedRow:
     def estimate(self) -> str:
         if self.sealed:
             return ""
-        return "unknown" if self.estimated_seconds is None else f"{self.estimated_seconds:.0f} s"
+        return "unknown" if self.estimated_seconds is None else duration(self.estimated_seconds)
 
     @property
     def state(self) -> str:
@@ -51,10 +55,50 @@ class PlannedRow:
 
 def print_plan(rows: Sequence[PlannedRow]) -> None:
     """A line for each Run. Plain lines, since rich takes seconds to lay out thousands of rows."""
-    table = [("run", "state", "estimate"), *((row.run, row.state, row.estimate) for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(3)]
-    for run, state, estimate in table:
-        print(f"{run:<{widths[0]}}  {state:<{widths[1]}}  {estimate:>{widths[2]}}".rstrip())
+    table = [("state", "estimate", "run"), *((row.state, row.estimate, row.run) for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(2)]
+    for state, estimate, run in table:
+        print(f"{state:<{widths[0]}}  {estimate:>{widths[1]}}  {run}")
+
+
+def workload_table(
+    rows: Mapping[str, tuple[int, int, Sequence[Sequence[float | None]]]], kinds: Sequence[str]
+) -> Table:
+    """For each experiment its runs, those to train, and their time on each kind of device."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("experiment", overflow="fold")
+    for heading in ("runs", "to train", *kinds):
+        table.add_column(heading, justify="right", vertical="bottom")
+    for name, (n_runs, n_missing, estimates) in rows.items():
+        table.add_row(Text(name), str(n_runs), str(n_missing), *map(time_text, estimates))
+    return table
+
+
+def coverage_table(rows: Sequence[Coverage]) -> Table:
+    """For each experiment its cells and seeds, and what became of them; states that none is in are left out."""
+    states = [state for state in STATES if state in ("done", "missing") or any(row.states[state] for row in rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("experiment", overflow="fold")
+    for heading in ("cells", "seeds", *states, "time left"):
+        table.add_column(
+            heading.replace("interrupted", "inter-\nrupted"), justify="right", vertical="bottom", no_wrap=True
+        )
+    for row in rows:
+        counts = [str(row.states[state] or "") for state in states]
+        table.add_row(Text(row.experiment), str(row.cells), row.seeds, *counts, time_text(row.seconds_left))
+    return table
+
+
+def time_left(rows: Sequence[Coverage]) -> str:
+    """In one line, of all experiments: the last row is over all where there are several."""
+    left = rows[-1].seconds_left
+    known = [seconds for seconds in left if seconds is not None]
+    if not left:
+        return "nothing left to train"
+    parts = [f"about {duration(sum(known))} of one worker left"] if known else []
+    if unknown := len(left) - len(known):
+        parts.append(f"{unknown} {'run' if unknown == 1 else 'runs'} of unknown length")
+    return "; ".join(parts)
 
 
 def calibration_table(rows: Sequence[GradientRatio]) -> Table:

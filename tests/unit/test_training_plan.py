@@ -126,7 +126,7 @@ def test_shared_arms_are_trained_once_and_seeds_come_first() -> None:
         "table2 / batchnorm / seed 1",
     ]
     assert len({run.id for run in found}) == 8
-    assert {run.experiment for run in found} == {"table1", "table2"}
+    assert {place.experiment for run in found for place in run.places} == {"table1", "table2"}
     assert [run.config.seed for run in plan({"table1": first}, None, (7,))] == [7, 7, 7]
 
 
