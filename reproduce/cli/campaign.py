@@ -201,7 +201,7 @@ def claims_outlook(
         planned = len(parse_seeds(seeds) or experiment.seeds)
         enough = sum(n <= planned for n in needed)
         parts = [
-            f"{enough} need no more" if enough else "",
+            f"{enough} {'needs' if enough == 1 else 'need'} no more" if enough else "",
             f"{len(needed) - enough} need up to {max(needed)}" if len(needed) > enough else "",
             f"{len(claims) - len(needed)} not known yet" if len(needed) < len(claims) else "",
         ]
@@ -210,8 +210,8 @@ def claims_outlook(
         lines.append(f"{experiment_name}: {many}, {of_each} planned: {', '.join(filter(None, parts))}")
         at_zero = sum(claim.holds_zero for claim in claims)
         if at_zero:
-            gaps = "a gap" if at_zero == 1 else f"{at_zero} gaps"
-            lines.append(f"  warning: the tolerance of {gaps} holds zero: that there is none takes many seeds")
+            gaps = "a gap's" if at_zero == 1 else f"{at_zero} gaps'"
+            lines.append(f"  warning: {gaps} tolerance holds zero: that there is none takes many seeds")
     return lines
 
 

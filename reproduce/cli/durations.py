@@ -19,6 +19,10 @@ def duration(seconds: float) -> str:
     return f"{text} {name}"
 
 
+def runs_text(n: int) -> str:
+    return "1 run" if n == 1 else f"{n} runs"
+
+
 def time_text(estimates: Sequence[float | None]) -> str:
     """Of several Runs together: how long, and for how many of them that is known; "" where there are none."""
     if not estimates:

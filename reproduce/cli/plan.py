@@ -25,7 +25,7 @@ from reproduce.cli.campaign import (
     workers_on,
 )
 from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results, local_results
-from reproduce.cli.durations import duration
+from reproduce.cli.durations import duration, runs_text
 from reproduce.cli.estimates import Timer, known_times
 from reproduce.cli.options import (
     DataOption,
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from reproduce.training.plan import PlannedRun
 
 HELP = f"The runs that would be trained, what is sealed already, and the estimated time. {ORDER}"
+
+HOW_TO_TIME = "`plan --pilot` times some steps of each"
 
 
 @collector_paused()
@@ -75,6 +77,7 @@ def plan(
     planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
+    in_order = planned
     have = [*sealed, *committed_results()]
     ids = {result.id for result in sealed}
     planned = most_valuable_first(planned, have)
@@ -90,7 +93,7 @@ def plan(
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     print_plan(rows)
-    _print_experiments(planned, ids, timer)
+    _print_experiments(in_order, ids, timer)
     for line in claims_outlook(experiments, have, seeds):
         print(line)
     print(f"{len(rows)} runs, {len(missing)} to train")
@@ -150,21 +153,19 @@ def _print_experiments(planned: Sequence[PlannedRun], sealed: set[str], timer: T
 
 
 def _times(missing: Sequence[PlannedRun], timer: Timer, jobs: int) -> list[str]:
-    """A line for each kind of device of which something is known, this one's first; nothing is said of no time."""
+    """Of each kind of device of which something is known, and first of this one; nothing where nothing is to train."""
     lines = []
     for kind in timer.kinds if missing else ():
         known = [seconds for run in missing if (seconds := timer.seconds_of(run, kind)) is not None]
         unknown = len(missing) - len(known)
-        if not known and kind != timer.kind:
-            continue
-        parts = []
+        here = kind == timer.kind
         if known:
-            side_by_side = f", {duration(sum(known) / jobs)} of {jobs}" if kind == timer.kind and jobs > 1 else ""
-            parts.append(f"about {duration(sum(known))} of one worker{side_by_side}")
-        if unknown:
-            parts.append(f"{unknown} {'run' if unknown == 1 else 'runs'} of unknown length")
-            parts[-1] += ": `plan --pilot` times some steps of each kind" if kind == timer.kind else ""
-        lines.append(f"{kind}: {'; '.join(parts)}")
+            together = f", {duration(sum(known) / jobs)} of {jobs}" if here and jobs > 1 else ""
+            of_some = f" for {runs_text(len(known))}" if unknown else ""
+            lines.append(f"{kind}: about {duration(sum(known))} of one worker{together}{of_some}")
+        if unknown and (known or here):
+            place = "  " if known else f"{kind}: "
+            lines.append(f"{place}{runs_text(unknown)} of unknown length" + (f": {HOW_TO_TIME}" if here else ""))
     return lines
 
 

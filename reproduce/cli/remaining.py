@@ -166,10 +166,9 @@ class _Expectations:
         before = self._known.get(work)
         if before is not None and not same:
             return before * self._correction
-        for found in (same, alike, self._seen):
-            if found:
-                return statistics.median(seconds * _length(work, other) for other, seconds in found)
-        return None
+        if alike:
+            return statistics.median(seconds * _length(work, other) for other, seconds in same or alike)
+        return statistics.median(seconds for _, seconds in self._seen) if self._seen else None
 
 
 def _length(work: Work, other: Work) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reproduce.cli.coverage import STATES, Coverage
-from reproduce.cli.durations import duration, time_text
+from reproduce.cli.durations import duration, runs_text, time_text
 
 if TYPE_CHECKING:  # both know torch, and `list` prints too
     from reproduce.bench.timing import Row
@@ -65,13 +66,18 @@ def workload_table(
     rows: Mapping[str, tuple[int, int, Sequence[Sequence[float | None]]]], kinds: Sequence[str]
 ) -> Table:
     """For each experiment its runs, those to train, and their time on each kind of device."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("experiment", overflow="fold")
-    for heading in ("runs", "to train", *kinds):
+    for heading in ("runs", "to train", *map(_short, kinds)):
         table.add_column(heading, justify="right", vertical="bottom")
     for name, (n_runs, n_missing, estimates) in rows.items():
         table.add_row(Text(name), str(n_runs), str(n_missing), *map(time_text, estimates))
     return table
+
+
+def _short(kind: str) -> str:
+    """A kind of device without what all of them are: "Intel(R) Xeon(R) Processor" is an Intel Xeon."""
+    return " ".join(re.sub(r"\((?:R|TM)\)|\b(?:Processor|CPU)\b|@.*", " ", kind).split()) or kind
 
 
 def coverage_table(rows: Sequence[Coverage]) -> Table:
@@ -95,10 +101,10 @@ def time_left(rows: Sequence[Coverage]) -> str:
     known = [seconds for seconds in left if seconds is not None]
     if not left:
         return "nothing left to train"
-    parts = [f"about {duration(sum(known))} of one worker left"] if known else []
-    if unknown := len(left) - len(known):
-        parts.append(f"{unknown} {'run' if unknown == 1 else 'runs'} of unknown length")
-    return "; ".join(parts)
+    unknown = len(left) - len(known)
+    of_some = f" for {runs_text(len(known))}" if unknown else ""
+    parts = [f"about {duration(sum(known))} of one worker left{of_some}"] if known else []
+    return "; ".join([*parts, *([f"{runs_text(unknown)} of unknown length"] if unknown else [])])
 
 
 def calibration_table(rows: Sequence[GradientRatio]) -> Table:
