@@ -72,7 +72,7 @@ class VerdictRow(_Answer):
 class RunAnswer(_Answer):
     """All that `run --json` prints."""
 
-    version: Literal[1] = 1  # grows when a name here changes its meaning, or goes
+    version: Literal[1] = 1  # grows with every change of names
     runs: tuple[RunRow, ...]
     verdicts: tuple[VerdictRow, ...]
     pages: tuple[str, ...]

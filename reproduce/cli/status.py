@@ -16,6 +16,7 @@ from reproduce.cli.coverage import state_of
 from reproduce.cli.options import DataOption, JsonOption, MethodsOption, OnlyOption, RunsOption, SeedsOption, data_root
 from reproduce.cli.terminal import console, coverage_table, time_left
 from reproduce.errors import UserError
+from reproduce.experiment.schema import parse_seeds
 from reproduce.results.record import Result
 from reproduce.results.store import read_results
 
@@ -53,6 +54,7 @@ def status(
         raise UserError("--watch redraws a screen, and --json prints once: leave one of them out")
     if watch and not console().is_terminal:
         raise UserError("--watch redraws a screen, and this is none: leave it out, or ask for --json now and then")
+    parse_seeds(seeds)  # before anything is read
     root = data_root(data)
     looks = Looks(runs)
     covered = Covered(method, scale or "quick", seeds, only, str(root or ""), looks) if method else None
