@@ -10,6 +10,7 @@ import typer
 from reproduce.cli.bench import bench
 from reproduce.cli.bundle import ACCEPT_OPTIONS_OF_RUN, bundle
 from reproduce.cli.calibrate import calibrate
+from reproduce.cli.campaign import ORDER
 from reproduce.cli.check import check
 from reproduce.cli.chosen import SCALES
 from reproduce.cli.new import new
@@ -38,7 +39,7 @@ app = typer.Typer(
 @one_line_errors
 def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> None:
     """The methods and their experiments."""
-    from reproduce.cli.terminal import print_line
+    from reproduce.cli.terminal import print_entry
 
     rows = [
         {
@@ -52,16 +53,16 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
         print(json.dumps(rows, indent=1))
         return
     for folder in all_methods().values():
-        print_line(f"[bold]{folder.name}[/bold]  {folder.title}")
+        print_entry(folder.name, folder.title, indent=4, style="bold")
         by_scale: dict[str, list[str]] = {}
         for name, experiment in folder.experiments().items():
             by_scale.setdefault(experiment.scale, []).append(name)
         for scale in sorted(by_scale, key=SCALES.index):
-            print_line(f"    {scale:<8} {', '.join(by_scale[scale])}")
+            print_entry(f"    {scale:<7}", ", ".join(by_scale[scale]), indent=13)
 
 
-app.command(help=PLAN_HELP)(one_line_errors(plan))
-app.command(help=RUN_HELP)(one_line_errors(run))
+app.command(help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))
+app.command(help=RUN_HELP, short_help=RUN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(run))
 app.command()(one_line_errors(status))
 app.command()(one_line_errors(report))
 app.command()(one_line_errors(publish))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 State = Literal["done", "diverged", "running", "interrupted", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "interrupted", "diverged", "missing")
+ALL = "all"  # of the row over every experiment
 TO_TRAIN: frozenset[State] = frozenset({"running", "interrupted", "missing"})
 
 
@@ -25,6 +26,7 @@ TO_TRAIN: frozenset[State] = frozenset({"running", "interrupted", "missing"})
 class Coverage:
     """One experiment, or all of them together."""
 
+    method: str  # "" where all are taken together
     experiment: str
     cells: int
     seeds: str  # "3", or "3-13" where arms differ
@@ -40,38 +42,49 @@ class Coverage:
         """For JSON. Hours are of one worker, and of what is known; null: nothing is."""
         known = [seconds for seconds in self.seconds_left if seconds is not None]
         hours = None if self.seconds_left and not known else sum(known) / 3600
-        counts = {"cells": self.cells, "seeds": self.seeds, "planned": self.planned}
+        counts = {
+            "method": self.method,
+            "experiment": self.experiment,
+            "cells": self.cells,
+            "seeds": self.seeds,
+            "planned": self.planned,
+        }
         unknown = len(self.seconds_left) - len(known)
-        return {"experiment": self.experiment, **counts, **self.states, "hours_left": hours, "unknown_length": unknown}
+        return {**counts, **self.states, "hours_left": hours, "unknown_length": unknown}
 
 
-def by_experiment(planned: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """The Runs of each experiment, those that several share in each; methods are named where there are several."""
-    runs = list(planned)
-    several = len({place.method for run in runs for place in run.places}) > 1
-    found: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        for method, experiment in dict.fromkeys((place.method, place.experiment) for place in run.places):
-            found.setdefault(f"{method} / {experiment}" if several else experiment, []).append(run)
-    return found
+def by_experiment(planned: Iterable[PlannedRun]) -> dict[tuple[str, str], list[PlannedRun]]:
+    """The Runs of each method's each experiment, method by method; those that several share are in each of them."""
+    found: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in planned:
+        for key in dict.fromkeys((place.method, place.experiment) for place in run.places):
+            found.setdefault(key, []).append(run)
+    return {key: found[key] for key in sorted(found, key=lambda key: key[0])}
 
 
-def coverage(planned: Sequence[PlannedRun], results: Iterable[Result], runs: Path, timer: Timer) -> list[Coverage]:
-    """A row for each experiment, and one over all where there are several: there, what they share counts once."""
+def states_of(planned: Iterable[PlannedRun], results: Iterable[Result], runs: Path) -> dict[str, State]:
+    """By a Run's id, what became of it."""
     sealed = {result.id: result for result in results}
-    states = {run.id: state_of(runs / run.config.folder, sealed.get(run.id)) for run in planned}
+    return {run.id: state_of(runs / run.config.folder, sealed.get(run.id)) for run in planned}
+
+
+def coverage(planned: Sequence[PlannedRun], states: Mapping[str, State], timer: Timer) -> list[Coverage]:
+    """A row for each experiment, and one over all where there are several: there, what they share counts once."""
     grouped = by_experiment(planned)
     if len(grouped) > 1:
-        grouped["all"] = list(planned)
-    return [_row(name, of_one, states, timer) for name, of_one in grouped.items()]
+        grouped["", ALL] = list(planned)
+    return [_row(*key, of_one, states, timer) for key, of_one in grouped.items()]
 
 
-def _row(name: str, planned: Sequence[PlannedRun], states: Mapping[str, State], timer: Timer) -> Coverage:
+def _row(
+    method: str, experiment: str, planned: Sequence[PlannedRun], states: Mapping[str, State], timer: Timer
+) -> Coverage:
     counted = Counter(states[run.id] for run in planned)
     seeds = Counter(run_key(run.config) for run in planned).values()
     low, high = min(seeds, default=0), max(seeds, default=0)
     return Coverage(
-        experiment=name,
+        method=method,
+        experiment=experiment,
         cells=len(seeds),
         seeds=str(low) if low == high else f"{low}-{high}",
         states={state: counted[state] for state in STATES},

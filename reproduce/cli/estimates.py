@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reproduce.cli.durations import duration
+from reproduce.cli.durations import duration, runs_text
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER
 from reproduce.results.record import Result, device_kind
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reproduce.training.run import RunSettings
 
 BENCHES = WORKING_FOLDER / "reports" / "bench"  # step times of devices that were seen once, committed
+HOW_TO_TIME = "`plan --pilot` times some steps of each"
 
 
 def known_times(results: Iterable[Result], runs: Path) -> Estimates:
@@ -118,3 +119,20 @@ def too_short(budget: str, agenda: Agenda) -> str:
     known = [seconds for run in agenda.left if (seconds := agenda.seconds_of(run)) is not None]
     shortest = f"the shortest is estimated at {duration(min(known))}" if known else "there was no time to time one"
     return f"--budget {budget}: none of the {len(agenda.left)} runs to train would finish in it: {shortest}"
+
+
+def time_lines(missing: Sequence[PlannedRun], timer: Timer, jobs: int = 1) -> list[str]:
+    """Of each kind of device of which something is known, and first of this one; nothing where nothing is to train."""
+    lines = []
+    for kind in timer.kinds if missing else ():
+        known = [seconds for run in missing if (seconds := timer.seconds_of(run, kind)) is not None]
+        unknown = len(missing) - len(known)
+        here = kind == timer.kind
+        if known:
+            together = f", {duration(sum(known) / jobs)} of {jobs}" if here and jobs > 1 else ""
+            of_some = f" for {runs_text(len(known))}" if unknown else ""
+            lines.append(f"{kind}: about {duration(sum(known))} of one worker{together}{of_some}")
+        if unknown and (known or here):
+            place = "  " if known else f"{kind}: "
+            lines.append(f"{place}{runs_text(unknown)} of unknown length" + (f": {HOW_TO_TIME}" if here else ""))
+    return lines

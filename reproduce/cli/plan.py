@@ -25,8 +25,7 @@ from reproduce.cli.campaign import (
     workers_on,
 )
 from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results, local_results
-from reproduce.cli.durations import duration, runs_text
-from reproduce.cli.estimates import Timer, known_times
+from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.options import (
     DataOption,
     JsonOption,
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from reproduce.training.plan import PlannedRun
 
 HELP = f"The runs that would be trained, what is sealed already, and the estimated time. {ORDER}"
-
-HOW_TO_TIME = "`plan --pilot` times some steps of each"
 
 
 @collector_paused()
@@ -97,7 +94,7 @@ def plan(
     for line in claims_outlook(experiments, have, seeds):
         print(line)
     print(f"{len(rows)} runs, {len(missing)} to train")
-    for line in _times(missing, timer, workers.how.jobs):
+    for line in time_lines(missing, timer, workers.how.jobs):
         print(line)
     if starting is not None:
         print(_in_budget(len(starting), budget, [estimated[run.id] for run in missing], workers.how.jobs))
@@ -134,39 +131,18 @@ def _rows(
 def _print_experiments(planned: Sequence[PlannedRun], sealed: set[str], timer: Timer) -> None:
     """A row for each experiment, with the time that it takes on each kind of device; none for a single experiment."""
     from reproduce.cli.coverage import by_experiment
-    from reproduce.cli.terminal import console, workload_table
+    from reproduce.cli.terminal import Workload, console, workload_table
 
     grouped = by_experiment(planned)
     if len(grouped) < 2:
         return
-    to_train = {name: [run for run in runs if run.id not in sealed] for name, runs in grouped.items()}
     kinds = [kind for kind in timer.kinds if any(timer.seconds_of(run, kind) is not None for run in planned)]
-    rows = {
-        name: (
-            len(runs),
-            len(to_train[name]),
-            [[timer.seconds_of(run, kind) for run in to_train[name]] for kind in kinds],
-        )
-        for name, runs in grouped.items()
-    }
+    rows = []
+    for (method, experiment), runs in grouped.items():
+        left = [run for run in runs if run.id not in sealed]
+        estimates = [[timer.seconds_of(run, kind) for run in left] for kind in kinds]
+        rows.append(Workload(method, experiment, len(runs), len(left), estimates))
     console().print(workload_table(rows, kinds))
-
-
-def _times(missing: Sequence[PlannedRun], timer: Timer, jobs: int) -> list[str]:
-    """Of each kind of device of which something is known, and first of this one; nothing where nothing is to train."""
-    lines = []
-    for kind in timer.kinds if missing else ():
-        known = [seconds for run in missing if (seconds := timer.seconds_of(run, kind)) is not None]
-        unknown = len(missing) - len(known)
-        here = kind == timer.kind
-        if known:
-            together = f", {duration(sum(known) / jobs)} of {jobs}" if here and jobs > 1 else ""
-            of_some = f" for {runs_text(len(known))}" if unknown else ""
-            lines.append(f"{kind}: about {duration(sum(known))} of one worker{together}{of_some}")
-        if unknown and (known or here):
-            place = "  " if known else f"{kind}: "
-            lines.append(f"{place}{runs_text(unknown)} of unknown length" + (f": {HOW_TO_TIME}" if here else ""))
-    return lines
 
 
 def _in_budget(n_starting: int, budget: str, estimates: Sequence[float | None], jobs: int) -> str:

@@ -14,7 +14,7 @@ import typer
 from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results
 from reproduce.cli.coverage import state_of
 from reproduce.cli.options import DataOption, JsonOption, MethodsOption, OnlyOption, RunsOption, SeedsOption, data_root
-from reproduce.cli.terminal import console, coverage_table, time_left
+from reproduce.cli.terminal import console, coverage_table
 from reproduce.errors import UserError
 from reproduce.experiment.schema import parse_seeds
 from reproduce.results.record import Result
@@ -39,7 +39,9 @@ def status(
     data: DataOption = "",
     runs: RunsOption = Path("runs"),
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option("--every", help="With --watch: seconds from look to look; 0: 5.")] = 0.0,
+    every: Annotated[
+        float, typer.Option("--every", show_default=False, help="With --watch: seconds from look to look; default: 5.")
+    ] = 0.0,
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
@@ -68,9 +70,9 @@ def status(
         return
     for line in looks.lines:
         print(line)
-    if rows:
+    if covered and rows:
         console().print(coverage_table(rows))
-        print(time_left(rows))
+        print("\n".join(covered.lines()))
 
 
 class Looks:
@@ -126,27 +128,38 @@ class Covered:
         self._planned_with: set[Path] | None = None
         self._committed = committed_results()
         self._planned: list[PlannedRun] = []
+        self._left: list[PlannedRun] = []
         self._timer: Timer | None = None
         if not any(self._experiments.values()):
             print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
 
     def again(self) -> list[Coverage]:
-        from reproduce.cli.coverage import coverage
+        from reproduce.cli.coverage import TO_TRAIN, coverage, states_of
 
         results = self._looks.results
         if self._timer is None or self._planned_with != results.keys():
-            self._plan()
-        return coverage(self._planned, results.values(), self._looks.runs, self._timer) if self._timer else []
+            self._timer = self._plan()
+        states = states_of(self._planned, results.values(), self._looks.runs)
+        self._left = [run for run in self._planned if states[run.id] in TO_TRAIN]
+        return coverage(self._planned, states, self._timer)
 
-    def _plan(self) -> None:
+    def lines(self) -> list[str]:
+        """The time that is left, as `plan` says it."""
+        from reproduce.cli.estimates import time_lines
+
+        if not self._left or self._timer is None:
+            return ["nothing left to train"]
+        return [f"{len(self._left)} of {len(self._planned)} runs left", *time_lines(self._left, self._timer)]
+
+    def _plan(self) -> Timer:
         from reproduce.cli.campaign import planned_runs, settings_of, workers_on
         from reproduce.cli.estimates import Timer, known_times
 
         sealed, (seeds, data), runs = list(self._looks.results.values()), self._choice, self._looks.runs
         self._planned = planned_runs(self._experiments, seeds, data, results=sealed)
         settings = settings_of(workers_on("", 0, len(self._planned)), data, runs, len(self._planned))
-        self._timer = Timer(known_times([*sealed, *self._committed], runs), settings)
         self._planned_with = set(self._looks.results)
+        return Timer(known_times([*sealed, *self._committed], runs), settings)
 
 
 def _watch(looks: Looks, covered: Covered | None, every: float) -> None:
@@ -159,8 +172,8 @@ def _watch(looks: Looks, covered: Covered | None, every: float) -> None:
         looks.again()
         rows = covered.again() if covered else None
         parts: list[RenderableType] = [Text("\n".join(looks.lines if covered is None else [looks.summary]))]
-        if rows:
-            parts += [coverage_table(rows), Text(time_left(rows))]
+        if covered and rows:
+            parts += [coverage_table(rows), Text("\n".join(covered.lines()))]
         return Group(*parts, Text(f"{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it", style="dim"))
 
     try:

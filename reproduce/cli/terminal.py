@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reproduce.cli.coverage import STATES, Coverage
-from reproduce.cli.durations import duration, runs_text, time_text
+from reproduce.cli.durations import duration, time_text
 
 if TYPE_CHECKING:  # both know torch, and `list` prints too
     from reproduce.bench.timing import Row
@@ -26,9 +27,13 @@ def console() -> Console:
     return Console()
 
 
-def print_line(text: str) -> None:
-    """One line as it stands, with rich's markup, however wide the terminal is."""
-    console().print(text, highlight=False, soft_wrap=True)
+def print_entry(name: str, text: str, indent: int, style: str = "") -> None:
+    """A name and what is said of it: on a terminal wrapped at words, further lines indented; else one line."""
+    start = f"{name}  {text}"
+    lines = textwrap.wrap(start, console().width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    shown = Text("\n".join(lines) if console().is_terminal else start)
+    shown.stylize(style, 0, len(name))
+    console().print(shown, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,17 @@ class PlannedRow:
         return "after the budget" if self.in_budget is False else "to train"
 
 
+@dataclass(frozen=True)
+class Workload:
+    """One experiment of a plan."""
+
+    method: str
+    experiment: str
+    runs: int
+    left: int
+    estimates: Sequence[Sequence[float | None]]  # by kind of device, of those left, in seconds
+
+
 def print_plan(rows: Sequence[PlannedRow]) -> None:
     """A line for each Run. Plain lines, since rich takes seconds to lay out thousands of rows."""
     table = [("state", "estimate", "run"), *((row.state, row.estimate, row.run) for row in rows)]
@@ -62,17 +78,13 @@ def print_plan(rows: Sequence[PlannedRow]) -> None:
         print(f"{state:<{widths[0]}}  {estimate:>{widths[1]}}  {run}")
 
 
-def workload_table(
-    rows: Mapping[str, tuple[int, int, Sequence[Sequence[float | None]]]], kinds: Sequence[str]
-) -> Table:
-    """For each experiment its runs, those to train, and their time on each kind of device."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("experiment", overflow="fold")
-    for heading in ("runs", "to train", *map(_short, kinds)):
-        table.add_column(heading, justify="right", vertical="bottom")
-    for name, (n_runs, n_missing, estimates) in rows.items():
-        table.add_row(Text(name), str(n_runs), str(n_missing), *map(time_text, estimates))
-    return table
+def workload_table(rows: Sequence[Workload], kinds: Sequence[str]) -> Table:
+    """For each experiment its runs, those left to train, and their time on each kind of device."""
+    headings = ("runs", "left", *map(_short, kinds))
+    cells = [
+        (row.method, row.experiment, [str(row.runs), str(row.left), *map(time_text, row.estimates)]) for row in rows
+    ]
+    return _by_experiment(headings, cells)
 
 
 def _short(kind: str) -> str:
@@ -83,28 +95,32 @@ def _short(kind: str) -> str:
 def coverage_table(rows: Sequence[Coverage]) -> Table:
     """For each experiment its cells and seeds, and what became of them; states that none is in are left out."""
     states = [state for state in STATES if state in ("done", "missing") or any(row.states[state] for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("experiment", overflow="fold")
-    for heading in ("cells", "seeds", *states, "time left"):
-        table.add_column(
-            heading.replace("interrupted", "inter-\nrupted"), justify="right", vertical="bottom", no_wrap=True
-        )
+    headings = [
+        heading.replace("interrupted", "inter-\nrupted") for heading in ("cells", "seeds", *states, "time left")
+    ]
+    cells = []
     for row in rows:
         counts = [str(row.states[state] or "") for state in states]
-        table.add_row(Text(row.experiment), str(row.cells), row.seeds, *counts, time_text(row.seconds_left))
+        left = [time_text(row.seconds_left)] if timed else []
+        cells.append((row.method, row.experiment, [str(row.cells), row.seeds, *counts, *left]))
+    return _by_experiment([heading.replace("interrupted", "inter-\nrupted") for heading in headings], cells)
+
+
+def _by_experiment(headings: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]) -> Table:
+    """Rows of a method, an experiment and cells; methods are headings where there are several."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("experiment", overflow="fold", vertical="bottom")
+    for heading in headings:
+        table.add_column(heading, justify="right", vertical="bottom")
+    several = len({method for method, _, _ in rows if method}) > 1
+    last = ""
+    for method, experiment, cells in rows:
+        inside = several and bool(method)
+        if inside and method != last:
+            table.add_row(Text(method, "bold"))
+        table.add_row(Text(f"  {experiment}" if inside else experiment), *cells)
+        last = method
     return table
-
-
-def time_left(rows: Sequence[Coverage]) -> str:
-    """In one line, of all experiments: the last row is over all where there are several."""
-    left = rows[-1].seconds_left
-    known = [seconds for seconds in left if seconds is not None]
-    if not left:
-        return "nothing left to train"
-    unknown = len(left) - len(known)
-    of_some = f" for {runs_text(len(known))}" if unknown else ""
-    parts = [f"about {duration(sum(known))} of one worker left{of_some}"] if known else []
-    return "; ".join([*parts, *([f"{runs_text(unknown)} of unknown length"] if unknown else [])])
 
 
 def calibration_table(rows: Sequence[GradientRatio]) -> Table:
