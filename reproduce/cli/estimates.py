@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reproduce.training.run import RunSettings
 
 BENCHES = WORKING_FOLDER / "reports" / "bench"  # step times of devices that were seen once, committed
-HOW_TO_TIME = "`plan --pilot` times some steps of each"
+HOW_TO_TIME = "`plan --pilot` times some steps of each kind"
 
 
 def known_times(results: Iterable[Result], runs: Path) -> Estimates:
@@ -134,5 +134,6 @@ def time_lines(missing: Sequence[PlannedRun], timer: Timer, jobs: int = 1) -> li
             lines.append(f"{kind}: about {duration(sum(known))} of one worker{together}{of_some}")
         if unknown and (known or here):
             place = "  " if known else f"{kind}: "
-            lines.append(f"{place}{runs_text(unknown)} of unknown length" + (f": {HOW_TO_TIME}" if here else ""))
+            lines.append(f"{place}{runs_text(unknown)} of unknown length")
+            lines += [f"  {HOW_TO_TIME}"] if here else []
     return lines

@@ -95,9 +95,8 @@ def _short(kind: str) -> str:
 def coverage_table(rows: Sequence[Coverage]) -> Table:
     """For each experiment its cells and seeds, and what became of them; states that none is in are left out."""
     states = [state for state in STATES if state in ("done", "missing") or any(row.states[state] for row in rows)]
-    headings = [
-        heading.replace("interrupted", "inter-\nrupted") for heading in ("cells", "seeds", *states, "time left")
-    ]
+    timed = any(seconds is not None for row in rows for seconds in row.seconds_left)
+    headings = ["cells", "seeds", *states, *(["time left"] if timed else [])]
     cells = []
     for row in rows:
         counts = [str(row.states[state] or "") for state in states]
