@@ -14,7 +14,6 @@ import typer
 from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results
 from reproduce.cli.coverage import state_of
 from reproduce.cli.options import DataOption, JsonOption, MethodsOption, OnlyOption, RunsOption, SeedsOption, data_root
-from reproduce.cli.terminal import console, coverage_table
 from reproduce.errors import UserError
 from reproduce.experiment.schema import parse_seeds
 from reproduce.results.record import Result
@@ -46,6 +45,8 @@ def status(
     methods: MethodsOption = None,
 ) -> None:
     """What lies in the runs folder: sealed, interrupted, unreadable. With a method: what of it is done."""
+    from reproduce.cli.terminal import console, coverage_table
+
     if not method and (scale or seeds or only):
         raise UserError("--scale, --seeds and --only choose among a method's experiments: name it, or say all")
     if every and not watch:
@@ -167,6 +168,8 @@ def _watch(looks: Looks, covered: Covered | None, every: float) -> None:
     from rich.console import Group, RenderableType
     from rich.live import Live
     from rich.text import Text
+
+    from reproduce.cli.terminal import console, coverage_table
 
     def screen() -> Group:
         looks.again()

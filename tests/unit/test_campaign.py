@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from reproduce.cli import campaign, chosen, commands, estimates, pages
 from reproduce.cli import plan as plan_command
 from reproduce.cli import run as run_command
+from reproduce.cli.durations import duration
 from reproduce.errors import UserError
 from reproduce.results.record import device_kind
 from reproduce.training import workers as engine
@@ -109,6 +110,26 @@ def test_plan_says_hours_by_kind_of_device(each_takes: Callable[..., Any]) -> No
     kind = device_kind(device_name(torch_device("cpu")))
     n_runs = int(lines[-2].split()[0])
     assert lines[-1] == f"{kind}: about {n_runs} h of one worker"
+
+
+def test_plan_says_what_is_unknown_and_no_time_of_it(each_takes: Callable[..., Any]) -> None:
+    """Of two experiments, one was timed here: the other's length is unknown, and counts in no sum."""
+    some = ["--only", "quick_digits,table3_ptb", "--seeds", "1", "--device", "cpu", "--jobs", "2"]
+    answer = each_takes(90.0, "plan", "per", *some)
+    lines = answer.stdout.splitlines()
+    table = {line.split()[0]: line.split() for line in lines if line.startswith(("quick_digits ", "table3_ptb "))}
+    n_timed, n_untimed = (int(table[name][1]) for name in ("quick_digits", "table3_ptb"))
+    assert table["quick_digits"][2:] == [str(n_timed), f"{n_timed * 1.5:.0f}", "min"]
+    assert table["table3_ptb"][2:] == [str(n_untimed), "unknown"]
+    kind = device_kind(device_name(torch_device("cpu")))
+    assert lines[-3:] == [
+        f"{kind}: about {n_timed * 1.5:.0f} min of one worker, {duration(n_timed * 45)} of 2 for {n_timed} runs",
+        f"  {n_untimed} runs of unknown length",
+        "  `plan --pilot` times some steps of each kind",
+    ]
+    nothing = each_takes(90.0, "plan", "per", "--only", "table3_ptb", "--seeds", "1", "--device", "cpu")
+    assert f"{kind}: {n_untimed} runs of unknown length" in nothing.stdout.splitlines()
+    assert "about" not in nothing.stdout
 
 
 @pytest.mark.parametrize(
