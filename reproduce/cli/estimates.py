@@ -49,6 +49,7 @@ class Timer:
         self.times = times
         self._settings = settings
         self._works: dict[str, Work] = {}
+        self._answers: dict[tuple[str, str], float | None] = {}  # until a pilot has found more
 
     @cached_property
     def _device(self) -> str:
@@ -75,14 +76,18 @@ class Timer:
 
     def seconds_of(self, run: PlannedRun, kind: str = "") -> float | None:
         """None: nothing like it was timed on this kind of device; "" is the one here."""
-        at_once = self._settings.at_once if self._settings.device.startswith("cuda") else 1
-        return self.times.seconds(self.work(run), kind or self.kind, self._settings.threads, at_once)
+        key = run.id, kind
+        if key not in self._answers:
+            at_once = self._settings.at_once if self._settings.device.startswith("cuda") else 1
+            self._answers[key] = self.times.seconds(self.work(run), kind or self.kind, self._settings.threads, at_once)
+        return self._answers[key]
 
     def learn(self, found: StepTime) -> None:
         """What a pilot here has found: it is kept for later commands as well."""
         from reproduce.training.estimate import write_step_times
 
         self.times.add(self.kind, found)
+        self._answers.clear()
         machine: dict[str, Any] = {"device": self._device, "kind": self.kind}
         write_step_times(pilot_file(self._settings.runs, self.kind), machine, [found])
 

@@ -305,3 +305,13 @@ def test_a_training_says_its_seconds_and_where_it_took_over(settings: RunSetting
     seconds = [event.seconds for event in taken_over]
     assert 0 < seconds[0] <= seconds[-1] < 60
     assert seconds == sorted(seconds)
+
+
+def test_a_timer_knows_what_a_pilot_found(settings: RunSettings) -> None:
+    run, *_ = planned()
+    timer = Timer(Estimates(), settings)
+    assert timer.seconds_of(run) is None
+    work = timer.work(run)
+    timer.learn(StepTime(problem=work.problem, way=work.way, seconds=0.1, steps_per_epoch=100))
+    assert timer.seconds_of(run) == pytest.approx(40)
+    assert len(list((settings.runs / "pilots").glob("*.json"))) == 1
