@@ -12,6 +12,7 @@ import torch
 # The files that take longest, so that at the end no worker has one of them for itself; the others follow as collected.
 LONGEST_FIRST = (
     "tests/contract/test_battery.py",
+    "tests/contract/test_types.py",
     "tests/end_to_end/test_committed_pages.py",
     "tests/end_to_end/test_bundle.py",
     "tests/end_to_end/test_command_line.py",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 INK, QUIET = "#14181f", "#6b7280"
-ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
+ARMS = ("#575c68", "#006eca", "#ae4301", "#00856a", "#ab4791", "#a87d07", "#3694c2", "#7a1f3d")
 WIDTH = 0.2  # of a bin of the regression task, which counts outputs from 0 on
 
 Numbers = NDArray[np.floating[Any]]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-INK, QUIET, FILTERS, INPUTS = "#14181f", "#6b7280", "#0069b4", "#c8500a"
+INK, QUIET, FILTERS, INPUTS = "#14181f", "#6b7280", "#006eca", "#ae4301"
 SHAPES = ((10, 640), (64, 576), (64, 288), (64, 64), (128, 32), (256, 64))  # (filters, inputs) of usual kernels
 N_STARTS = 60
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.special import erf
 
-INK, QUIET, PER, HUBER, PSEUDO_HUBER = "#14181f", "#6b7280", "#0069b4", "#c8500a", "#00856a"
+INK, QUIET, PER, HUBER, PSEUDO_HUBER = "#14181f", "#6b7280", "#006eca", "#ae4301", "#00856a"
 OURS = HUBER
 WIDTHS = {"mlp": "width", "lstm": "hidden"}  # the option that is the width of every layer, by model
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

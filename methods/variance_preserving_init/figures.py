@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-QUIET, HE, CENTRED = "#6b7280", "#c8500a", "#0069b4"
+QUIET, HE, CENTRED = "#6b7280", "#ae4301", "#006eca"
 STARTS = (0.0, 0.5, 0.9)  # correlations of two samples in the first layer
 DEPTH, WIDTH, N_SAMPLES, N_NETWORKS = 50, 128, 32, 8
 NORMAL_QUARTERS = 2.0729  # between the 15th and the 85th percentile of a normal law, in standard deviations

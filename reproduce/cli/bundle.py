@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST = 60 * 2**20  # bytes of the folder
 SCRIPT = Path(__file__).with_name("bundle.sh")  # the part of run.sh that is the same in every bundle
-LEFT_OUT = ("reports", "reports/evidence", "docs")  # folders whose files no Run reads
+LEFT_OUT = ("reports", "reports/data", "reports/evidence", "docs")  # folders whose files no Run reads
 ACCEPT_OPTIONS_OF_RUN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -21,7 +21,8 @@ from reproduce.cli.options import (
 )
 from reproduce.cli.unchanged import Report, digests, remember, sources, unchanged
 from reproduce.errors import UserError
-from reproduce.experiment.folder import all_methods
+from reproduce.experiment.folder import WORKING_FOLDER, all_methods
+from reproduce.report.block import refresh
 from reproduce.results.store import ResultError, copy_result, read_results
 
 
@@ -38,6 +39,8 @@ def report(
     options = [method, str(output), str(results == EVIDENCE)]
     made_of = sources(options, [*all_methods().values()], results, files)  # arms of all methods share the matrix
     made = unchanged(output, made_of) or _new_report(method, results, files, output, made_of)
+    if output == REPORTS and method == "all":
+        refresh(WORKING_FOLDER / "README.md", output / "README.md")
     print(made.said)
     for problem in made.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
@@ -56,7 +59,9 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
         }
     pages = write_pages(experiments, found, problems, output, known=experiments_known(), processes=processors())
     said = f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}"
-    written = digests(path for name in ("matrix", *(page.stem for page in pages)) for path in output.glob(f"{name}.*"))
+    patterns = [f"{name}.*" for name in ("matrix", *(page.stem for page in pages))]
+    patterns += ["README.md", "answer*.svg", "data/*"] if len(pages) > 1 else []
+    written = digests((path for pattern in patterns for path in output.glob(pattern)), output)
     report = Report(made_of, said, problems, written)
     remember(output, report)
     return report

@@ -15,7 +15,7 @@ from reproduce.report.kept import code, digest_of, files_digest, keep, kept_fold
 
 @dataclass(frozen=True)
 class Report:
-    """What a report was made of, what it said, and the files that it wrote, by name, with their SHA-256."""
+    """What a report was made of, what it said, and the files that it wrote, by their places, with their SHA-256."""
 
     made_of: str
     said: str
@@ -37,7 +37,7 @@ def unchanged(output: Path, made_of: str) -> Report | None:
         return None
     last = Report(**json.loads(text))
     try:
-        files = digests(output / name for name in last.files)
+        files = digests((output / name for name in last.files), output)
     except OSError:
         return None
     return last if last.made_of == made_of and last.files == files else None
@@ -49,9 +49,9 @@ def remember(output: Path, report: Report) -> None:
         keep(place, json.dumps(asdict(report)))
 
 
-def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of files, by their names."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+def digests(paths: Iterable[Path], folder: Path) -> dict[str, str]:
+    """The SHA-256 of files in a folder and below it, by their places there."""
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _place(output: Path) -> Path | None:

@@ -8,11 +8,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from reproduce.experiment.schema import Cell, Recipe, TaskSpec
 
 LOOP_VERSION = 1  # grows when a change to the loop, the models or the data can move a number
+
+
+class Start(BaseModel):
+    """The method that prepared the network before the Run's own did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
+
+    method: str
+    version: int
+    params: dict[str, Any]
 
 
 class RunConfig(BaseModel):
@@ -26,6 +36,7 @@ class RunConfig(BaseModel):
     method: str
     method_version: int
     params: dict[str, Any]
+    start: Start | None = Field(default=None, exclude_if=lambda start: start is None)  # as before: not in the JSON
     seed: int
     loop_version: int = LOOP_VERSION
 
@@ -46,17 +57,18 @@ def run_key(config: RunConfig) -> str:
     A Run belongs to a Cell when this is the `cell_key` of the Cell under the method's defaults at the Run's time. For
     equal seed, data, versions and defaults, two configs have the same key exactly if they have the same id.
     """
-    return _key(config.method, config.task, config.recipe, config.params)
+    started_by = config.start.method if config.start else None
+    return _key(config.method, config.task, config.recipe, config.params, started_by)
 
 
 def cell_key(cell: Cell, defaults: Mapping[str, Any]) -> str:
     """The `run_key` of the Runs that planning makes of a Cell for a method with these defaults."""
-    return _key(cell.method, cell.task, cell.recipe, {**defaults, **cell.params})
+    return _key(cell.method, cell.task, cell.recipe, {**defaults, **cell.params}, cell.start)
 
 
-def _key(method: str, task: TaskSpec, recipe: Recipe, params: Mapping[str, Any]) -> str:
+def _key(method: str, task: TaskSpec, recipe: Recipe, params: Mapping[str, Any], start: str | None) -> str:
     problem = [spec.model_dump(mode="json", exclude_none=True) for spec in (task, recipe)]
-    return canonical_json([method, *problem, one_spelling(dict(params))])
+    return canonical_json([method, *problem, one_spelling(dict(params)), start])
 
 
 def one_spelling(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
 
@@ -167,6 +169,8 @@ class Arm(Strict):
     label: str = ""
     params: dict[str, Any] = {}
     grid: dict[str, Choices] = {}  # parameters to choose by mean validation metric
+    recipe_grid: dict[str, Choices] = {}  # likewise what the recipe says: its rate, its weight decay
+    start: str | None = None  # another method that prepares the network first, with its own defaults
     model: str | None = None
     model_options: dict[str, Scalar] = {}
     recipe: dict[str, Any] = {}
@@ -178,11 +182,18 @@ class Arm(Strict):
         """Whether its grid has more than one point."""
         return len(self.points()) > 1
 
+    @property
+    def choices(self) -> dict[str, Choices]:
+        """What the grids vary; what the recipe says is called like ``recipe.learning_rate``."""
+        return {**self.grid, **{IN_RECIPE + name: values for name, values in self.recipe_grid.items()}}
+
     def points(self) -> list[dict[str, Any]]:
-        """Every choice of the grid, merged with the fixed parameters."""
-        names = list(self.grid)
-        combinations = itertools.product(*(self.grid[name] for name in names))
-        return [{**self.params, **dict(zip(names, values, strict=True))} for values in combinations]
+        """Every choice of the grids, merged with the fixed parameters."""
+        choices = self.choices
+        return [
+            {**self.params, **dict(zip(choices, values, strict=True))}
+            for values in itertools.product(*choices.values())
+        ]
 
 
 class Claim(Strict):
@@ -274,7 +285,7 @@ class Experiment(Strict):
         for name, others in (("choosing_seeds", self.choosing_seeds), ("seen_seeds", self.seen_seeds)):
             if shared := sorted(judged & set(others)):
                 raise Misplaced((name,), f"{', '.join(map(str, shared))}: judged seeds are {sorted(judged)}")
-        if self.choosing_seeds and not any(arm.chooses for arm in self.arms.values()):
+        if self.choosing_seeds and self.baseline is None and not any(arm.chooses for arm in self.arms.values()):
             raise Misplaced(("choosing_seeds",), "no arm has a grid to choose from")
         if self.baseline_seeds and (self.baseline is None or not set(self.seeds) <= set(self.baseline_seeds)):
             raise Misplaced(("baseline_seeds",), "expected a baseline, and all of seeds among its own")
@@ -289,19 +300,31 @@ class Experiment(Strict):
         """On which seeds an arm is judged."""
         return self.baseline_seeds or self.seeds if arm_name == self.baseline else self.seeds
 
+    def choosing_seeds_of(self, arm_name: str) -> tuple[int, ...]:
+        """On which further seeds an arm is trained: where it chooses, and the baseline, which is every grid's zero."""
+        return self.choosing_seeds if arm_name == self.baseline or self.arms[arm_name].chooses else ()
+
     @model_validator(mode="after")
     def _recipes_hold(self) -> Experiment:
         for name, arm in self.arms.items():
-            try:
-                self.recipe_of(arm)
-            except ValidationError as error:
-                location, message, _ = first_problem(error, arm.recipe)
-                raise Misplaced(("arms", name, "recipe", *location), message) from error
+            for point in arm.points():
+                try:
+                    self.recipe_of(arm, point)
+                except ValidationError as error:
+                    given = {**arm.recipe, **_of_recipe(point)}
+                    location, message, _ = first_problem(error, given)
+                    where = "recipe_grid" if location and location[0] in arm.recipe_grid else "recipe"
+                    raise Misplaced(("arms", name, where, *location), message) from error
         return self
 
-    def recipe_of(self, arm: Arm) -> Recipe:
-        """The common recipe with what the arm changes."""
-        return Recipe.model_validate({**self.recipe.model_dump(exclude_none=True), **arm.recipe})
+    def recipe_of(self, arm: Arm, point: Mapping[str, Any]) -> Recipe:
+        """The common recipe with what the arm changes, at one of its points."""
+        common = self.recipe.model_dump(exclude_none=True)
+        return Recipe.model_validate({**common, **arm.recipe, **_of_recipe(point)})
+
+
+def _of_recipe(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(IN_RECIPE): value for name, value in point.items() if name.startswith(IN_RECIPE)}
 
 
 class Cell(Strict):
@@ -313,7 +336,9 @@ class Cell(Strict):
     recipe: Recipe
     method: str
     params: dict[str, Any]  # as given
+    start: str | None = None
     seed: int
+    point: dict[str, Any] = {}  # of the arm's points the one that it belongs to
 
 
 def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
@@ -325,11 +350,10 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
         seeds: of every arm, in place of the experiment's own.
     """
     found = []
-    recipes = {name: experiment.recipe_of(arm) for name, arm in experiment.arms.items()}
-    asked = {
-        name: {*experiment.seeds_of(name), *(experiment.choosing_seeds if arm.chooses else ())}
-        for name, arm in experiment.arms.items()
+    recipes = {
+        name: [experiment.recipe_of(arm, point) for point in arm.points()] for name, arm in experiment.arms.items()
     }
+    asked = {name: {*experiment.seeds_of(name), *experiment.choosing_seeds_of(name)} for name in experiment.arms}
     for seed in seeds or experiment.all_seeds:
         for task_name, task in experiment.tasks.items():
             for arm_name, arm in experiment.arms.items():
@@ -339,16 +363,18 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
                     continue
                 changed = {"model_options": {**task.model_options, **arm.model_options}}
                 arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
-                for params in arm.points():
+                for point, recipe in zip(arm.points(), recipes[arm_name], strict=True):
                     found.append(
                         Cell(
                             task_name=task_name,
                             arm_name=arm_name,
                             task=arm_task,
-                            recipe=recipes[arm_name],
+                            recipe=recipe,
                             method=arm.method,
-                            params=params,
+                            params={name: value for name, value in point.items() if not name.startswith(IN_RECIPE)},
+                            start=arm.start,
                             seed=seed,
+                            point=point,
                         )
                     )
     return found

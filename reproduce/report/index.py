@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reproduce.report.answer import answer, listed
+from reproduce.report.cost import Cost, cost
 from reproduce.report.counts import WHOSE, Tally, tally, total
+from reproduce.report.glossary import GLOSSARY
 from reproduce.report.matrix import Matrix, matrix, matrix_page
 from reproduce.report.method_card import MethodCard
+from reproduce.report.overview import Overview, overview
 from reproduce.report.provenance import unreadable
 from reproduce.report.render import Page
 from reproduce.results.columns import Column
 from reproduce.results.evaluate import MethodFindings
 from reproduce.results.judge import rule
+from reproduce.results.record import Result, device_kind
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class MethodRow:
 
     name: str
     title: str
-    idea: str
+    idea: str  # its first sentence
     runs: int
 
 
@@ -39,12 +46,17 @@ class ClaimsTable:
 class IndexContent:
     """Everything that the index says."""
 
+    answer: str
+    overview: Overview
+    facts: tuple[tuple[str, str], ...]
     methods: tuple[MethodRow, ...]
-    runs: int
     claims: tuple[ClaimsTable, ...]
     unreadable_files: tuple[str, ...]
     rule: str
+    glossary: tuple[tuple[str, str], ...]
     matrix: Matrix | None
+    cost: Cost | None
+    data: str
 
 
 def write_index(
@@ -59,30 +71,40 @@ def write_index(
 
 
 def index_pages(
-    methods: Sequence[MethodFindings], columns: Sequence[Column], problems: Sequence[str] = ()
+    methods: Sequence[MethodFindings], columns: Sequence[Column], problems: Sequence[str] = (), data: str = ""
 ) -> list[Page]:
     """The index, last; and before it the page of the cross-method matrix, where that has columns.
 
     Args:
         problems: one line for each Result file that could not be read.
+        data: the address of the page that describes the data behind the pages, where there is one.
 
     Raises:
         UserError: no usable card.
     """
-    rows = tuple(_row(method) for method in methods)
+    rows, methods = zip(*sorted(((_row(method), method) for method in methods), key=_by_title), strict=True)
     both = (_claims(methods, rows, ours) for ours in WHOSE)
     lines = unreadable(problems)
     experiments = {method.folder.name: {one.name: one.experiment for one in method.findings} for method in methods}
     crossed = matrix(experiments, columns, lines) if columns else None
     content = IndexContent(
+        answer=answer(methods, columns),
+        overview=overview(
+            {row.name: row.title for row in rows},
+            {method.folder.name: tally(method.findings, ours=False) for method in methods},
+            columns,
+        ),
+        facts=_facts(methods, columns),
         methods=rows,
-        runs=_n_runs(methods),
         claims=tuple(table for table in both if table.rows),
         unreadable_files=lines,
         rule=rule(),
+        glossary=GLOSSARY,
         matrix=crossed,
+        cost=(costs := cost(columns)),
+        data=data,
     )
-    index = Page("index", "index", vars(content))
+    index = Page("index", "index", vars(content), (costs.drawing,) if costs else ())
     return [index] if crossed is None else [matrix_page(crossed, columns), index]
 
 
@@ -92,12 +114,17 @@ def _claims(methods: Sequence[MethodFindings], rows: Sequence[MethodRow], ours: 
     return ClaimsTable(
         rows=tuple((row, one) for _, row, one in some),
         total=total((one for _, _, one in some), ours),
-        runs=_n_runs(method for method, _, _ in some),
+        runs=len(_runs(method for method, _, _ in some)),
     )
 
 
-def _n_runs(methods: Iterable[MethodFindings]) -> int:
-    return len({result.id for method in methods for finding in method.findings for result in finding.results})
+def _runs(methods: Iterable[MethodFindings]) -> dict[str, Result]:
+    """Every Result that counts, once."""
+    return {result.id: result for method in methods for finding in method.findings for result in finding.results}
+
+
+def _by_title(pair: tuple[MethodRow, MethodFindings]) -> tuple[str, str]:
+    return pair[0].title.casefold(), pair[0].name
 
 
 def _row(method: MethodFindings) -> MethodRow:
@@ -105,6 +132,43 @@ def _row(method: MethodFindings) -> MethodRow:
     return MethodRow(
         name=method.folder.name,
         title=card.title,
-        idea=card.sections["Idea"].split("\n\n")[0],
-        runs=_n_runs([method]),
+        idea=first_sentence(card.sections["Idea"]),
+        runs=len(_runs([method])),
     )
+
+
+def first_sentence(text: str) -> str:
+    """Of the first paragraph, on one line; dots inside formulas, names and numbers end nothing."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    found = re.match(r"(?:\$[^$]*\$|[^$])*?(?<![A-Z])(?<!\bal)(?<!\be\.g)(?<!\bi\.e)[.!?](?=\s+[A-Z“\"$])", paragraph)
+    return found.group() if found else paragraph
+
+
+def _facts(methods: Sequence[MethodFindings], columns: Sequence[Column]) -> tuple[tuple[str, str], ...]:
+    """How many runs there are, of when, made on what, and how many seeds stand behind a mark."""
+    runs = _runs(methods) | {result.id: result for column in columns for result in column.task.runs.results}
+    if not runs:
+        return (("Runs", "none yet"),)
+    environments = [result.environment for result in runs.values()]
+    machines = Counter(device_kind(one.device) for one in environments)
+    newest = max(one.finished for one in environments)
+    said = ", ".join(
+        kind if len(machines) == 1 else f"{kind} ({count} runs)" for kind, count in sorted(machines.items())
+    )
+    facts = [("Runs", str(len(runs))), ("Newest Result", newest.partition("T")[0]), ("Machines", said)]
+    seeds = _seeds(columns)
+    return (*facts, ("Seeds (n)", seeds)) if seeds else tuple(facts)
+
+
+def _seeds(columns: Sequence[Column]) -> str:
+    """Seeds an arm and of the baseline, columns that have the same together."""
+    texts: dict[str, list[str]] = {}
+    for column in columns:
+        counts = {arm: row.n for arm, row in column.rows.items() if row.ran}
+        baseline = counts.pop(column.baseline.name, 0)
+        if counts:
+            low, high = min(counts.values()), max(counts.values())
+            arms = f"{low}" if low == high else f"{low} to {high}"
+            text = f"{arms} an arm, {baseline} of “{column.baseline.label}”"
+            texts.setdefault(text, []).append(column.task.name)
+    return "; ".join(f"{listed(list(dict.fromkeys(names)))}: {text}" for text, names in texts.items())

@@ -60,11 +60,16 @@ def _checksum(key: str, text: str) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it, and whatever ends this process, finds the old text or the new."""
+    """Write a text as `replace_bytes` does."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step: whoever reads it, and whatever ends this process, finds the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, "utf-8", newline="\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

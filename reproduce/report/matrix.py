@@ -92,6 +92,7 @@ class Matrix:
     arms: int
     present: tuple[str, ...]
     absent: tuple[str, ...]
+    choosing: tuple[int, ...]  # how many further seeds choose coefficients, column by column where that differs
     unreadable_files: tuple[str, ...] = ()
     confidence: str = f"{CONFIDENCE:.0%}".replace("%", " %")
     level: float = SIGNIFICANCE
@@ -111,6 +112,7 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unread
         arms=len(_labels(columns)),
         present=tuple(sorted({name for column in columns for name in column.methods.values()})),
         absent=_absent(methods, columns),
+        choosing=tuple(sorted({len(column.experiment.choosing_seeds) for column in columns} - {0})),
         unreadable_files=unreadable,
     )
 

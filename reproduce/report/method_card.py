@@ -17,6 +17,7 @@ from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from reproduce.errors import UserError
+from reproduce.report.citation import Citation, citations
 
 SECTIONS = ("Idea", "Mathematics", "Experiments", "Deviations", "Ambiguities", "Citation")
 LONG = 25  # signs of a formula in a line, which is not broken: on a telephone it may have to scroll
@@ -37,11 +38,11 @@ class MethodCard:
     """The card of one method folder: ``title``, and the Markdown of each ``## section``.
 
     Raises:
-        UserError: no card, no title, or no Idea.
+        UserError: no card, no title, no Idea, or a citation that is no usable BibTeX.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "card.md"
+        self.path = path = folder / "card.md"
         try:
             text = path.read_text("utf-8")
         except OSError as error:
@@ -56,6 +57,17 @@ class MethodCard:
         }
         if "Idea" not in self.sections:
             raise UserError(f"{path}: has no section '## Idea'")
+        if "Citation" in self.sections:
+            citations(self.sections["Citation"], str(path))  # what is wrong is said when the card is read
+
+    @property
+    def citations(self) -> tuple[Citation, ...]:
+        """The entries of the section Citation, the method's own paper first; none where it says "None".
+
+        Raises:
+            UserError: no such section.
+        """
+        return citations(self.sections.get("Citation", ""), str(self.path))
 
 
 def to_html(text: str) -> str:

@@ -17,6 +17,7 @@ from reproduce.report import counts, tables
 from reproduce.report.drawings import Drawing
 from reproduce.report.kept import replace_text
 from reproduce.report.method_card import inline, to_html
+from reproduce.report.numbers import metric_text
 from reproduce.report.svg import rules_once
 
 RIGHT_TO_LEFT = r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
@@ -53,7 +54,7 @@ def write_template(path: Path, template: str, content: Mapping[str, Any]) -> Non
         UserError: no permission to write.
     """
     for suffix in (".html", ".md"):
-        write(path.with_suffix(suffix), _filled(f"{template}{suffix}.j2", content))
+        write(path.with_suffix(suffix), filled(f"{template}{suffix}.j2", content))
 
 
 def write(path: Path, text: str) -> None:
@@ -63,7 +64,7 @@ def write(path: Path, text: str) -> None:
         raise UserError(f"{path}: the page cannot be written ({error.strerror})") from error
 
 
-def _filled(template: str, content: Mapping[str, Any]) -> str:
+def filled(template: str, content: Mapping[str, Any]) -> str:
     """A filled template without trailing spaces and without runs of empty lines."""
     text = rules_once(_environment().get_template(template).render(content))
     lines = [line.rstrip() for line in text.splitlines()]
@@ -93,6 +94,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["inline"] = lambda text: Markup(inline(text))
     environment.filters["isolated"] = isolated
     environment.filters["label"] = counts.label
+    environment.filters["metric"] = metric_text
     environment.filters["pipes"] = tables.markdown
     environment.filters["slug"] = lambda text: "-".join(str(text).lower().split())
     return environment

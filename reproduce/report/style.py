@@ -18,7 +18,7 @@ from reproduce.report.svg import inline_svg
 
 # Colors that stand for a CSS variable: the page gives each a light and a dark value; alone, the file shows these.
 INK, QUIET, RULE = "#14181f", "#6b7280", "#d5d9e0"
-ARMS = ("#5b6271", "#0069b4", "#c8500a", "#00856a", "#a8478f", "#967000", "#3f9bc9", "#7a1f3d")
+ARMS = ("#575c68", "#006eca", "#ae4301", "#00856a", "#ab4791", "#a87d07", "#3694c2", "#7a1f3d")
 DASHES = ("-", "--", ":", "-.")  # arms beyond the eighth repeat the colors
 MARKERS = ("o", "s", "^", "v")
 VARIABLES = {INK: "--ink", "#000000": "--ink", QUIET: "--quiet", RULE: "--rule"} | {

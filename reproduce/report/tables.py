@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reproduce.experiment.schema import Claim, Experiment
 from reproduce.report.counts import kind_of
+from reproduce.report.csv_text import csv_text
 from reproduce.report.fitted import Fitted
 from reproduce.report.numbers import (
     NOTHING,
@@ -47,7 +46,9 @@ CSV_COLUMNS = (
     "chosen",
     "note",
 )
-TO_THE_LEFT = frozenset({"Task", "Arm", "Seeds", "Chosen", "Note", "Claim", "Verdict", "Why", "Address"})
+TO_THE_LEFT = frozenset(
+    {"Task", "Arm", "Method", "Seeds", "Chosen", "Note", "Claim", "Published claims", "Verdict", "Why", "Address"}
+)
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,13 @@ def _pipe_safe(value: str) -> str:
 
 
 def comma_separated(tasks: Iterable[tuple[str, TaskFinding]]) -> str:
-    """All rows of all tasks, each with its experiment's name, as CSV; seeds and values as `seed=value` and spaces."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(_csv_row(name, task.name, row) for name, task in tasks for row in task.rows)
-    return text.getvalue()
+    """The rows that ran, of all tasks, each with its experiment's name, as CSV; seeds and values as `seed=value`.
+
+    An arm all of whose seeds diverged ran: its row has no mean.
+    """
+    return csv_text(
+        CSV_COLUMNS, (_csv_row(name, task.name, row) for name, task in tasks for row in task.rows if row.ran)
+    )
 
 
 def _csv_row(experiment: str, task: str, row: ArmRow) -> tuple[str | int | float | None, ...]:

@@ -98,6 +98,8 @@ class ArmRow:
             notes.append(f"seed {', '.join(map(str, self.runs.missing))} not run")
         if self.runs.chosen_by:
             notes.append(f"chosen: {self.runs.chosen_by}")
+        if self.runs.baseline_chosen:
+            notes.append("on the seeds that chose, validation prefers the baseline, the grid's zero")
         return tuple(notes)
 
 

@@ -72,7 +72,7 @@ def _arms(finding: Finding, claim: Claim) -> list[ArmRuns]:
 def _counts(finding: Finding, cell: Cell) -> bool:
     """Whether the cell is of the point that was chosen."""
     chosen = finding.tasks[cell.task_name].runs.arms[cell.arm_name].chosen
-    return chosen is not None and cell.params == chosen.params
+    return chosen is not None and cell.point == chosen.params
 
 
 def _seeds(planned: Sequence[int], n: int) -> tuple[int, ...]:

@@ -68,6 +68,7 @@ class ArmRuns:
     chosen_on_test: bool
     planned: tuple[int, ...]  # seeds that the experiment asks for, to be judged
     choosing: tuple[int, ...] = ()  # further ones, of every point, that chose
+    baseline_chosen: bool = False  # by the same seeds' validation the baseline is better than every point
 
     @property
     def label(self) -> str:
@@ -96,11 +97,11 @@ class ArmRuns:
     @property
     def chosen_grid(self) -> dict[str, Any]:
         """The parameters that the grid varied, at the point that counts."""
-        return {name: self.chosen.params[name] for name in self.arm.grid} if self.chosen else {}
+        return {name: self.chosen.params[name] for name in self.arm.choices} if self.chosen else {}
 
     def end_of_grid(self, name: str) -> str:
         """ "lowest of 3" or "highest of 3" where the number that was chosen is one of the grid's ends; else ""."""
-        choices, value = self.arm.grid[name], self.chosen_grid.get(name)
+        choices, value = self.arm.choices[name], self.chosen_grid.get(name)
         numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
         if len(choices) < 2 or len(numbers) < len(choices) or value not in (min(numbers), max(numbers)):
             return ""
@@ -214,6 +215,7 @@ def _match_task(
         for arm_name, arm_cells in wanted.items()
         for index, cell in enumerate(arm_cells)
         for result in results.of(cell)
+        if result.config.seed not in experiment.seen_seeds
     ]
     kept, notes = _newest([result for *_, result in found])
     kept_ids = {id(result) for result in kept}
@@ -229,22 +231,35 @@ def _match_task(
         if arm.tasks is not None and task_name not in arm.tasks:
             continue
         points = tuple(
-            Point(cell.params, dict(sorted(by_point.get((arm_name, index), {}).items())))
+            Point(cell.point, dict(sorted(by_point.get((arm_name, index), {}).items())))
             for index, cell in enumerate(wanted.get(arm_name, []))
         )
-        choosing = experiment.choosing_seeds if arm.chooses else ()
-        seen = experiment.seen_seeds
-        asked = [_only(point, choosing) if choosing else _without(point, seen) for point in points]
-        best, chosen_by, on_test = _choose(asked)
-        if best is not None and choosing:
+        choosing = experiment.choosing_seeds_of(arm_name)
+        others = experiment.choosing_seeds  # which are judged in no arm
+        chooses = bool(choosing) and arm.chooses
+        best, chosen_by, on_test = _choose([_only(p, choosing) if chooses else _without(p, others) for p in points])
+        if best is not None and chooses:
             chosen_by += f", on seeds {', '.join(map(str, choosing))}, which are not judged"
-        counting = [_without(point, {*choosing, *seen}) for point in points if best and point.params == best.params]
+        counting = [_without(point, others) for point in points if best and point.params == best.params]
         judged = counting[0] if counting and counting[0].results else None
         planned = experiment.seeds_of(arm_name)
         arms[arm_name] = ArmRuns(arm_name, arm, points, judged, chosen_by, on_test, planned, choosing)
+    arms = {name: _against_zero(arm, arms.get(experiment.baseline or "")) for name, arm in arms.items()}
     notes += _mixed_devices(kept)
     ordered = tuple(superseded[key] for key in sorted(superseded))
     return TaskRuns(experiment, task_name, arms, ordered, tuple(notes))
+
+
+def _against_zero(arm: ArmRuns, baseline: ArmRuns | None) -> ArmRuns:
+    """A grid holds no 0: that is the baseline. Would it have been chosen?"""
+    if baseline is None or arm is baseline or not arm.choosing or arm.chosen is None:
+        return arm
+    chosen = next(point for point in arm.points if point.params == arm.chosen.params)
+    both = [_only(point, arm.choosing) for point in (baseline.points[0], chosen)]
+    if any(len(point.completed) < len(arm.choosing) for point in both):
+        return arm
+    preferred, *_ = _choose([*both])
+    return replace(arm, baseline_chosen=preferred is both[0])
 
 
 def _only(point: Point, seeds: Collection[int]) -> Point:
@@ -264,12 +279,12 @@ def cells_to_train(experiment: Experiment, results: ResultIndex) -> list[Cell]:
 
     def wanted(cell: Cell) -> bool:
         arm = tasks[cell.task_name].arms[cell.arm_name]
-        if not arm.choosing or cell.seed in arm.choosing:
+        if not arm.choosing or not arm.arm.chooses or cell.seed in arm.choosing:
             return True
         if any(seed not in point.results for point in arm.points for seed in arm.choosing):
             return False
         chosen, *_ = _choose([_only(point, arm.choosing) for point in arm.points])
-        return chosen is not None and cell.params == chosen.params
+        return chosen is not None and cell.point == chosen.params
 
     return [cell for cell in cells(experiment) if wanted(cell)]
 
@@ -294,16 +309,23 @@ def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
             f"Runs on different data are not mixed: data {checksum[:12]} counts, as the most recently used; "
             f"{len(current) - len(same_data)} on other data left out."
         )
-    versions: dict[str, int] = {}
+    versions: dict[tuple[str, str], tuple[int, int]] = {}
     for result in same_data:
-        method = result.config.method
-        versions[method] = max(versions.get(method, 0), result.config.method_version)
-    kept = [r for r in same_data if r.config.method_version == versions[r.config.method]]
+        methods, version = _methods(result)
+        versions[methods] = max(versions.get(methods, version), version)
+    kept = [r for r in same_data if _methods(r)[1] == versions[_methods(r)[0]]]
     for method in sorted({r.config.method for r in same_data}):
         older = sum(r.config.method == method for r in same_data) - sum(r.config.method == method for r in kept)
         if older:
-            notes.append(f"Only version {versions[method]} of {method} counts here; {older} older left out.")
+            newest = max(r.config.method_version for r in kept if r.config.method == method)
+            notes.append(f"Only version {newest} of {method} counts here; {older} older left out.")
     return kept, notes
+
+
+def _methods(result: Result) -> tuple[tuple[str, str], tuple[int, int]]:
+    """The Run's method and the one that started it, and their versions."""
+    config, start = result.config, result.config.start
+    return (config.method, start.method if start else ""), (config.method_version, start.version if start else 0)
 
 
 def _mixed_devices(results: Sequence[Result]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from reproduce.method.sites import watch
 from reproduce.tasks import Task
 from reproduce.training.host import build_task
 from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients
-from reproduce.training.plan import resolve
+from reproduce.training.plan import method_of, resolve
 
 HUNDREDTHS = (0.01, 0.1)  # where a grid is centred: felt from the first step, and far from ruling it
 
@@ -131,7 +130,7 @@ def calibrate(
             for strength in strengths:
                 params = {**cell.params, **dict.fromkeys(every, 0.0), weight: strength}
                 config, _ = resolve(cell.model_copy(update={"params": params}), folder, root)
-                methods.append(folder.load().model_validate_json(json.dumps(config.params)))
+                methods.append(method_of(config, folder))
             generators = Generators.seeded(cell.seed, device)
             loaded = data.load(cell.task.dataset, root, cache)
             task = build_task(cell.task, cell.recipe, loaded, generators, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import torch
@@ -37,7 +36,7 @@ def _timed(run: PlannedRun, settings: RunSettings, device: torch.device) -> Step
     generators = Generators.seeded(config.seed, device)
     loaded = load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
-    method = run.folder.load().model_validate_json(json.dumps(config.params))
+    method = run.method()
     step = Step(task, method, config.recipe, generators, device, recording_in(settings.mode, generators))
 
     def timed(n_steps: int, first: int) -> float:

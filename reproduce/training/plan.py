@@ -15,9 +15,10 @@ from reproduce import models, tasks
 from reproduce.errors import UserError, explained
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import MethodFolder, find_method
-from reproduce.experiment.identity import RunConfig, run_key
+from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
 from reproduce.method import Method
+from reproduce.method.started import Started
 from reproduce.results.match import ResultIndex, cells_to_train
 from reproduce.results.record import Result
 
@@ -49,6 +50,19 @@ class PlannedRun:
     def id(self) -> str:
         return self.config.id
 
+    def method(self) -> Method:
+        """What it trains with."""
+        return method_of(self.config, self.folder)
+
+
+def method_of(config: RunConfig, folder: MethodFolder) -> Method:
+    """The method of a complete config, which lies in ``folder``; on the network of its start, where it has one."""
+    method = folder.load().model_validate_json(json.dumps(config.params))
+    if config.start is None:
+        return method
+    start = find_method(config.start.method).load().model_validate_json(json.dumps(config.start.params))
+    return Started(start=start, method=method)
+
 
 class Planner:
     """Completes cells to configs. What many cells share is read and checked once: cards, methods, tasks."""
@@ -75,6 +89,10 @@ class Planner:
             raise UserError(explained(error, cell.params, owner, method_class.model_fields)) from error
         card, card_checksum = self._dataset(cell.task.dataset)
         tasks.check_validation(cell.recipe, self._checked(cell.task, card), cell.task.dataset)
+        start = None
+        if cell.start is not None:
+            start_class, own = self._defaults(self.folder(cell.start))
+            start = Start(method=cell.start, version=start_class.version, params=own)
         config = RunConfig(
             task=cell.task,
             dataset_checksum=card_checksum,
@@ -82,6 +100,7 @@ class Planner:
             method=folder.name,
             method_version=method_class.version,
             params=method.model_dump(mode="json"),
+            start=start,
             seed=cell.seed,
         )
         return config, defaults
@@ -180,7 +199,7 @@ def plan_cells(
             config, defaults = planner.resolve(cell, folder)
         except UserError as error:
             raise UserError(f"experiment {name}: {error}") from error
-        point = ", ".join(f"{key}={cell.params[key]}" for key in experiment.arms[cell.arm_name].grid)
+        point = ", ".join(f"{key}={cell.point[key]}" for key in experiment.arms[cell.arm_name].choices)
         task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
         label = f"{before}{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
         found.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import platform
 import threading
 from collections.abc import Callable, Iterator
@@ -119,7 +118,7 @@ def _train_and_seal(
     generators = Generators.seeded(config.seed, device)
     loaded = load_data(config.task.dataset, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device, should_stop)
-    method = run.folder.load().model_validate_json(json.dumps(config.params))
+    method = run.method()
     outcome = train(
         config.id,
         config.recipe,

@@ -48,11 +48,9 @@ def has_a_complete_card(subject: Any, problems: Any) -> None:
     missing = [name for name in SECTIONS if name not in card.sections]
     assert not missing, f"{subject.path / 'card.md'} has nothing under {missing}"
     nothing = re.compile("None[.:]")
-    deviations, citation = card.sections["Deviations"], card.sections["Citation"]
+    deviations = card.sections["Deviations"]
     assert re.search(r"^1\. ", deviations, re.M) or nothing.match(deviations), "deviations are numbered, or 'None: why'"
-    assert re.search(r"\b(19|20)\d\d\b", citation) or nothing.match(citation), (
-        "a citation has a year, or is 'None: why'"
-    )
+    assert card.citations or nothing.match(card.sections["Citation"]), "a citation is BibTeX, or 'None: why'"
     for name, text in card.sections.items():
         made = to_html(text)
         shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", made, flags=re.S)
@@ -151,7 +149,7 @@ def has_its_rows_in_the_matrix(subject: Any, problems: Any) -> None:
         assert subject.name in {arm.method for arm in own.values()}, f"{path}: no arm of {subject.name} in {name}"
         for key, arm in own.items():
             where = f"{path}: arm {key} of {name}"
-            assert not arm.recipe, f"{where} has a recipe of its own; the budget is one for all"
+            assert not {**arm.recipe, **arm.recipe_grid}, f"{where} has a recipe of its own; the budget is one for all"
             assert arm.tasks is None, f"{where} leaves out a task; pending = 'why' says what it cannot do"
             if not arm.pending:
                 has_three_coefficients(where, arm, subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,73 @@ def watch() -> Callable[[subprocess.Popen[str], Callable[[], bool]], None]:
 @pytest.fixture(scope="session")
 def group_of() -> Callable[[int], list[int]]:
     return processes_of_group
+
+
+# The browser: Chromium, headless.
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = [  # nothing but the page that is asked for is looked up
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Most elements: what figures are drawn of and signs of formulas, of which axe has nothing to say, and rows like others.
+ALIKE = """() => document.querySelectorAll(
+    'svg > :not(title), math > *, tbody tr:nth-child(n+4), li:nth-child(n+3), dl > :nth-child(n+5)'
+).forEach(one => one.remove())"""
+
+
+@dataclass
+class Window:
+    """One page of the browser, and what happened in it since `show`."""
+
+    page: Any
+    axe: Any
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on(
+            "console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", self._dismiss)
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def show(self, path: Path, viewport: dict[str, int], theme: str = "light", media: str = "screen") -> None:
+        self.page.set_viewport_size(viewport)
+        self.page.emulate_media(color_scheme=theme, media=media)
+        self.requests.clear()
+        self.errors.clear()
+        self.page.goto(path.as_uri())
+
+    def faults(self, **options: Any) -> list[str]:
+        """What axe finds that is more than minor: the rule, and the first element that breaks it."""
+        self.page.evaluate(ALIKE)
+        found = self.axe.run(self.page, options={"resultTypes": ["violations"], **options}).response["violations"]
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] != "minor"]
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Window]:
+    missing = [name for name in ("playwright", "axe_playwright_python") if importlib.util.find_spec(name) is None]
+    missing += [] if Path(CHROMIUM).exists() else [CHROMIUM]
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no browser: {', '.join(missing)} is missing")
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        one = Window(browser.new_page(), Axe())
+        one.listen()
+        yield one
+        browser.close()

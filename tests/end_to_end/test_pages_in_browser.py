@@ -6,11 +6,7 @@ Where it or Playwright is missing these tests are skipped; in continuous integra
 from __future__ import annotations
 
 import html
-import importlib.util
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,16 +20,6 @@ from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
 from reproduce.results.store import read_results
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = [  # nothing but the page that is asked for is looked up
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAGES = sorted((ROOT / "reports").glob("*.html"))
 LARGEST = sorted(PAGES, key=lambda path: path.stat().st_size)[-3:]
 MOST_BYTES = 400_000
@@ -45,10 +31,6 @@ UNREACHABLE = """() => [...document.querySelectorAll('*')].filter(one =>
     && !(one.tabIndex === 0 && (one.tagName === 'PRE' || one.getAttribute('aria-label')))
 ).map(one => one.outerHTML.slice(0, 90))"""
 LINKS = "() => [...document.links].map(one => one.href)"
-# Most elements: what figures are drawn of and signs of formulas, of which axe has nothing to say, and rows like others.
-ALIKE = """() => document.querySelectorAll(
-    'svg > :not(title), math > *, tbody tr:nth-child(n+4), li:nth-child(n+3), dl > :nth-child(n+5)'
-).forEach(one => one.remove())"""
 # What stands in closed details and is not shown.
 HIDDEN = """() => [...document.querySelectorAll('details:not([open]) > :not(summary)')].filter(one =>
     !one.checkVisibility({contentVisibilityAuto: true}) || one.getBoundingClientRect().height === 0
@@ -65,60 +47,9 @@ TURNED = """() => [...document.querySelectorAll('bdi')].filter(one => {
 }).map(one => one.textContent)"""
 
 
-@dataclass
-class Window:
-    """One page of the browser, and what happened in it since `show`."""
-
-    page: Any
-    axe: Any
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def listen(self) -> None:
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on(
-            "console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", self._dismiss)
-
-    def _dismiss(self, dialog: Any) -> None:
-        self.errors.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def show(self, path: Path, viewport: dict[str, int], theme: str = "light", media: str = "screen") -> None:
-        self.page.set_viewport_size(viewport)
-        self.page.emulate_media(color_scheme=theme, media=media)
-        self.requests.clear()
-        self.errors.clear()
-        self.page.goto(path.as_uri())
-
-    def faults(self, **options: Any) -> list[str]:
-        """What axe finds that is more than minor: the rule, and the first element that breaks it."""
-        self.page.evaluate(ALIKE)
-        found = self.axe.run(self.page, options={"resultTypes": ["violations"], **options}).response["violations"]
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] != "minor"]
-
-
+Window = Any  # of conftest.py
 ALL = {"rules": {"region": {"enabled": False}}}  # that one takes a second, and all is in <main>
 CONTRAST = {"runOnly": ["color-contrast"]}  # what a theme changes
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Window]:
-    missing = [name for name in ("playwright", "axe_playwright_python") if importlib.util.find_spec(name) is None]
-    missing += [] if Path(CHROMIUM).exists() else [CHROMIUM]
-    if missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no browser: {', '.join(missing)} is missing")
-    from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        one = Window(browser.new_page(), Axe())
-        one.listen()
-        yield one
-        browser.close()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

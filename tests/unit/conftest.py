@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.identity import RunConfig
+from reproduce.experiment.identity import RunConfig, Start
 from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
@@ -81,6 +81,7 @@ def example_result(
         method=cell.method,
         method_version=changes.pop("method_version", 1),
         params={**defaults, **cell.params},
+        start=Start(method=cell.start, version=1, params={}) if cell.start else None,
         seed=cell.seed,
         loop_version=changes.pop("loop_version", 1),
     )
@@ -169,7 +170,8 @@ def example_card(folder: Path) -> Path:
         "$$\\mathcal{L}(h) = \\sqrt{\\tfrac{2}{\\pi}}\\; {}_1F_1\\left(-\\tfrac12; \\tfrac d2; "
         "-\\tfrac{\\lVert h \\rVert^2}{2}\\right)$$\n\n"
         "## Deviations\n1. The paper says A. We do B.\n2. The paper says C. We do D.\n\n"
-        "## Citation\n```bibtex\n@inproceedings{nobody2020, title={A <title>}}\n```\n",
+        "## Citation\n```bibtex\n@inproceedings{nobody2020,\n  author = {No Body},\n  title = {A <title>},\n"
+        "  year = {2020},\n  doi = {10.1234/nothing}\n}\n```\n",
         "utf-8",
     )
     return folder

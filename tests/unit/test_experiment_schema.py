@@ -10,7 +10,7 @@ import pytest
 from reproduce.errors import UserError
 from reproduce.experiment.files import read_experiment
 from reproduce.experiment.folder import METHODS, ROOT
-from reproduce.experiment.identity import RunConfig
+from reproduce.experiment.identity import RunConfig, Start
 from reproduce.experiment.schema import (
     Arm,
     Clip,
@@ -362,6 +362,7 @@ def test_every_field_of_a_config_is_in_its_identity() -> None:
         "method": "vanilla",
         "method_version": 3,
         "params": {**SPELLED.params, "n_slices": 255},
+        "start": Start(method="variance_preserving_init", version=1, params={}),
         "seed": 8,
         "loop_version": 2,
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reproduce.experiment.schema import cells
+from reproduce.experiment.schema import Arm, cells
 from reproduce.report import tables
 from reproduce.report.numbers import metric_text, number
 from reproduce.report.seed_plots import seed_plots
@@ -118,14 +118,23 @@ def test_a_gap_that_is_the_same_at_every_seed_is_not_certain(make_experiment, ma
 def test_csv_round_trips_the_numbers(task):
     text = tables.comma_separated([("table9", task), ("again", task)])
     back = list(csv.DictReader(io.StringIO(text)))
-    assert [line["experiment"] for line in back] == ["table9"] * len(task.rows) + ["again"] * len(task.rows)
-    for line, row in zip(back, task.rows, strict=False):
+    ran = [row for row in task.rows if row.n]
+    assert {row.arm for row in task.rows} - {row.arm for row in ran} == {"vcl"}
+    assert [line["experiment"] for line in back] == ["table9"] * len(ran) + ["again"] * len(ran)
+    for line, row in zip(back, ran, strict=False):
         assert (line["task"], line["arm"], line["metric"]) == ("digits", row.arm, row.metric)
         seeds = dict(pair.split("=") for pair in line["values"].split())
         assert {int(seed): float(value) for seed, value in seeds.items()} == row.values
         assert line["mean"] == ("" if row.mean is None else repr(row.mean.mean))
         gap = row.difference.estimate.interval if row.difference else None
         assert line["difference_low"] == ("" if gap is None else repr(gap.low))
+
+
+def test_csv_keeps_an_arm_all_of_whose_seeds_diverged(make_experiment, make_result):
+    experiment = make_experiment(arms={"vanilla": Arm(label="=1+1")}, claims=(), figures=())
+    task = evaluated(experiment, [make_result(cell, 7.0, diverged=True) for cell in cells(experiment)])
+    (line,) = csv.DictReader(io.StringIO(tables.comma_separated([("table9", task)])))
+    assert (line["label"], line["n"], line["diverged"], line["mean"]) == ("'=1+1", "0", "3", "")
 
 
 def test_markdown_has_as_many_cells_in_every_line(task):

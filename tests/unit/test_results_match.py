@@ -142,7 +142,7 @@ def results_of(make_result, cells_, best_when_judged=0.1):
 
 def test_a_grid_is_chosen_on_seeds_that_are_not_judged(choosing, make_result):
     everything = cells(choosing)
-    assert len(everything) == 3 * 2 + 3 * 2 + 4
+    assert len(everything) == 3 * 2 + 3 * 2 + 4 + 2
     seen = cells(choosing, (0,))
     task = matched(choosing, results_of(make_result, [*everything, *seen]))
     per = task.arms["per"]
@@ -151,7 +151,7 @@ def test_a_grid_is_chosen_on_seeds_that_are_not_judged(choosing, make_result):
     assert per.chosen_by.endswith("of 3 points, on seeds 8, 9, which are not judged")
     assert sorted(task.arms["vanilla"].values("test.error")) == [1, 2, 3, 4]
     assert (per.missing, task.arms["vanilla"].missing) == ((), ())
-    assert task.planned == 3 * 2 + 2 + 4
+    assert task.planned == 3 * 2 + 2 + 4 + 2
 
 
 def test_points_that_were_not_chosen_tell_how_seeds_scatter(choosing, make_result):
@@ -159,13 +159,13 @@ def test_points_that_were_not_chosen_tell_how_seeds_scatter(choosing, make_resul
     task = matched(choosing, results_of(make_result, few))
     assert task.arms["per"].chosen is None  # nothing has run that counts
     assert sum(len(point.results) for point in task.arms["per"].points) == 6
-    assert task.scatter("validation.error").prior.available == 2  # of the two points whose seeds differ
+    assert task.scatter("validation.error").prior.available == 3  # vanilla's, and two points whose seeds differ
 
 
 def test_what_is_trained_waits_for_the_choice(choosing, make_result):
     first = cells_to_train(choosing, ResultIndex())
     assert {(cell.arm_name, cell.seed) for cell in first} == {
-        *(("vanilla", seed) for seed in (1, 2, 3, 4)),
+        *(("vanilla", seed) for seed in (1, 2, 3, 4, 8, 9)),
         ("per", 8),
         ("per", 9),
     }
@@ -176,7 +176,53 @@ def test_what_is_trained_waits_for_the_choice(choosing, make_result):
     then = cells_to_train(choosing, ResultIndex(chosen))
     judged = [cell for cell in then if cell.arm_name == "per" and cell.seed < 8]
     assert [(cell.params["strength"], cell.seed) for cell in judged] == [(0.3, 1), (0.3, 2)]
-    assert len(then) == 6 + 4 + 2
+    assert len(then) == 6 + 6 + 2
+
+
+@pytest.mark.parametrize(("validation", "preferred"), [(4.9, True), (5.1, False)])
+def test_a_grids_zero_is_the_baseline(choosing, make_result, validation, preferred):
+    """Whether it would have been chosen is told by the seeds that chose, which the baseline's means are without."""
+    everything = [cell for cell in cells(choosing) if cell.arm_name == "per"]
+    vanilla = [
+        make_result(cell, 7.0, validation if cell.seed in (8, 9) else 0.0)
+        for cell in cells(choosing)
+        if cell.arm_name == "vanilla"
+    ]
+    task = matched(choosing, [*results_of(make_result, everything), *vanilla])
+    assert task.arms["per"].chosen_grid == {"strength": 0.3}  # at 5.0
+    assert task.arms["per"].baseline_chosen is preferred
+    assert task.arms["vanilla"].baseline_chosen is False
+    without = matched(choosing, [*results_of(make_result, everything), *vanilla[2:]])  # one seed of those that choose
+    assert without.arms["per"].baseline_chosen is False
+
+
+def test_a_recipe_is_chosen_like_a_coefficient(make_experiment, make_result):
+    grid = {"learning_rate": (0.1, 0.2), "weight_decay": (0.0, 1e-4)}
+    experiment = make_experiment(arms={"vanilla": Arm(recipe_grid=grid)}, claims=())
+    asked = cells(experiment)
+    assert len({(cell.recipe.learning_rate, cell.recipe.weight_decay) for cell in asked}) == 4
+    assert {cell.seed for cell in asked} == {0, 1, 2}
+    assert all(cell.params == {} for cell in asked)
+    results = [
+        make_result(cell, 7.0, 5.0 if (cell.recipe.learning_rate, cell.recipe.weight_decay) == (0.2, 1e-4) else 6.0)
+        for cell in asked
+    ]
+    arm = matched(experiment, results).arms["vanilla"]
+    assert arm.chosen_grid == {"recipe.learning_rate": 0.2, "recipe.weight_decay": 1e-4}
+    assert len(arm.chosen.results) == 3
+    assert arm.end_of_grid("recipe.learning_rate") == "highest of 2"
+    with pytest.raises(ValueError, match="valid number, found 'fast'"):
+        make_experiment(arms={"vanilla": Arm(recipe_grid={"learning_rate": ("fast",)})}, claims=())
+
+
+def test_runs_from_another_start_are_another_arms(make_experiment, make_result):
+    arms = {"vanilla": Arm(), "started": Arm(start="variance_preserving_init")}
+    experiment = make_experiment(arms=arms, baseline="vanilla", claims=())
+    results = [make_result(cell, 7.0 if cell.start is None else 6.0) for cell in cells(experiment)]
+    task = matched(experiment, results)
+    assert set(task.arms["vanilla"].values("test.error").values()) == {7.0}
+    assert set(task.arms["started"].values("test.error").values()) == {6.0}
+    assert len({result.id for result in results}) == 6
 
 
 @pytest.mark.parametrize(
@@ -186,7 +232,7 @@ def test_what_is_trained_waits_for_the_choice(choosing, make_result):
         ({"seen_seeds": (4,)}, "4: judged seeds are"),
         ({"baseline_seeds": (1, 3)}, "expected a baseline, and all of seeds among its own"),
         ({"baseline": None}, "expected a baseline"),
-        ({"arms": {"vanilla": Arm(), "per": Arm(method="per")}}, "no arm has a grid"),
+        ({"arms": {"per": Arm(method="per")}, "baseline": None, "baseline_seeds": ()}, "no arm has a grid"),
     ],
 )
 def test_seeds_that_cannot_be_are_said(choosing, changes, said):
