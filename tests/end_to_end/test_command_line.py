@@ -125,7 +125,7 @@ def test_list(answers: dict[str, Any]) -> None:
 
 def test_plan(answers: dict[str, Any]) -> None:
     lines = answers["plan"].stdout.splitlines()
-    assert [line.split("  ")[-1] for line in lines[1:5]] == [
+    assert [line.split("  ")[-1].strip() for line in lines[1:5]] == [
         f"tiny / {arm} / seed {seed}" for seed in (0, 1) for arm in ("batchnorm", "per")
     ]
     assert ["sealed" in line for line in lines[1:5]] == [True, True, False, False]
