@@ -15,10 +15,13 @@ train  := --scale $(SCALE) $(common) $(where) $(some)
 .PHONY: help setup matrix report test test-oldest soak bench check architecture new-method clean
 
 help: ## show this list
-	@echo "make reproduce-<method>   train, judge and write the page of one method (list them: make list)"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make reproduce-<method>   train, judge and write the page of one method"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { n = split($$2, word, " "); line = sprintf("make %-20s", $$1); \
+		for (i = 1; i <= n; i++) { if (length(line " " word[i]) > 79) { print line; line = sprintf("%25s", "") } \
+		line = line " " word[i] } print line }' $(MAKEFILE_LIST)
 	@echo
-	@echo "options: SCALE=quick|reduced|paper  SEEDS=0,1,2 or a number of seeds  DEVICE=cpu|cuda  JOBS=n  DATA=folder with datasets"
+	@echo "options: SCALE=quick|reduced|paper  SEEDS=0,1,2 or a number of seeds"
+	@echo "         DEVICE=cpu|cuda  JOBS=n  DATA=folder with datasets"
 	@echo "         BUDGET=9m: start only what will finish  ARMS=a,b  TASKS=t: only these"
 
 $(ready): pyproject.toml constraints.txt

@@ -56,8 +56,8 @@ def bundle(
     All other arguments are those of the `run` that it is to do there: `bundle per --scale paper --device cuda`.
     What is sealed here goes along as a pack, and is not trained again.
     """
-    from reproduce.cli.campaign import check_options_of_run
-    from reproduce.cli.commands import EVIDENCE, chosen_experiments, planned_runs
+    from reproduce.cli.campaign import check_options_of_run, planned_runs
+    from reproduce.cli.chosen import EVIDENCE, chosen_experiments
     from reproduce.cli.wheels import IMAGE_HAS, PLATFORMS, download, lacking
     from reproduce.results.pack import write_packs
     from reproduce.results.source import NOTE, current_source, tracked_files

@@ -1,4 +1,4 @@
-"""What `plan` and `run` share: which Runs, in which order, on what, and how long they will take."""
+"""What `plan` and `run` share: which Runs, in which order, and on what."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import difflib
 import math
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,17 +17,14 @@ from reproduce.cli.options import data_root
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder
 from reproduce.experiment.schema import Experiment, parse_seeds
-from reproduce.results.record import Result, device_kind
+from reproduce.results.record import Result
 
 if TYPE_CHECKING:
-    from reproduce.training.agenda import Agenda
     from reproduce.training.capture import Mode
-    from reproduce.training.estimate import Estimates, StepTime
     from reproduce.training.plan import PlannedRun
     from reproduce.training.run import RunSettings
     from reproduce.training.side_by_side import SideBySide
 
-BENCHES = WORKING_FOLDER / "reports" / "bench"  # step times of devices that were seen once, committed
 ORDER = (
     "Order: one seed of everything before a second; of one seed, the baselines of all tasks first, then what a paper "
     "gives a number of and no Result stands beside yet."
@@ -173,9 +169,11 @@ def planned_runs(
     task_names = _named("--tasks", tasks, {name for experiment in every for name in experiment.tasks})
     found: dict[str, PlannedRun] = {}
     for folder, of_method in experiments.items():
-        for run in plan_experiments(of_method, root, parse_seeds(seeds), arm_names, task_names, indexed):
-            named = replace(run, label=f"{folder.name} / {run.label}") if len(experiments) > 1 else run
-            found[run.id] = merged(found[run.id], named) if run.id in found else named
+        before = f"{folder.name} / " if len(experiments) > 1 else ""
+        for run in plan_experiments(
+            of_method, root, parse_seeds(seeds), arm_names, task_names, indexed, method=folder.name, before=before
+        ):
+            found[run.id] = merged(found[run.id], run) if run.id in found else run
     if not found and (arm_names or task_names):
         asked = [f"{option} {text!r}" for option, text in (("--arms", arms), ("--tasks", tasks)) if text]
         raise UserError(f"{' '.join(asked)}: nothing to train: they are of different experiments, or cannot run yet")
@@ -203,7 +201,7 @@ def claims_outlook(
         planned = len(parse_seeds(seeds) or experiment.seeds)
         enough = sum(n <= planned for n in needed)
         parts = [
-            f"{enough} need no more" if enough else "",
+            f"{enough} {'needs' if enough == 1 else 'need'} no more" if enough else "",
             f"{len(needed) - enough} need up to {max(needed)}" if len(needed) > enough else "",
             f"{len(claims) - len(needed)} not known yet" if len(needed) < len(claims) else "",
         ]
@@ -212,8 +210,8 @@ def claims_outlook(
         lines.append(f"{experiment_name}: {many}, {of_each} planned: {', '.join(filter(None, parts))}")
         at_zero = sum(claim.holds_zero for claim in claims)
         if at_zero:
-            gaps = "a gap" if at_zero == 1 else f"{at_zero} gaps"
-            lines.append(f"  warning: the tolerance of {gaps} holds zero: that there is none takes many seeds")
+            gaps = "a gap's" if at_zero == 1 else f"{at_zero} gaps'"
+            lines.append(f"  warning: {gaps} tolerance holds zero: that there is none takes many seeds")
     return lines
 
 
@@ -243,7 +241,8 @@ def further_runs(
         for finding in method.findings:
             look = next_look(finding, max_seeds or None)
             cells = chosen_cells(look.cells, arm_names, task_names)
-            runs = [run for run in plan_cells(finding.name, finding.experiment, cells, planner) if run.id not in ids]
+            planned = plan_cells(finding.name, finding.experiment, cells, planner, method=method.folder.name)
+            runs = [run for run in planned if run.id not in ids]
             new = {run.id: run for run in runs if run.id not in found}
             found |= {key: merged(found[key], run) if key in found else run for key, run in new.items()}
             if new:
@@ -274,88 +273,3 @@ def _some(names: list[str], at_most: int = 12) -> str:
         return "none"
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
-
-
-def known_times(results: Iterable[Result], runs: Path) -> Estimates:
-    """What Results, pilots on this machine and committed benches say of step times."""
-    from reproduce.training.estimate import Estimates
-
-    return Estimates(results, [*BENCHES.glob("*.json"), *(runs / "pilots").glob("*.json")])
-
-
-def pilot_file(runs: Path, kind: str) -> Path:
-    """Where the pilots of one kind of device are kept; copied to `BENCHES`, `plan` knows them everywhere."""
-    return runs / "pilots" / f"{in_file_names(kind)}.json"
-
-
-def in_file_names(kind: str) -> str:
-    """A kind of device as files are called after it: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-").lower()
-
-
-def agenda_of(
-    missing: list[PlannedRun], budget: float | None, started: float, settings: RunSettings, results: Iterable[Result]
-) -> tuple[Agenda, Callable[[StepTime], None]]:
-    """What starts next, and how it learns from pilots.
-
-    Args:
-        budget: seconds from ``started``, on the monotonic clock: planning is part of them.
-    """
-    from reproduce.training.agenda import Agenda
-    from reproduce.training.estimate import Work, write_step_times
-
-    if budget is None:
-        return Agenda(missing), lambda time: None
-    kind, machine = _machine(settings.device)
-    times = known_times(results, settings.runs)
-    at_once = settings.at_once if settings.device.startswith("cuda") else 1
-
-    def seconds_of(run: PlannedRun) -> float | None:
-        return times.seconds(Work.of(run.config), kind, settings.threads, at_once)
-
-    def learn(found: StepTime) -> None:
-        times.add(kind, found)
-        write_step_times(pilot_file(settings.runs, kind), machine, [found])
-
-    return Agenda(missing, started + budget - time.monotonic(), seconds_of), learn
-
-
-def too_short(budget: str, agenda: Agenda) -> str:
-    """Why nothing was started."""
-    known = [seconds for run in agenda.left if (seconds := agenda.seconds_of(run)) is not None]
-    shortest = f"the shortest is estimated at {duration(min(known))}" if known else "there was no time to time one"
-    return f"--budget {budget}: none of the {len(agenda.left)} runs to train would finish in it: {shortest}"
-
-
-def time_pilots(missing: Iterable[PlannedRun], times: Estimates, settings: RunSettings) -> None:
-    """A pilot, in this process, of each kind of work that has no estimate on this device; what fails is said."""
-    from reproduce.training.estimate import Work, write_step_times
-    from reproduce.training.pilot import pilot
-
-    kind, machine = _machine(settings.device)
-    for run in missing:
-        if times.seconds(Work.of(run.config), kind) is not None:
-            continue
-        try:
-            found = pilot(run, settings)
-        except (UserError, ValueError) as error:
-            print(f"no pilot of {run.label}: {error}", file=sys.stderr)
-            continue
-        times.add(kind, found)
-        write_step_times(pilot_file(settings.runs, kind), machine, [found])
-
-
-def _machine(device: str) -> tuple[str, dict[str, Any]]:
-    """The kind of device, and what a file of step times says of the machine."""
-    from reproduce.training.run import device_name, torch_device
-
-    name = device_name(torch_device(device))
-    kind = device_kind(name)
-    return kind, {"device": name, "kind": kind}
-
-
-def duration(seconds: float) -> str:
-    """In the unit that a reader would take."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

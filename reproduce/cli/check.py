@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reproduce.cli.campaign import DeviceOption, in_file_names
+from reproduce.cli.campaign import DeviceOption
+from reproduce.cli.estimates import in_file_names
 from reproduce.cli.options import JsonOption, MethodsOption, chosen_methods
 from reproduce.results.record import device_kind
 

@@ -41,7 +41,8 @@ def pack(
     paths = {path.stem: path for path in results.glob("*.json")}
     paths |= {path.parent.name: path for path in results.glob("*/result.json")}
     if method:
-        from reproduce.cli.commands import chosen_experiments, planned_runs
+        from reproduce.cli.campaign import planned_runs
+        from reproduce.cli.chosen import chosen_experiments
 
         planned = planned_runs(chosen_experiments(method, scale or None, only), seeds, data)
         wanted = {run.config.folder for run in planned}

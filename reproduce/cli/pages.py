@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Cell, Experiment
@@ -19,9 +17,9 @@ from reproduce.report.index import index_pages
 from reproduce.report.kept import kept_folder
 from reproduce.report.page import method_pages
 from reproduce.report.render import Page
-from reproduce.report.terminal import terminal_summary
 from reproduce.report.waiting import Timing
 from reproduce.results.columns import find_all
+from reproduce.results.evaluate import MethodFindings
 from reproduce.results.match import ResultIndex
 from reproduce.results.record import Result, device_kind
 from reproduce.training.estimate import Estimates, Work, problem_of, way_of
@@ -32,7 +30,7 @@ def write_pages(
     results: Iterable[Result],
     problems: Sequence[str],
     output: Path,
-    console: Console | None = None,
+    hear: Callable[[MethodFindings], None] = lambda method: None,
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
     processes: int = 1,
     address: Address = beside_pages,
@@ -44,7 +42,7 @@ def write_pages(
     Args:
         results: all Results known; those of other experiments are passed over.
         problems: one line for each Result file that could not be read.
-        console: where a summary is printed, if anywhere.
+        hear: is told of each method's findings, before anything is written.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
         processes: at most so many draw figures side by side.
         address: where a Result lies, relative to ``output``.
@@ -57,8 +55,7 @@ def write_pages(
     timing = timing_of(results)
     pages: list[Page] = []
     for method in evaluated:
-        if console is not None and method.findings:
-            console.print(terminal_summary(method.findings))
+        hear(method)
         pages += method_pages(method, problems, address, timing, alone=len(methods) == 1)
     beside = None
     if len(methods) > 1:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from reproduce.experiment.schema import Claim, Experiment
 from reproduce.report.counts import kind_of
 from reproduce.report.csv_text import csv_text
+from reproduce.report.fitted import Fitted
 from reproduce.report.numbers import (
     NOTHING,
     decimals_of,
@@ -249,16 +246,15 @@ def _csv_row(experiment: str, task: str, row: ArmRow) -> tuple[str | int | float
     )
 
 
-def terminal(table: TextTable, title: str) -> Table:
-    """For a terminal of 100 columns: seeds one by one and notes are on the page, not here."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def terminal(table: TextTable, title: str) -> Fitted:
+    """For a terminal: seeds one by one and notes are on the page, not here."""
     kept = table.without(("Seeds", "Note", "Chosen"))
-    for column in kept.columns:
-        grid.add_column(column, justify="left" if column in TO_THE_LEFT else "right", overflow="fold")
     chosen = table.column("Chosen") if "Chosen" in table.columns else ("",) * len(table.rows)
-    for (first, *others), choice in zip(kept.rows, chosen, strict=True):
-        grid.add_row(Text(f"{first} ({choice})" if choice else first), *others)
-    return grid
+    rows = [
+        (f"{first} ({choice})" if choice else first, *others)
+        for (first, *others), choice in zip(kept.rows, chosen, strict=True)
+    ]
+    return Fitted(title, kept.columns, rows, TO_THE_LEFT)
 
 
 def claim_texts(finding: Finding) -> list[ClaimText]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from reproduce.errors import first_problem
 from reproduce.experiment.identity import canonical_json
+from reproduce.results.memory import collector_paused
 from reproduce.results.record import SCHEMA_VERSION, Result
 from reproduce.results.spelling import content_of, spelled
 
@@ -120,9 +121,10 @@ def read_results(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
     """All readable Results, and one line for each file that is not."""
     results: list[Result] = []
     problems: list[str] = []
-    for path in sorted(paths):
-        try:
-            results.append(read_result(path))
-        except ResultError as error:
-            problems.append(str(error))
+    with collector_paused():
+        for path in sorted(paths):
+            try:
+                results.append(read_result(path))
+            except ResultError as error:
+                problems.append(str(error))
     return results, problems

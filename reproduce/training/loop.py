@@ -39,6 +39,8 @@ class Event:
     total_steps: int
     loss: float
     metric: float | None  # the last evaluation's, validation where there is one
+    seconds: float = 0.0  # in this process
+    began_at: int = 0  # steps that other processes had taken
 
 
 @dataclass
@@ -76,6 +78,7 @@ def train(
     step = Step(task, method, recipe, generators, device, make_recording, rate_on_device)
     outcome = Outcome()
     number = _resume(folder, run_id, step, outcome)  # of steps taken
+    began_at = number
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
     period = recipe.evaluate_every * steps_per_epoch
     writer = SummaryWriter(str(folder), purge_step=number, flush_secs=10)
@@ -93,7 +96,8 @@ def train(
             if evaluating or clock.since_logged() > LOG_SECONDS:
                 clock.logged()
                 _write_step(writer, step, number)
-                on_event(Event(number, total_steps, float(step.loss), _newest(outcome.epochs, task.metric)))
+                metric = _newest(outcome.epochs, task.metric)
+                on_event(Event(number, total_steps, float(step.loss), metric, clock.here(), began_at))
                 if int(step.sums.diverged_step) >= 0:
                     outcome.diverged_step = int(step.sums.diverged_step)
                     break
@@ -148,8 +152,11 @@ class _Clock:
     def seconds_per_step(self) -> float:
         return (time.monotonic() - self.period_began) / max(1, self.steps)
 
+    def here(self) -> float:
+        return time.monotonic() - self.started
+
     def total(self) -> float:
-        return self.before + time.monotonic() - self.started
+        return self.before + self.here()
 
 
 def _resume(folder: Path, run_id: str, step: Step, outcome: Outcome) -> int:

@@ -24,6 +24,16 @@ from reproduce.results.record import Result
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a Run is asked for."""
+
+    method: str  # whose experiment it is; the Run may be of another, as a baseline is
+    experiment: str
+    task: str
+    arm: str
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A complete config, the method that it names, and where it was asked for."""
 
@@ -31,7 +41,7 @@ class PlannedRun:
     folder: MethodFolder
     defaults: dict[str, Any]
     label: str  # "figure1 / batchnorm / seed 0"
-    experiment: str
+    places: tuple[Place, ...]  # one, or several where experiments or arms share it
     seed_place: int = 0  # of its seed among those of its experiment
     baseline: bool = False  # of an experiment that asks for it
     published: bool = False  # the paper gives a number of its arm on its task
@@ -133,6 +143,8 @@ def plan(
     arm_names: Container[str] | None = None,
     task_names: Container[str] | None = None,
     results: ResultIndex | None = None,
+    method: str = "",
+    before: str = "",
 ) -> list[PlannedRun]:
     """Every Run that the experiments need, once each: arms shared by several experiments are trained once.
 
@@ -140,13 +152,15 @@ def plan(
         results: of what is chosen on seeds of its own, they say what is chosen; None: all that may be.
         seeds: in place of the experiments' own.
         arm_names: only these; None: all. Likewise ``task_names``.
+        method: whose experiments these are.
+        before: what labels begin with.
     """
     planner = Planner(root)
     planned: dict[str, PlannedRun] = {}
     for name, experiment in experiments.items():
         every = cells(experiment, seeds) if seeds or results is None else cells_to_train(experiment, results)
         wanted = chosen_cells(every, arm_names, task_names)
-        for run in plan_cells(name, experiment, wanted, planner, seeds):
+        for run in plan_cells(name, experiment, wanted, planner, seeds, method, before):
             planned[run.id] = merged(planned[run.id], run) if run.id in planned else run
     return list(planned.values())
 
@@ -163,9 +177,15 @@ def chosen_cells(
 
 
 def plan_cells(
-    name: str, experiment: Experiment, wanted: Iterable[Cell], planner: Planner, seeds: tuple[int, ...] | None = None
+    name: str,
+    experiment: Experiment,
+    wanted: Iterable[Cell],
+    planner: Planner,
+    seeds: tuple[int, ...] | None = None,
+    method: str = "",
+    before: str = "",
 ) -> list[PlannedRun]:
-    """The Runs of these cells of an experiment, in their order.
+    """The Runs of these cells of an experiment of ``method``, in their order; their labels begin with ``before``.
 
     Raises:
         UserError: a cell that cannot be completed, with the experiment's name.
@@ -181,14 +201,14 @@ def plan_cells(
             raise UserError(f"experiment {name}: {error}") from error
         point = ", ".join(f"{key}={cell.point[key]}" for key in experiment.arms[cell.arm_name].choices)
         task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
-        label = f"{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
+        label = f"{before}{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
         found.append(
             PlannedRun(
                 config=config,
                 folder=folder,
                 defaults=defaults,
                 label=label,
-                experiment=name,
+                places=(Place(method, name, cell.task_name, cell.arm_name),),
                 seed_place=places.get(cell.seed, cell.seed),
                 baseline=cell.arm_name == experiment.baseline,
                 published=(cell.task_name, cell.arm_name) in published,
@@ -201,6 +221,7 @@ def merged(first: PlannedRun, again: PlannedRun) -> PlannedRun:
     """One Run of two experiments: it is called as in the first, and counts as in the one where it counts more."""
     return replace(
         first,
+        places=tuple(dict.fromkeys((*first.places, *again.places))),
         seed_place=min(first.seed_place, again.seed_place),
         baseline=first.baseline or again.baseline,
         published=first.published or again.published,

@@ -128,7 +128,7 @@ def literals(tree: ast.AST) -> Iterator[str]:
 
 def test_only_discover_looks_into_the_methods() -> None:
     looking = {file for file, tree in TREES.items() if any(re.match(r"methods[./]?$", text) for text in literals(tree))}
-    # The figures are given a folder, and only spells the name of a module in it; note and bundle take the whole tree along.
+    # Figures are given a folder, and only spell the name of a module in it; note and bundle take the whole tree along.
     looking -= {"reproduce/report/own_figures.py", "reproduce/results/source.py", "reproduce/cli/bundle.py"}
     assert looking == {"reproduce/experiment/folder.py"}
 

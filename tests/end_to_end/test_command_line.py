@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from reproduce.cli.run_json import RunAnswer
 from reproduce.experiment.files import read_experiment
 from reproduce.training.plan import plan
 
@@ -124,13 +125,13 @@ def test_list(answers: dict[str, Any]) -> None:
 
 def test_plan(answers: dict[str, Any]) -> None:
     lines = answers["plan"].stdout.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:5]] == [
+    assert [line.split("  ")[-1].strip() for line in lines[1:5]] == [
         f"tiny / {arm} / seed {seed}" for seed in (0, 1) for arm in ("batchnorm", "per")
     ]
     assert ["sealed" in line for line in lines[1:5]] == [True, True, False, False]
     assert re.fullmatch(r"tiny: \d+ claims?, 2 seeds planned: .+", lines[5])
     assert lines[6] == "4 runs, 2 to train"
-    assert re.search(r": about \d+ seconds of one worker$", lines[7])
+    assert re.search(r": about (\d+|under 1) s of one worker$", lines[7])
     rows = json.loads(answers["plan json"].stdout)
     assert [row["sealed"] for row in rows] == [True, True, False, False]
     assert all(row["estimated_seconds"] > 0 for row in rows)
@@ -159,8 +160,15 @@ def test_run_json(answers: dict[str, Any], checkout: Any, sealed_in: Callable[[P
     content = json.loads(answers["again json"].stdout)
     assert (answers["again json"].code, content["failures"]) == (0, [])
     assert content["pages"] == ["runs/report/per.html"]
-    results = sealed_in(checkout.path / "runs").values()
-    assert content["results"] == {result["id"]: result["final"] for result in results}
+    results = sealed_in(checkout.path / "runs")
+    assert content["results"] == {result["id"]: result["final"] for result in results.values()}
+    RunAnswer.model_validate_json(answers["again json"].stdout, strict=True)
+    rows = {row["path"]: row for row in content["runs"]}
+    assert rows.keys() == {f"runs/{folder}/result.json" for folder in results}
+    assert {row["status"] for row in rows.values()} == {"completed"}
+    assert [place["arm"] for row in content["runs"] for place in row["places"]] == ["batchnorm", "per"]
+    (verdict,) = content["verdicts"]
+    assert (verdict["address"], verdict["verdict"], verdict["n"]) == ("nowhere", "reduced scale", 1)
 
 
 def test_status(answers: dict[str, Any], checkout: Any, sealed_in: Callable[[Path], dict[str, Any]]) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reproduce.cli import campaign, pages
-from reproduce.cli import commands as command
+from reproduce.cli import campaign, chosen, commands, estimates, pages
+from reproduce.cli import plan as plan_command
+from reproduce.cli import run as run_command
+from reproduce.cli.durations import duration
 from reproduce.errors import UserError
 from reproduce.results.record import device_kind
 from reproduce.training import workers as engine
@@ -22,7 +24,7 @@ from reproduce.training.agenda import Agenda
 from reproduce.training.estimate import Estimates, StepTime, Work
 from reproduce.training.run import device_name, torch_device
 
-EVIDENCE = command.EVIDENCE
+EVIDENCE = chosen.EVIDENCE
 QUICK = ["per", "--only", "quick_digits", "--device", "cpu", "--jobs", "1"]
 
 
@@ -43,7 +45,7 @@ def each_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 
     def call(seconds: float, *arguments: str) -> Any:
         kind = device_kind(device_name(torch_device("cpu")))
-        experiments = command.chosen_experiments("per", "quick", "quick_digits")
+        experiments = chosen.chosen_experiments("per", "quick", "quick_digits")
         known = Estimates()
         for run in campaign.planned_runs(experiments, "", ""):
             work = Work.of(run.config)
@@ -64,12 +66,12 @@ def each_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
         some.mkdir(exist_ok=True)
         for path in sorted(EVIDENCE.glob("mnist-mlp-*.json"))[:5]:
             shutil.copy(path, some)
-        monkeypatch.setattr(command, "EVIDENCE", some)
-        monkeypatch.setattr(campaign, "known_times", lambda *given: known)
-        monkeypatch.setattr(command, "known_times", lambda *given: known)
+        monkeypatch.setattr(chosen, "EVIDENCE", some)
+        monkeypatch.setattr(plan_command, "known_times", lambda *given: known)
+        monkeypatch.setattr(run_command, "known_times", lambda *given: known)
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(engine, "run_all", one_after_another)
-        return CliRunner().invoke(command.app, [*arguments, "--runs", str(tmp_path / "runs")])
+        return CliRunner().invoke(commands.app, [*arguments, "--runs", str(tmp_path / "runs")])
 
     return call
 
@@ -78,7 +80,7 @@ def test_a_budget_shorter_than_any_run_is_one_line(each_takes: Callable[..., Any
     answer = each_takes(3600.0, "run", *QUICK, "--budget", "9m")
     assert answer.exit_code == 2
     assert answer.stderr.startswith("error: --budget 9m: none of the ")
-    assert answer.stderr.endswith(" runs to train would finish in it: the shortest is estimated at 60 minutes\n")
+    assert answer.stderr.endswith(" runs to train would finish in it: the shortest is estimated at 60 min\n")
     assert answer.stderr.count("\n") == 1
 
 
@@ -107,7 +109,27 @@ def test_plan_says_hours_by_kind_of_device(each_takes: Callable[..., Any]) -> No
     lines = each_takes(3600.0, "plan", *QUICK, "--seeds", "1").stdout.splitlines()
     kind = device_kind(device_name(torch_device("cpu")))
     n_runs = int(lines[-2].split()[0])
-    assert lines[-1] == f"{kind}: about {n_runs:.1f} hours of one worker"
+    assert lines[-1] == f"{kind}: about {n_runs} h of one worker"
+
+
+def test_plan_says_what_is_unknown_and_no_time_of_it(each_takes: Callable[..., Any]) -> None:
+    """Of two experiments, one was timed here: the other's length is unknown, and counts in no sum."""
+    some = ["--only", "quick_digits,table3_ptb", "--seeds", "1", "--device", "cpu", "--jobs", "2"]
+    answer = each_takes(90.0, "plan", "per", *some)
+    lines = answer.stdout.splitlines()
+    table = {line.split()[0]: line.split() for line in lines if line.startswith(("quick_digits ", "table3_ptb "))}
+    n_timed, n_untimed = (int(table[name][1]) for name in ("quick_digits", "table3_ptb"))
+    assert table["quick_digits"][2:] == [str(n_timed), f"{n_timed * 1.5:.0f}", "min"]
+    assert table["table3_ptb"][2:] == [str(n_untimed), "unknown"]
+    kind = device_kind(device_name(torch_device("cpu")))
+    assert lines[-3:] == [
+        f"{kind}: about {n_timed * 1.5:.0f} min of one worker, {duration(n_timed * 45)} of 2 for {n_timed} runs",
+        f"  {n_untimed} runs of unknown length",
+        "  `plan --pilot` times some steps of each kind",
+    ]
+    nothing = each_takes(90.0, "plan", "per", "--only", "table3_ptb", "--seeds", "1", "--device", "cpu")
+    assert f"{kind}: {n_untimed} runs of unknown length" in nothing.stdout.splitlines()
+    assert "about" not in nothing.stdout
 
 
 @pytest.mark.parametrize(
@@ -120,14 +142,14 @@ def test_plan_says_hours_by_kind_of_device(each_takes: Callable[..., Any]) -> No
 )
 @pytest.mark.parametrize("name", ["run", "plan"])
 def test_bad_options_are_one_line(name: str, arguments: list[str], message: str) -> None:
-    answer = CliRunner().invoke(command.app, [name, *QUICK, *arguments])
+    answer = CliRunner().invoke(commands.app, [name, *QUICK, *arguments])
     assert answer.exit_code == 2
     assert answer.stderr.startswith(f"error: {message}")
     assert answer.stderr.count("\n") == 1
 
 
 def test_arms_and_tasks_are_chosen_by_name() -> None:
-    experiments = command.chosen_experiments("per", "paper", "table3_ptb")
+    experiments = chosen.chosen_experiments("per", "paper", "table3_ptb")
     everything = campaign.planned_runs(experiments, "1", "")
     some = campaign.planned_runs(experiments, "1", "", arms="vanilla", tasks="")
     assert {run.config.method for run in some} == {"vanilla"}
@@ -136,12 +158,12 @@ def test_arms_and_tasks_are_chosen_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["run", "plan"])
 def test_help_states_the_order(name: str) -> None:
-    answer = CliRunner().invoke(command.app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"})
+    answer = CliRunner().invoke(commands.app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"})
     assert "one seed of everything before a second" in " ".join(answer.stdout.split())
 
 
 def test_files_of_pilots_are_named_after_the_kind_of_device(tmp_path: Path) -> None:
-    assert campaign.pilot_file(tmp_path, "NVIDIA H100 80GB HBM3") == tmp_path / "pilots" / "nvidia-h100-80gb-hbm3.json"
+    assert estimates.pilot_file(tmp_path, "NVIDIA H100 80GB HBM3") == tmp_path / "pilots" / "nvidia-h100-80gb-hbm3.json"
 
 
 def test_make_passes_the_options_on() -> None:
@@ -174,7 +196,7 @@ def test_what_run_does_not_take_is_one_line_before_anything_else(
     where = (
         ["--output", str(tmp_path / "bundle")] if command_line[0] == "bundle" else ["--runs", str(tmp_path / "runs")]
     )
-    answer = CliRunner().invoke(command.app, [*command_line, "--only", "quick_digits", *arguments, *where])
+    answer = CliRunner().invoke(commands.app, [*command_line, "--only", "quick_digits", *arguments, *where])
     assert answer.exit_code == 2
     assert answer.stderr.startswith(f"error: {message}")
     assert answer.stderr.count("\n") == 1
@@ -182,6 +204,6 @@ def test_what_run_does_not_take_is_one_line_before_anything_else(
 
 
 def test_arms_and_tasks_that_do_not_meet_are_said() -> None:
-    chosen = command.chosen_experiments("per", "paper", "")
+    experiments = chosen.chosen_experiments("per", "paper", "")
     with pytest.raises(UserError, match=r"^--arms 'vcl' --tasks 'lstm': nothing to train: "):
-        campaign.planned_runs(chosen, "", "", "vcl", "lstm")
+        campaign.planned_runs(experiments, "", "", "vcl", "lstm")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reproduce.cli import commands as command
-from reproduce.cli import pages
+from reproduce.cli import campaign, chosen, commands, pages
+from reproduce.cli import run as run_command
 from reproduce.errors import UserError
 from reproduce.training import run as run_module
 from reproduce.training import side_by_side
@@ -40,15 +40,15 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             received.append((settings, room.places, len(agenda.waiting)))
             return [], []
 
-        planned = command.planned_runs(command.chosen_experiments("per", "quick", "quick_digits"), "", "")
+        planned = campaign.planned_runs(chosen.chosen_experiments("per", "quick", "quick_digits"), "", "")
         assert len(planned) > n_missing
-        sealed = [SimpleNamespace(id=run.id, config=run.config) for run in planned[n_missing:]]
-        monkeypatch.setattr(command, "local_results", lambda runs: (sealed, []))
+        sealed = [SimpleNamespace(id=run.id, config=run.config, epochs=()) for run in planned[n_missing:]]
+        monkeypatch.setattr(run_command, "local_results", lambda runs: (sealed, []))
         monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
         monkeypatch.setattr(local, "run_all", run_all)
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(CORES))
         answer = CliRunner().invoke(
-            command.app,
+            commands.app,
             ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(tmp_path / "runs"), *arguments],
         )
         assert answer.exit_code == 0, answer
@@ -82,7 +82,7 @@ def run_digits(monkeypatch: pytest.MonkeyPatch, runs: Path, trained: list[Any]) 
     monkeypatch.setattr(pages, "write_pages", lambda *given, **options: [])
     monkeypatch.setattr(local, "run_all", run_all)
     command_line = ["run", "per", "--only", "quick_digits", "--device", "cpu", "--jobs", "2", "--runs", str(runs)]
-    return CliRunner().invoke(command.app, command_line)
+    return CliRunner().invoke(commands.app, command_line)
 
 
 def test_a_gpu_without_mps_trains_in_threads_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of(
             for recipe in [run.config.recipe.model_copy(update={"precision": "bfloat16"})]
         ]
 
-    planned_runs = command.planned_runs
-    monkeypatch.setattr(command, "planned_runs", in_bfloat16)
+    planned_runs = campaign.planned_runs
+    monkeypatch.setattr(run_command, "planned_runs", in_bfloat16)
     monkeypatch.setattr(run_module, "multiplies_bfloat16", lambda device: fast)
     answer = run_digits(monkeypatch, tmp_path / "runs", [])
     assert answer.exit_code == 0, answer
@@ -118,11 +118,11 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of(
 
 
 def test_only_names_experiments_of_any_method() -> None:
-    chosen = command.chosen_experiments("all", "quick", "table3_ptb, matrix_wor*")
-    by_name = {folder.name: list(found) for folder, found in chosen.items()}
+    found_in_all = chosen.chosen_experiments("all", "quick", "table3_ptb, matrix_wor*")
+    by_name = {folder.name: list(found) for folder, found in found_in_all.items()}
     assert by_name["per"] == ["matrix_words", "table3_ptb"]
     assert by_name["vcl"] == ["matrix_words"]
-    alone = command.chosen_experiments("all", "quick", "table3_ptb")
+    alone = chosen.chosen_experiments("all", "quick", "table3_ptb")
     assert {folder.name: list(found) for folder, found in alone.items()} == {"per": ["table3_ptb"]}
 
 
@@ -136,12 +136,12 @@ def test_only_names_experiments_of_any_method() -> None:
 )
 def test_unknown_experiments_are_one_line(method: str, only: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        command.chosen_experiments(method, "quick", only)
+        chosen.chosen_experiments(method, "quick", only)
     assert str(caught.value).startswith(expected)
 
 
 def calibrated(*arguments: str) -> Any:
-    return CliRunner().invoke(command.app, ["calibrate", "vcreg", "quick_digits", "--steps", "2", *arguments])
+    return CliRunner().invoke(commands.app, ["calibrate", "vcreg", "quick_digits", "--steps", "2", *arguments])
 
 
 def test_calibrate_prints_a_ratio_for_each_strength_and_the_grid_around_some_hundredths() -> None:
@@ -177,7 +177,7 @@ def test_calibrate_prints_a_ratio_for_each_strength_and_the_grid_around_some_hun
     ],
 )
 def test_calibrate_refuses_in_one_line(arguments: list[str], message: str) -> None:
-    answer = CliRunner().invoke(command.app, ["calibrate", *arguments])
+    answer = CliRunner().invoke(commands.app, ["calibrate", *arguments])
     assert answer.exit_code == 2
     assert answer.stderr.startswith(f"error: {message}")
     assert answer.stderr.count("\n") == 1

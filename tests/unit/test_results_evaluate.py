@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reproduce.cli import commands, pages
+from reproduce.cli import campaign, chosen, commands, pages
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Arm, Cell, Experiment, TaskSpec, cells
 from reproduce.results import evaluate
@@ -88,7 +88,7 @@ def test_a_run_reads_no_result_twice_and_evaluates_once(
 ) -> None:
     """Some Runs are sealed; the others are trained, one over a damaged file; one that is of no use stays damaged."""
     runs = tmp_path / "runs"
-    planned = commands.planned_runs(commands.chosen_experiments("per", "quick", "quick_digits"), "", "")
+    planned = campaign.planned_runs(chosen.chosen_experiments("per", "quick", "quick_digits"), "", "")
     made = {run.id: result_of(run, make_result) for run in planned}
     for run in planned[:3]:
         write_result(made[run.id], runs / run.config.folder / "result.json")
@@ -101,14 +101,14 @@ def test_a_run_reads_no_result_twice_and_evaluates_once(
         return [made[run.id] for run in agenda.waiting], []
 
     reads: list[int] = []
-    read_results = commands.read_results
+    read_results = chosen.read_results
 
     def counting(paths: Any) -> Any:
         listed = list(paths)
         reads.append(len(listed))
         return read_results(listed)
 
-    monkeypatch.setattr(commands, "read_results", counting)
+    monkeypatch.setattr(chosen, "read_results", counting)
     monkeypatch.setattr(workers, "run_all", train)
     command = ["run", "per", "--only", "quick_digits", "--device", "cpu", "--runs", str(runs)]
     answer = CliRunner().invoke(commands.app, command)

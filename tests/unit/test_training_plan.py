@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 from datetime import date
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from rich.console import Console
 
 from reproduce.cli import progress
 from reproduce.errors import UserError
@@ -126,7 +124,7 @@ def test_shared_arms_are_trained_once_and_seeds_come_first() -> None:
         "table2 / batchnorm / seed 1",
     ]
     assert len({run.id for run in found}) == 8
-    assert {run.experiment for run in found} == {"table1", "table2"}
+    assert {place.experiment for run in found for place in run.places} == {"table1", "table2"}
     assert [run.config.seed for run in plan({"table1": first}, None, (7,))] == [7, 7, 7]
 
 
@@ -313,19 +311,3 @@ def test_cards_and_methods_are_read_once_for_many_runs(monkeypatch: pytest.Monke
     table = experiment_of({"per": Arm(method="per", grid={"strength": tuple(range(1, 30))})}, seeds=tuple(range(10)))
     assert len(plan({"t": table}, None)) == 290
     assert sorted(read) == ["digits", "per"]
-
-
-def test_reporters_print_any_text(settings: RunSettings) -> None:
-    """Labels and reasons may hold brackets, which rich would take for markup."""
-    run = planned()
-    reason = "table1 / arm: OSError: [/tmp/x] is full"
-    result = execute(run, settings)
-    for make in (progress.Bars, progress.Lines):
-        console = Console(record=True, width=200, force_terminal=True, file=io.StringIO())
-        with make(2, console) as reporter:
-            reporter.started(run)
-            reporter.failed(run, reason)
-            reporter.finished(run, result)
-        printed = console.export_text()
-        assert f"failed {reason}" in printed
-        assert "table1 / arm / seed 0: error " in printed

@@ -1,0 +1,69 @@
+"""Which experiments a command takes, and where their Results lie."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fnmatch
+from pathlib import Path
+from typing import get_args
+
+from reproduce.cli.options import chosen_methods
+from reproduce.errors import UserError
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
+from reproduce.experiment.schema import Experiment, Scale
+from reproduce.results.record import Result
+from reproduce.results.store import read_results
+
+REPORTS = WORKING_FOLDER / "reports"
+EVIDENCE = REPORTS / "evidence"
+SCALES = get_args(Scale)
+NOTHING_PLANNED = "{method} has no experiments at scale {scale}: `python -m reproduce list` shows those it has"
+
+
+def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
+    """By method, its experiments at one scale, or all when None; with `only`, those of these names at any scale.
+
+    Raises:
+        UserError: unknown method or scale, or a name or pattern in `only` that no experiment has.
+    """
+    if scale is not None and scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
+    experiments = {folder: folder.experiments() for folder in chosen_methods(method).values()}
+    patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
+    if not patterns:
+        return {
+            folder: {name: one for name, one in found.items() if scale is None or one.scale == scale}
+            for folder, found in experiments.items()
+        }
+    known = list(dict.fromkeys(name for found in experiments.values() for name in found))
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            near = difflib.get_close_matches(pattern, known)
+            all_of_one = "`reproduce list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
+            hint = f"did you mean {' or '.join(near)}?" if near else all_of_one
+            lacking = "no method has an" if method == "all" else f"method {method} has no"
+            raise UserError(f"{lacking} experiment {pattern!r}: {hint}")
+    chosen = {
+        folder: {name: one for name, one in found.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
+        for folder, found in experiments.items()
+    }
+    return {folder: found for folder, found in chosen.items() if found}
+
+
+def experiments_known() -> dict[str, dict[str, Experiment]]:
+    """Of every method that can be read, by name: what is wrong with one is no matter of the others."""
+    known = {}
+    for name, folder in all_methods().items():
+        with contextlib.suppress(UserError):
+            known[name] = folder.experiments()
+    return known
+
+
+def committed_results() -> list[Result]:
+    return read_results(EVIDENCE.glob("*.json"))[0]
+
+
+def local_results(runs: Path) -> tuple[list[Result], list[str]]:
+    """The Results in a folder of runs, and a line for each that cannot be read."""
+    return read_results(runs.glob("*/result.json"))

@@ -1,0 +1,33 @@
+"""Times as people say them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_UNITS = (("min", 60.0, 120.0), ("h", 3600.0, 7200.0), ("days", 86400.0, 2 * 86400.0))  # name, seconds, from there on
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a reader would take: 45 s, 3 min, 2.4 h, 5 days."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < _UNITS[0][2]:
+        return f"{seconds:.0f} s"
+    name, size, _ = next(unit for unit in reversed(_UNITS) if seconds >= unit[2])
+    number = seconds / size
+    text = f"{number:.0f}" if name == "min" or number >= 10 else f"{number:.1f}".removesuffix(".0")
+    return f"{text} {name}"
+
+
+def runs_text(n: int) -> str:
+    return "1 run" if n == 1 else f"{n} runs"
+
+
+def time_text(estimates: Sequence[float | None]) -> str:
+    """Of several Runs together: how long, and for how many of them that is known; "" where there are none."""
+    if not estimates:
+        return ""
+    known = [seconds for seconds in estimates if seconds is not None]
+    if not known:
+        return "unknown"
+    return duration(sum(known)) + (f" ({len(known)} of {len(estimates)})" if len(known) < len(estimates) else "")

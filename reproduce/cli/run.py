@@ -1,0 +1,190 @@
+"""`run`: train what is not sealed yet, judge the claims, write the pages."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from reproduce.cli.campaign import (
+    ORDER,
+    ArmsOption,
+    BudgetOption,
+    DeviceOption,
+    JobsOption,
+    MaxSeedsOption,
+    ModeOption,
+    TasksOption,
+    UntilDecidedOption,
+    Workers,
+    further_runs,
+    parse_budget,
+    planned_runs,
+    settings_of,
+    warn_of_slow_precision,
+    workers_on,
+)
+from reproduce.cli.chosen import (
+    NOTHING_PLANNED,
+    chosen_experiments,
+    committed_results,
+    experiments_known,
+    local_results,
+)
+from reproduce.cli.estimates import Timer, agenda_of, known_times, too_short
+from reproduce.cli.options import (
+    DataOption,
+    JsonOption,
+    MethodName,
+    MethodsOption,
+    OnlyOption,
+    RunsOption,
+    ScaleOption,
+    SeedsOption,
+)
+from reproduce.errors import UserError
+from reproduce.results.record import Result
+from reproduce.results.source import check_copy
+
+if TYPE_CHECKING:
+    from reproduce.results.evaluate import MethodFindings
+    from reproduce.training.agenda import Agenda
+    from reproduce.training.run import RunSettings
+
+HELP = f"Train what is not sealed yet, judge the claims, write the page. {ORDER}"
+
+
+def run(
+    method: MethodName,
+    scale: ScaleOption = "quick",
+    seeds: SeedsOption = "",
+    device: DeviceOption = "",
+    jobs: JobsOption = 0,
+    data: DataOption = "",
+    runs: RunsOption = Path("runs"),
+    only: OnlyOption = "",
+    arms: ArmsOption = "",
+    tasks: TasksOption = "",
+    budget: BudgetOption = "",
+    until_decided: UntilDecidedOption = False,
+    max_seeds: MaxSeedsOption = 0,
+    mode: ModeOption = "",
+    as_json: JsonOption = False,
+    methods: MethodsOption = None,
+) -> None:
+    started = time.monotonic()
+    allowed = parse_budget(budget)  # before anything is loaded
+    _check_looks(until_decided, max_seeds, seeds)
+    from reproduce.cli.pages import write_pages
+    from reproduce.cli.run_json import answer
+    from reproduce.report.evidence import in_runs
+    from reproduce.training.plan import most_valuable_first
+
+    check_copy()
+    workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
+    experiments = chosen_experiments(method, scale, only)
+    sealed, damaged = local_results(runs)
+    planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
+    if not planned:
+        print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
+    asked = allowed is not None or any(run.published for run in planned)  # of what stands: it takes a second
+    evidence = committed_results() if asked else []
+    ids = {result.id for result in sealed}
+    missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
+    for problem in damaged:
+        print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
+    workers = workers_on(device, jobs, len(planned), mode)
+    runs.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(workers, data, runs, len(missing))
+    say: Callable[[str], None] = (lambda line: None) if as_json else print
+    say(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
+    if missing and workers.how.said:
+        say(workers.how.said)
+    warn_of_slow_precision(missing, workers.device)
+    wanted = {run.id: run for run in planned}
+    trained: list[Result] = []
+    failures: list[str] = []
+    end = None if allowed is None else started + allowed
+    while True:
+        timer = Timer(known_times([*sealed, *evidence, *trained], runs), settings)
+        agenda = agenda_of(missing, allowed, started, timer)
+        if missing:
+            found, failures = _train(agenda, workers, settings, timer, end, quiet=as_json)
+            trained += found
+            if agenda.left and not agenda.n_started and not trained and not failures:
+                raise UserError(too_short(budget, agenda))
+        if failures or agenda.left:
+            break
+        if trained and any(one.choosing_seeds for of_method in experiments.values() for one in of_method.values()):
+            have = ids | {result.id for result in trained}
+            planned = planned_runs(experiments, seeds, data, arms, tasks, [*sealed, *trained])
+            missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in have]
+            wanted |= {run.id: run for run in planned}
+            if missing:
+                say(f"coefficients are chosen: {len(missing)} more runs at those that count")
+                continue
+        if not until_decided:
+            break
+        missing, lines = further_runs(experiments, [*sealed, *trained], max_seeds, data, arms, tasks)
+        wanted |= {run.id: run for run in missing}
+        say("\n".join(lines) or "no claim is undecided that more seeds could decide")
+        if not missing:
+            break
+    results = [*sealed, *trained]
+    replaced = tuple(f"{runs / result.config.folder / 'result.json'}:" for result in trained)
+    problems = [problem for problem in damaged if not problem.startswith(replaced)]
+    evaluated: list[MethodFindings] = []
+    hear = evaluated.append if as_json else _print_summary
+    pages = write_pages(experiments, results, problems, runs / "report", hear, experiments_known(), address=in_runs)
+    if as_json:
+        print(answer(wanted.values(), results, failures, evaluated, pages, runs).model_dump_json(indent=1))
+    else:
+        for problem in problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        if agenda.left:
+            print(f"{len(agenda.left)} runs did not fit into {budget}: the same command goes on with them")
+        for path in pages if len(pages) <= 3 else pages[-1:]:
+            print(f"page: {path}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _check_looks(until_decided: bool, max_seeds: int, seeds: str) -> None:
+    if until_decided and seeds:
+        raise UserError("--until-decided starts from an experiment's own seeds: leave --seeds out")
+    if max_seeds < 0 or (max_seeds and not until_decided):
+        raise UserError(f"--max-seeds {max_seeds}: expected a number of seeds, beside --until-decided")
+
+
+def _train(
+    agenda: Agenda, workers: Workers, settings: RunSettings, timer: Timer, end: float | None, quiet: bool
+) -> tuple[list[Result], list[str]]:
+    """The Results of what was trained, and a line for each Run that failed.
+
+    Args:
+        end: of the budget, on the monotonic clock.
+    """
+    from reproduce.cli.progress import reporter
+    from reproduce.cli.remaining import Remaining
+    from reproduce.cli.terminal import console
+    from reproduce.training import workers as side_by_side
+    from reproduce.training.engines import engine_for
+    from reproduce.training.side_by_side import Room
+
+    n_runs = len(agenda.waiting)
+    engine, room = engine_for(workers.how, n_runs), Room(workers.how.jobs, workers.how.free_bytes)
+    remaining = Remaining(agenda.waiting, timer, lambda: room.places, end)
+    with reporter(n_runs, console(), remaining, quiet) as progress:
+        return side_by_side.run_all(agenda, settings, engine, room, progress, timer.learn)
+
+
+def _print_summary(method: MethodFindings) -> None:
+    from reproduce.cli.terminal import console
+    from reproduce.report.terminal import terminal_summary
+
+    if method.findings:
+        console().print(terminal_summary(method.findings))
