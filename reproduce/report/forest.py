@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -157,8 +156,9 @@ def _gaps(method: str, finding: Finding) -> Iterator[Entry]:
 
 
 def _panel(finding: Finding, task: TaskFinding, metric: str) -> str:
+    """The data by their whole title: half of one may name another dataset."""
     data = finding.datasets[finding.experiment.tasks[task.name].dataset].title
-    return f"{re.split('[,:(]', data)[0].strip()}, {metric_text(metric)}"
+    return f"{data}; {metric_text(metric)}"
 
 
 def _forest(what: str, entries: Sequence[Sequence[Entry]]) -> Forest:

@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,9 +104,9 @@ def test_the_forest_has_the_papers_number_as_a_diamond_and_one_axis_for_one_unit
     one = forest(method, method.findings, ())
     assert (one.what, one.more) == ("The papers' claims", 0)
     assert [(panel.title, len(panel.rows)) for panel in one.panels] == [
-        ("scikit-learn digits, test error (%), minus Vanilla", 2),
-        ("scikit-learn digits, test error (%)", 1),
-        ("scikit-learn digits, validation error (%), minus Vanilla", 1),
+        ("scikit-learn digits, 8x8; test error (%), minus Vanilla", 2),
+        ("scikit-learn digits, 8x8; test error (%)", 1),
+        ("scikit-learn digits, 8x8; validation error (%), minus Vanilla", 1),
     ]
     gap, side = one.panels[0].rows
     (value,) = one.panels[1].rows
@@ -258,3 +259,13 @@ def test_correlation_is_said_where_pairing_is_considered(found, make_experiment,
     assert apart.endswith("which may be chance: differences are of two means, not paired.")
     empty = found(results=False).findings[0].tasks["digits"]
     assert correlation_sentence(empty) == ""
+
+
+def test_data_that_are_not_the_papers_are_named_whole(found, monkeypatch):
+    """Before a comma or a colon there may stand the name of another dataset."""
+    method = found()
+    (finding,) = method.findings
+    title = "CIFAR-10 images after JPEG quality 75 (4:2:0): not CIFAR-10"
+    renamed = {key: card.model_copy(update={"title": title}) for key, card in finding.datasets.items()}
+    method = replace(method, findings=(replace(finding, datasets=renamed),))
+    assert all(panel.title.startswith(f"{title}; ") for panel in forest(method, method.findings, ()).panels)
