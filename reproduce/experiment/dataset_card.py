@@ -92,6 +92,7 @@ class DatasetCard(Strict):
     splits: dict[Split, int] = {}  # images of each split
     shape: tuple[int, int, int] | None = None  # channels, height, width
     classes: int | None = None
+    repeated: float | None = Field(default=None, ge=0, le=100)  # percent of test rows that training holds, over folds
     statistics: Statistics | None = None
     pixels: dict[Split, str] = {}  # sha256 of the decoded uint8 images (N, C, H, W)
     columns: tuple[str, ...] = ()  # of the table: image, label; or the text
@@ -100,6 +101,13 @@ class DatasetCard(Strict):
     split_seed: int | None = None  # of the fixed permutation, where the source has no split
     words: Words | None = None
     table: Table | None = None
+
+    @property
+    def remarks(self) -> str:
+        """What a reader must know before the numbers; "" where there is nothing."""
+        stand_in = "" if self.exact else self.note
+        repeats = f"{self.repeated:g} % of its test rows are in the training rows too." if self.repeated else ""
+        return " ".join(filter(None, (stand_in, repeats)))
 
     @model_validator(mode="after")
     def _images_words_or_table(self) -> DatasetCard:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.datasets
 import torch
@@ -213,3 +214,21 @@ def test_real_files_are_what_their_cards_say(real, cache):
             assert vocabulary == card.words.vocabulary
             assert len(data.train) == card.words.tokens["train"]
             assert int(data.train.max()) < vocabulary
+
+
+@pytest.mark.parametrize("name", ["uci_molec_biol_splice", "uci_wine_quality_red", "uci_semeion"])
+def test_rows_that_test_and_training_share_are_on_the_card(real, cache, name):
+    """Counted on pairs of equal rows, as pandas joins them; where the tables are beside the repository."""
+    folder, _ = real
+    card = read_card(name)
+    if not any((folder / path).exists() for path in [*card.files, *card.archive]):
+        assert card.repeated is not None
+        return
+    data = load(name, folder, cache)
+    rows = pd.DataFrame(data.rows.features.numpy())
+    shares = []
+    for fold in data.folds:
+        trained = rows.iloc[fold.others.numpy()].drop_duplicates()
+        shares.append(len(rows.iloc[fold.inside.numpy()].merge(trained)) / len(fold.inside))
+    assert card.repeated == pytest.approx(100 * np.mean(shares), abs=0.05)
+    assert f"{card.repeated:g} % of its test rows" in card.remarks or card.repeated == 0
