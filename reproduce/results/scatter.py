@@ -20,6 +20,7 @@ import numpy as np
 from scipy import special
 
 FEWEST = 2  # points of which a prior can be fitted
+PRIOR_DEGREES = (0.25, 1000.0)  # d_0 is looked for between these
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,12 @@ def scatter(values: Sequence[float]) -> Scatter:
 
 
 def fit_prior(points: Iterable[Scatter], least: float = 0.0) -> VariancePrior:
-    """Fit s_0^2 and d_0 by the moments of log s_g^2: section 6.2 of the source.
+    """Fit s_0^2 and d_0 by maximum likelihood: s_g^2 / s_0^2 follows F with d_g and d_0 degrees of freedom.
 
-    With e_g = log s_g^2 - digamma(d_g / 2) + log(d_g / 2), d_0 solves
-
-        trigamma(d_0 / 2) = var(e_g) - mean trigamma(d_g / 2)
-        log s_0^2 = mean(e_g) + digamma(d_0 / 2) - log(d_0 / 2)
-
-    and is infinite where the right-hand side is not positive: s_0^2 is then the pooled variance.
+    The source takes moments of log s_g^2 (section 6.2), which weighs points of two seeds and of thirteen alike: their
+    noise then hides that one point of the table scatters a hundred times as much as the others, and all are drawn to
+    the mean that it makes. By likelihood such a point says that variances differ (d_0 is small), and the others keep
+    their own. Where one variance for all is as likely, d_0 is infinite and s_0^2 the pooled variance.
 
     Args:
         points: of every point of the table with two or more seeds, those that a grid did not choose included.
@@ -80,29 +79,41 @@ def fit_prior(points: Iterable[Scatter], least: float = 0.0) -> VariancePrior:
     available = float(degrees.sum())
     # As the authors' own code does, a point without any spread counts as one with next to none.
     variances = np.maximum(variances, max(least, 1e-5 * float(np.median(variances[variances > 0]))))
-    e = np.log(variances) - special.digamma(degrees / 2) + np.log(degrees / 2)
-    excess = float(e.var(ddof=1) - special.polygamma(1, degrees / 2).mean())
-    if excess <= 0:
-        return VariancePrior(float(degrees @ variances / available), math.inf, available, least)
-    half = _inverse_trigamma(excess)
-    common = math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half))
-    return VariancePrior(common, 2 * half, available, least)
+    pooled = float(degrees @ variances / available)
+    coarse = np.geomspace(*PRIOR_DEGREES, 24)
+    _, likelihoods = _profile(coarse, variances, degrees)
+    at = int(likelihoods.argmax())
+    fine = np.geomspace(coarse[max(at - 1, 0)], coarse[min(at + 1, len(coarse) - 1)], 25)
+    common, likelihoods = _profile(fine, variances, degrees)
+    at = int(likelihoods.argmax())
+    of_one = float((-degrees / 2 * (math.log(2 * pooled) + variances / pooled)).sum())  # where d_0 is infinite
+    if likelihoods[at] <= of_one:
+        return VariancePrior(pooled, math.inf, available, least)
+    return VariancePrior(float(common[at]), float(fine[at]), available, least)
 
 
-def _inverse_trigamma(value: float) -> float:
-    """y with trigamma(y) = value > 0, by Newton's method on 1 / trigamma (the source's appendix)."""
-    if value > 1e7:
-        return value**-0.5
-    if value < 1e-6:
-        return 1 / value
-    y = 0.5 + 1 / value
-    for _ in range(50):
-        trigamma = float(special.polygamma(1, y))
-        step = trigamma * (1 - trigamma / value) / float(special.polygamma(2, y))
-        y += step
-        if -step / y < 1e-10:
-            break
-    return y
+def _profile(prior_degrees: np.ndarray, variances: np.ndarray, degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each d_0 the likeliest s_0^2, and the log likelihood there but for what depends on the data alone.
+
+    The derivative in log s_0^2 is ``d_0 / 2`` times the sum of ``d_g (s_g^2 - s_0^2) / (d_g s_g^2 + d_0 s_0^2)``, whose
+    terms all fall: halving finds its zero.
+    """
+    d_0 = prior_degrees[:, None]
+    low = np.full((len(prior_degrees), 1), math.log(float(variances.min())))
+    high = np.full((len(prior_degrees), 1), math.log(float(variances.max())))
+    for _ in range(36):
+        middle = (low + high) / 2
+        s_0 = np.exp(middle)
+        rises = (degrees * (variances - s_0) / (degrees * variances + d_0 * s_0)).sum(1, keepdims=True) > 0
+        low, high = np.where(rises, middle, low), np.where(rises, high, middle)
+    s_0 = np.exp((low + high) / 2)
+    terms = (
+        special.gammaln((degrees + d_0) / 2)
+        - special.gammaln(d_0 / 2)
+        - degrees / 2 * np.log(d_0 * s_0)
+        - (degrees + d_0) / 2 * np.log1p(degrees * variances / (d_0 * s_0))
+    )
+    return s_0[:, 0], terms.sum(1)
 
 
 def quantile(degrees: float, probability: float) -> float:
