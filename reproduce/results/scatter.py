@@ -21,6 +21,7 @@ from scipy import special
 
 FEWEST = 2  # points of which a prior can be fitted
 PRIOR_DEGREES = (0.25, 1000.0)  # d_0 is looked for between these
+APART = 0.01  # at most so often one of a table's points is left out that belongs to it
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,22 @@ class VariancePrior:
     degrees: float = 0.0  # d_0; infinite where the points look as if they had one variance
     available: float = math.inf  # of all points together: what is moderated has no more
     least: float = 0.0  # a variance below this is rounding of a coarse metric
+    apart: float = 0.0  # how unlikely a point's variance is that is none of these; 0: all are
+
+    def is_apart(self, own: Scatter) -> bool:
+        """Whether the point scatters so much more than the others that they say nothing of it."""
+        if not self.apart or own.degrees <= 0:
+            return False
+        if math.isinf(self.degrees):
+            bound = float(special.chdtri(own.degrees, self.apart)) / own.degrees
+        else:
+            bound = float(special.fdtri(own.degrees, self.degrees, 1 - self.apart))
+        return own.variance > bound * self.variance
 
     def moderate(self, own: Scatter) -> Scatter:
         """The point's variance drawn towards the common one: equations (1) and (4) of the source."""
+        if self.is_apart(own):
+            return own
         variance = max(own.variance, self.least)
         if math.isinf(self.degrees):
             return Scatter(self.variance, self.available)
@@ -63,8 +77,9 @@ def fit_prior(points: Iterable[Scatter], least: float = 0.0) -> VariancePrior:
 
     The source takes moments of log s_g^2 (section 6.2), which weighs points of two seeds and of thirteen alike: their
     noise then hides that one point of the table scatters a hundred times as much as the others, and all are drawn to
-    the mean that it makes. By likelihood such a point says that variances differ (d_0 is small), and the others keep
-    their own. Where one variance for all is as likely, d_0 is infinite and s_0^2 the pooled variance.
+    the mean that it makes. Points that are so far apart are left out of a second fit, and keep their own variance (as
+    Phipson et al. 2016 have it, with a bound in place of their probability). Where one variance for all is as likely
+    as any other law, d_0 is infinite and s_0^2 the pooled variance.
 
     Args:
         points: of every point of the table with two or more seeds, those that a grid did not choose included.
@@ -72,12 +87,19 @@ def fit_prior(points: Iterable[Scatter], least: float = 0.0) -> VariancePrior:
             steps of one example; seeds that agree by such rounding would otherwise claim to be certain.
     """
     found = [point for point in points if point.degrees > 0]
-    degrees = np.array([point.degrees for point in found], dtype=np.float64)
-    variances = np.array([point.variance for point in found], dtype=np.float64)
-    if len(found) < FEWEST or not variances.any():
+    prior = _likeliest(found, least)
+    usual = [point for point in found if not prior.is_apart(point)]
+    return prior if len(usual) == len(found) else _likeliest(usual, least)
+
+
+def _likeliest(points: Sequence[Scatter], least: float) -> VariancePrior:
+    degrees = np.array([point.degrees for point in points], dtype=np.float64)
+    variances = np.array([point.variance for point in points], dtype=np.float64)
+    if len(points) < FEWEST or not variances.any():
         return VariancePrior(least=least)
     available = float(degrees.sum())
-    # As the authors' own code does, a point without any spread counts as one with next to none.
+    apart = APART / len(points)
+    # As the source's authors' own code does, a point without any spread counts as one with next to none.
     variances = np.maximum(variances, max(least, 1e-5 * float(np.median(variances[variances > 0]))))
     pooled = float(degrees @ variances / available)
     coarse = np.geomspace(*PRIOR_DEGREES, 24)
@@ -88,30 +110,36 @@ def fit_prior(points: Iterable[Scatter], least: float = 0.0) -> VariancePrior:
     at = int(likelihoods.argmax())
     of_one = float((-degrees / 2 * (math.log(2 * pooled) + variances / pooled)).sum())  # where d_0 is infinite
     if likelihoods[at] <= of_one:
-        return VariancePrior(pooled, math.inf, available, least)
-    return VariancePrior(float(common[at]), float(fine[at]), available, least)
+        return VariancePrior(pooled, math.inf, available, least, apart)
+    return VariancePrior(float(common[at]), float(fine[at]), available, least, apart)
 
 
 def _profile(prior_degrees: np.ndarray, variances: np.ndarray, degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each d_0 the likeliest s_0^2, and the log likelihood there but for what depends on the data alone.
 
-    The derivative in log s_0^2 is ``d_0 / 2`` times the sum of ``d_g (s_g^2 - s_0^2) / (d_g s_g^2 + d_0 s_0^2)``, whose
-    terms all fall: halving finds its zero.
+    The likeliest is the mean of all s_g^2 with weights ``w_g = d_g / (d_g s_g^2 + d_0 s_0^2)``, its only fixed point:
+    Newton's method on the difference of logarithms, halved where a step leaves what is known to hold it.
     """
     d_0 = prior_degrees[:, None]
-    low = np.full((len(prior_degrees), 1), math.log(float(variances.min())))
-    high = np.full((len(prior_degrees), 1), math.log(float(variances.max())))
-    for _ in range(36):
-        middle = (low + high) / 2
-        s_0 = np.exp(middle)
-        rises = (degrees * (variances - s_0) / (degrees * variances + d_0 * s_0)).sum(1, keepdims=True) > 0
-        low, high = np.where(rises, middle, low), np.where(rises, high, middle)
-    s_0 = np.exp((low + high) / 2)
+    logs, parts = np.log(variances), degrees * variances
+    low, high = np.full_like(d_0, logs.min()), np.full_like(d_0, logs.max())
+    place = np.full_like(d_0, np.median(logs))
+    for _ in range(14):
+        prior_part = d_0 * np.exp(place)
+        weights = 1 / (parts + prior_part)
+        above, below = weights @ parts, weights @ degrees
+        rest = np.log(above / below)[:, None] - place
+        squares = weights**2 * prior_part
+        slope = 1 + (squares @ parts / above - squares @ degrees / below)[:, None]
+        low, high = np.where(rest > 0, place, low), np.where(rest > 0, high, place)
+        step = place + rest / slope
+        place = np.where((step < low) | (step > high), (low + high) / 2, step)
+    s_0 = np.exp(place)
     terms = (
         special.gammaln((degrees + d_0) / 2)
         - special.gammaln(d_0 / 2)
         - degrees / 2 * np.log(d_0 * s_0)
-        - (degrees + d_0) / 2 * np.log1p(degrees * variances / (d_0 * s_0))
+        - (degrees + d_0) / 2 * np.log1p(parts / (d_0 * s_0))
     )
     return s_0[:, 0], terms.sum(1)
 

@@ -34,7 +34,8 @@ def test_points_of_one_variance_are_pooled():
     prior = fit_prior(points)
     assert math.isinf(prior.degrees)
     assert prior.variance == pytest.approx((2 * 1.0 + 2 * 1.1 + 4 * 0.9) / 8)
-    assert prior.moderate(Scatter(50.0, 2)) == Scatter(prior.variance, 8)
+    assert prior.moderate(Scatter(2.0, 2)) == Scatter(prior.variance, 8)
+    assert prior.moderate(Scatter(50.0, 2)) == Scatter(50.0, 2)
 
 
 def test_moderated_by_hand():
@@ -87,7 +88,19 @@ def test_one_arm_that_scatters_much_does_not_widen_the_others():
     points += [Scatter(float(0.3 * generator.chisquare(5) / 5), 5) for _ in range(19)]
     prior = fit_prior([*points, Scatter(60.0, 5)])
     assert prior.moderate(Scatter(0.3, 12)).variance == pytest.approx(0.3, rel=0.15)
-    assert prior.moderate(Scatter(60.0, 5)).variance > 30
+    assert prior.moderate(Scatter(60.0, 5)) == Scatter(60.0, 5)  # nor do they make it surer
+    assert fit_prior(points) == prior
+
+
+def test_points_of_one_law_are_rarely_taken_for_another():
+    generator = np.random.default_rng(8)
+    left_out = 0
+    for _ in range(400):
+        truth = 4.0 / generator.chisquare(4.0, 20)
+        points = [Scatter(float(v * generator.chisquare(2) / 2), 2) for v in truth]
+        prior = fit_prior(points)
+        left_out += any(prior.is_apart(point) for point in points)
+    assert left_out / 400 < 0.04
 
 
 def test_correlation_equals_analysis_of_variance_by_loops():
