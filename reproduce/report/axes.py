@@ -59,25 +59,35 @@ def _beyond(name: str, extents: Mapping[str, Extent], on_a_log_axis: bool) -> fl
     return max(low - own_low, own_high - high) / (high - low) if high > low else 0.0
 
 
-def set_reach(axis: Axes, extents: Sequence[Extent], seeds: Sequence[float] = ()) -> None:
-    """Limit an axis of values to these extents, and seeds a quarter beyond them; choose its scale and ticks."""
+def set_reach(
+    axis: Axes, extents: Sequence[Extent], seeds: Sequence[float] = (), far: Sequence[tuple[float, str]] = ()
+) -> None:
+    """Limit an axis of values to these extents, and seeds a quarter beyond them; choose its scale and ticks.
+
+    Args:
+        far: what lies beyond, and in which color: each gets an arrow with its value, and room for it.
+    """
     low, high = min(low for low, _ in extents), max(high for _, high in extents)
+    above, below = (0.06 + 0.13 * sum(value > high if up else value < low for value, _ in far) for up in (True, False))
     if is_wide(extents):
         axis.set_yscale("log")
         slack = (high / low) ** 0.25
         near = [value for value in seeds if low / slack <= value <= high * slack]
         low, high = min([low, *near]), max([high, *near])
-        margin = (high / low) ** 0.06
-        axis.set_ylim(low / margin, high * margin)
-        axis.yaxis.set_major_locator(FixedLocator(log_ticks(low / margin, high * margin)))
+        ratio = high / low
+        low, high = low / ratio**below, high * ratio**above
+        axis.set_ylim(low, high)
+        axis.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         span = (high - low) or abs(high) or 1.0
         near = [value for value in seeds if low - 0.25 * span <= value <= high + 0.25 * span]
         low, high = min([low, *near]), max([high, *near])
-        axis.set_ylim(low - 0.06 * span, high + 0.06 * span)
-        axis.yaxis.set_major_locator(MaxNLocator(TICKS - 1, steps=[1, 2, 2.5, 5, 10]))
+        span = max(span, high - low)
+        axis.set_ylim(low - below * span, high + above * span)
+        axis.yaxis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    _mark(axis, far)
 
 
 def log_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
@@ -104,8 +114,7 @@ def step_ticks(axis: Axes, by_step: bool, count: int = 5) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
 
 
-def mark_far(axis: Axes, values: Sequence[tuple[float, str]]) -> None:
-    """An arrow to where each value lies beyond the axis, with the number, in a color."""
+def _mark(axis: Axes, values: Sequence[tuple[float, str]]) -> None:
     low, high = axis.get_ylim()
     for up in (True, False):
         beyond = [(value, color) for value, color in values if (value > high if up else value < low)]

@@ -14,7 +14,6 @@ from reproduce.report.axes import (
     Extent,
     far_ones,
     label_width,
-    mark_far,
     set_reach,
     step_ticks,
     write_labels,
@@ -105,16 +104,16 @@ def draw_lines(axis: Axes, lines: Sequence[ArmLine], colors: ArmColors, seeds: s
     extents = {line.arm.name: line.extent for line in lines}
     diverged = frozenset(line.arm.name for line in lines if any(bad for _, bad in line.seeds))
     far = far_ones(extents, diverged)
-    shown = [extent for name, extent in extents.items() if name not in far]
-    values = [value for line in lines if line.arm.name not in far for seed, _ in line.seeds for _, value in seed]
-    set_reach(axis, shown, values if seeds == "lines" else [])
-    low, high = axis.get_ylim()
+    near = [line for line in lines if line.arm.name not in far]
+    if seeds == "lines":
+        values = [value for line in near for seed, _ in line.seeds for _, value in seed]
+    else:
+        values = [seed[-1][1] for line in near if line.in_front for seed, _ in line.seeds]
+    middle = sum(near[0].extent) / 2
     beyond = [
-        (max(line.extent, key=lambda end: abs(end - (low + high) / 2)), _color(line, colors))
-        for line in lines
-        if line.arm.name in far
+        (max(line.extent, key=lambda end: abs(end - middle)), _color(line, colors)) for line in lines if line not in near
     ]
-    mark_far(axis, beyond)
+    set_reach(axis, [line.extent for line in near], values, beyond)
 
 
 def _color(line: ArmLine, colors: ArmColors) -> str:
@@ -125,7 +124,7 @@ def _draw(axis: Axes, line: ArmLine, colors: ArmColors, seeds: str) -> None:
     color, name = _color(line, colors), line.arm.name
     for seed, diverged in line.seeds:
         if seeds == "lines" and line.in_front and len(line.seeds) > 1:
-            axis.plot(*zip(*seed, strict=True), color=color, lw=0.5, alpha=0.4)
+            axis.plot(*zip(*seed, strict=True), color=color, lw=0.5, alpha=0.3)
         if diverged:
             axis.plot(*seed[-1], "x", color=color, ms=6, mew=1.6)
     strong = {"lw": 1.6, "ls": colors.dash(name)} if line.in_front else {"lw": 0.7, "alpha": 0.7}

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reproduce.report.axes import far_ones, mark_far, set_reach, step_ticks, write_labels
+from reproduce.report.axes import far_ones, set_reach, step_ticks, write_labels
 from reproduce.report.curves import (
     Points,
     ValueOf,
@@ -144,10 +144,9 @@ def _bands(
     low_end, high_end = min(low for low, _ in shown), max(high for _, high in shown)
     margin = 0.06 * (high_end - low_end or 1.0)
     for axis, (arm, _) in zip(panels, arms, strict=True):
-        set_reach(axis, [(min(low_end, -margin), high_end)])  # zero in sight: a linear axis
+        beyond = [(max(extents[name], key=abs), colors.color(name)) for name in far]
+        set_reach(axis, [(min(low_end, -margin), high_end)], far=beyond if arm.name in far else ())  # linear: below 0
         axis.tick_params(labelleft=axis is panels[0])
-        if arm.name in far:
-            mark_far(axis, [(max(extents[arm.name], key=abs), colors.color(arm.name))])
 
 
 def _quantile(level: float) -> Callable[[SiteStatistics], float]:
