@@ -179,15 +179,22 @@ def _distance_to_normal(samples: Tensor) -> Tensor:
     A normal law of as many equal parts as there are samples stands for the normal law, a point in the middle of each.
     """
     count, width = samples.shape[1:]
-    projected = (samples.double() @ _directions(width, samples.device)).sort(dim=1).values
+    projected = _sorted(samples.double() @ _directions(width, samples.device))
     return (projected - _normal_points(count, samples.device)).abs_().mean((1, 2))[:, None].float().double()
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Along the samples; on a CPU by numpy, which takes a tenth of the time."""
+    if values.device.type in ONE_BY_ONE:
+        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    return values.sort(dim=1).values
 
 
 @functools.lru_cache(maxsize=64)
 def _directions(width: int, device: torch.device) -> Tensor:
     """PROJECTIONS unit vectors, (width, PROJECTIONS), the same in every Run: no generator of the Run is asked."""
-    drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((width, PROJECTIONS))
-    return torch.from_numpy(drawn / np.linalg.norm(drawn, axis=0)).to(device)
+    drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((PROJECTIONS, width))
+    return torch.from_numpy((drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).T.copy()).to(device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -74,10 +74,10 @@ def plain_rank(samples: torch.Tensor) -> float:
 def plain_distance(samples: torch.Tensor) -> float:
     """By numpy and scipy: the area between two inverse distribution functions, each a step for a sample."""
     chosen = samples[:: max(1, len(samples) // RANK_SAMPLES)][:RANK_SAMPLES].nan_to_num().double().numpy()
-    directions = np.random.default_rng(0).standard_normal((chosen.shape[1], PROJECTIONS))
-    directions /= np.linalg.norm(directions, axis=0)
+    directions = np.random.default_rng(0).standard_normal((PROJECTIONS, chosen.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     levels = (np.arange(len(chosen)) + 0.5) / len(chosen)
-    gaps = np.abs(np.sort(chosen @ directions, axis=0) - norm.ppf(levels)[:, None])
+    gaps = np.abs(np.sort(chosen @ directions.T, axis=0) - norm.ppf(levels)[:, None])
     return float(np.float32(gaps.mean()))
 
 
