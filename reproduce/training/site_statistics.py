@@ -186,7 +186,9 @@ def _distance_to_normal(samples: Tensor) -> Tensor:
 def _sorted(values: Tensor) -> Tensor:
     """Along the samples; on a CPU by numpy, which takes a tenth of the time."""
     if values.device.type in ONE_BY_ONE:
-        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+        rows = np.ascontiguousarray(values.numpy().swapaxes(1, 2))
+        rows.sort(axis=2)
+        return torch.from_numpy(rows.swapaxes(1, 2))
     return values.sort(dim=1).values
 
 
