@@ -135,7 +135,7 @@ FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a ca
         frontier,
     ),
     "classified": (
-        "Error of a linear classifier on codes, by active units, on test images; diamonds: the paper's (Table 1), at their k.",
+        "Test error of a linear classifier on codes, by active units. Diamonds: the paper's Table 1, at their k.",
         classified,
     ),
     "density": (

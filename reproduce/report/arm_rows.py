@@ -72,7 +72,7 @@ def _printed_gap(axis: Axes, place: int, task: TaskFinding, row: ArmRow) -> None
             task.experiment.baseline,
             row.metric,
         )
-        if same and claim.value is not None and not claim.ours:
+        if same and claim.value is not None:
             axis.plot(claim.value, place, "D", mfc="none", mec=INK, ms=6, mew=1.1, zorder=4)
 
 

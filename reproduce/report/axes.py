@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,47 +33,46 @@ def is_wide(extents: Sequence[Extent]) -> bool:
 
 
 def far_ones(extents: Mapping[str, Extent], diverged: frozenset[str] = frozenset()) -> list[str]:
-    """The lines that would flatten the others, farthest first."""
-    kept, far = dict(extents), list[str]()
-    on_a_log_axis = bool(kept) and is_wide(list(kept.values()))
-    allowance = int(len(kept) * MOST_FAR)
-    while len(kept) > 2:
-        beyond = {name: _beyond(name, kept, on_a_log_axis) for name in kept}
-        farthest = max(beyond, key=lambda name: beyond[name])
-        if beyond[farthest] <= FAR or (farthest not in diverged and allowance == 0):
-            break
-        allowance -= farthest not in diverged
-        far.append(farthest)
-        del kept[farthest]
-    return far
+    """The lines that would flatten the others, farthest first: as many as may be, and all of them far beyond the rest.
 
-
-def _beyond(name: str, extents: Mapping[str, Extent], on_a_log_axis: bool) -> float:
-    """How far a line reaches beyond all others, in spans of theirs."""
-
-    def scaled(value: float) -> float:
-        return math.log(value) if on_a_log_axis else value
-
-    low = min(scaled(ends[0]) for other, ends in extents.items() if other != name)
-    high = max(scaled(ends[1]) for other, ends in extents.items() if other != name)
-    own_low, own_high = map(scaled, extents[name])
-    return max(low - own_low, own_high - high) / (high - low) if high > low else 0.0
+    Args:
+        diverged: lines that may be left out whatever their number.
+    """
+    if len(extents) < 3:
+        return []
+    scaled = math.log if is_wide(list(extents.values())) else float
+    ends = {name: (scaled(low), scaled(high)) for name, (low, high) in extents.items()}
+    middle = statistics.median((low + high) / 2 for low, high in ends.values())
+    ordered = sorted(ends, key=lambda name: -max(middle - ends[name][0], ends[name][1] - middle))
+    for count in range(len(ordered) - 2, 0, -1):
+        far, near = ordered[:count], ordered[count:]
+        low, high = min(ends[name][0] for name in near), max(ends[name][1] for name in near)
+        are_few = sum(name not in diverged for name in far) <= MOST_FAR * len(ends)
+        beyond = min(max(low - ends[name][0], ends[name][1] - high) for name in far)
+        if are_few and high > low and beyond > FAR * (high - low):
+            return far
+    return []
 
 
 def set_reach(
-    axis: Axes, extents: Sequence[Extent], seeds: Sequence[float] = (), far: Sequence[tuple[float, str]] = ()
+    axis: Axes,
+    extents: Sequence[Extent],
+    seeds: Sequence[float] = (),
+    slack: float = 0.0,
+    far: Sequence[tuple[float, str]] = (),
 ) -> None:
-    """Limit an axis of values to these extents, and seeds a quarter beyond them; choose its scale and ticks.
+    """Limit an axis of values to these extents, and to seeds a little beyond; choose its scale and ticks.
 
     Args:
+        slack: how far beyond, in what the extents span.
         far: what lies beyond, and in which color: each gets an arrow with its value, and room for it.
     """
     low, high = min(low for low, _ in extents), max(high for _, high in extents)
     above, below = (0.06 + 0.13 * sum(value > high if up else value < low for value, _ in far) for up in (True, False))
     if is_wide(extents):
         axis.set_yscale("log")
-        slack = (high / low) ** 0.25
-        near = [value for value in seeds if low / slack <= value <= high * slack]
+        room = slack * math.log(high / low)
+        near = [value for value in seeds if value > 0 and math.log(low / value) <= room >= math.log(value / high)]
         low, high = min([low, *near]), max([high, *near])
         ratio = high / low
         low, high = low / ratio**below, high * ratio**above
@@ -81,7 +81,7 @@ def set_reach(
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         span = (high - low) or abs(high) or 1.0
-        near = [value for value in seeds if low - 0.25 * span <= value <= high + 0.25 * span]
+        near = [value for value in seeds if low - slack * span <= value <= high + slack * span]
         low, high = min([low, *near]), max([high, *near])
         span = max(span, high - low)
         axis.set_ylim(low - below * span, high + above * span)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from reproduce.results.match import ArmRuns
 from reproduce.results.record import EpochRecord, Result
 
 HEIGHT = 2.6  # inches of a panel of curves
+SLACK = 0.25  # of what the means span: as far as single seeds may reach beyond, where there are many lines
+BESIDE = 0.45  # inches beside a panel for its ticks and their label
 ValueOf = Callable[[EpochRecord], float | None]
 Points = list[tuple[float, float]]
 
@@ -92,7 +95,7 @@ def draw_lines(axis: Axes, lines: Sequence[ArmLine], colors: ArmColors, seeds: s
     """Draw the lines of a panel, and limit it so that what lies far beyond the others does not flatten them.
 
     Args:
-        seeds: "lines" for a thin line for each seed in front, "ends" for a bar from where the lowest ends to the highest.
+        seeds: "lines" for a thin line for each seed in front, "ends" for a bar over where they end.
     """
     axis.grid(axis="y")
     if not lines:
@@ -111,9 +114,12 @@ def draw_lines(axis: Axes, lines: Sequence[ArmLine], colors: ArmColors, seeds: s
         values = [seed[-1][1] for line in near if line.in_front for seed, _ in line.seeds]
     middle = sum(near[0].extent) / 2
     beyond = [
-        (max(line.extent, key=lambda end: abs(end - middle)), _color(line, colors)) for line in lines if line not in near
+        (max(line.extent, key=lambda end: abs(end - middle)), _color(line, colors))
+        for line in lines
+        if line not in near
     ]
-    set_reach(axis, [line.extent for line in near], values, beyond)
+    slack = SLACK if len(lines) > 2 else math.inf
+    set_reach(axis, [line.extent for line in near], values, slack, beyond)
 
 
 def _color(line: ArmLine, colors: ArmColors) -> str:
@@ -162,7 +168,7 @@ def grid_with_names(rows: int, columns: int, height: float, names: Sequence[str]
     """Panels in rows and columns, and an empty one for names after so many of the first row's."""
     room = label_width(names)
     figure = Figure(figsize=(WIDTH, rows * height + 0.5), layout="constrained")
-    own = (WIDTH - room) / columns
+    own = (WIDTH - room) / columns - BESIDE
     ratios = [own] * after + [room] + [own] * (columns - after)
     places = figure.add_gridspec(rows, columns + 1, width_ratios=ratios)
     grid: list[list[Axes]] = []

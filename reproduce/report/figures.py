@@ -52,17 +52,21 @@ def _named(name: str, task: TaskFinding) -> ExperimentFigure:
 
 
 def _printed(task: TaskFinding) -> str:
-    """Where the papers print the numbers that stand as diamonds."""
-    claims = [one for one in task.experiment.claims if one.task == task.name and not one.ours]
-    sources = dict.fromkeys(one.source for one in claims if one.value is not None and one.over is None)
-    return f"Diamonds: the paper's numbers ({'; '.join(sources)})." if sources else ""
+    """Where the numbers stand that are drawn as diamonds."""
+    return _addresses("Diamonds", task, None)
 
 
 def _printed_gaps(task: TaskFinding) -> str:
-    claims = [one for one in task.experiment.claims if one.task == task.name and not one.ours]
-    baseline = task.experiment.baseline
-    sources = dict.fromkeys(one.source for one in claims if one.value is not None and one.over == baseline)
-    return f"Diamonds: the paper's gaps ({'; '.join(sources)})." if sources else ""
+    return _addresses("Diamonds, the gaps", task, task.experiment.baseline) if task.baseline else ""
+
+
+def _addresses(what: str, task: TaskFinding, over: str | None) -> str:
+    """What is claimed of this task, row by row, by the tables that it is from; "" where nothing is."""
+    claims = [one for one in task.experiment.claims if one.task == task.name and one.over == over]
+    sources = [one.source.partition(", row")[0] for one in claims if one.value is not None]
+    tables = list(dict.fromkeys(sources))
+    more = f" and {len(tables) - 2} more" if len(tables) > 2 else ""
+    return f"{what}: {'; '.join(tables[:2])}{more}." if tables else ""
 
 
 def _grey(task: TaskFinding) -> str:
@@ -89,13 +93,13 @@ FIGURES = {
     ),
     "learning_curves": ExperimentFigure(
         "The metric and the training loss on the way: a line for the mean of seeds, thin lines for each. "
-        "An arrow, with the farthest value, is where a line leaves the panel.",
+        "Arrows: values beyond the panel.",
         learning_curves,
         add=_grey,
     ),
     "site_statistics": ExperimentFigure(
         "Mean square, norm dispersion and effective rank at Sites from first to last, over training: means of seeds, "
-        "with a bar from the lowest to the highest at the end. An arrow is where a line leaves the panel.",
+        "with a bar from the lowest to the highest at the end. Arrows: values beyond the panel.",
         site_statistics,
         add=_grey,
     ),
