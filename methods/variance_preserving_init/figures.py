@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 QUIET, HE, CENTRED = "#6b7280", "#ae4301", "#006eca"
+ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
 STARTS = (0.0, 0.5, 0.9)  # correlations of two samples in the first layer
 DEPTH, WIDTH, N_SAMPLES, N_NETWORKS = 50, 128, 32, 8
 NORMAL_QUARTERS = 2.0729  # between the 15th and the 85th percentile of a normal law, in standard deviations
@@ -96,12 +97,12 @@ def measured(results: list[Any]) -> Figure | None:
     figure, (axis,) = _panels(1)
     for index, (label, seeds) in enumerate(found.items()):
         layers, mean = np.arange(1, len(seeds[0]) + 1), np.mean(seeds, axis=0)
-        axis.plot(layers, mean, color=f"C{index}", lw=1.4, label=label)
+        axis.plot(layers, mean, color=ARMS[index % len(ARMS)], lw=1.4, label=label)
         if index == 0:  # networks that start as He's follow the recursion; those of other starts have laws of their own
             theory = shares(1 - min(1.0, float(mean[0])), len(mean) - 1, centred=False)
             axis.plot(layers, theory, color=QUIET, lw=0.9, ls=":", label="He, by the recursion from the first layer on")
         for one in seeds:
-            axis.plot(layers, one, ".", color=f"C{index}", ms=3)
+            axis.plot(layers, one, ".", color=ARMS[index % len(ARMS)], ms=3)
     axis.set(xlabel="layer", ylabel="variance over samples / mean square", ylim=(0, None))
     axis.legend(frameon=False, loc="center right")
     return figure

@@ -17,6 +17,7 @@ from scipy import stats
 Array = NDArray[Any]
 
 QUIET = "#6b7280"
+ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
 N = 5  # sample size of the authors' code
 WITHIN = np.diag([9.0, 0.25])  # covariance within a class of the two-class example
 BETWEEN = np.array([3.0, 1.5])  # difference of its class means
@@ -187,9 +188,9 @@ def kurtosis_by_layer(results: list[Any]) -> Figure | None:
     for index, (label, found) in enumerate(arms.items()):
         rows = [[s.excess_kurtosis for n, s in result.epochs[-1].sites.items() if "pre" in n] for result in found]
         layers = np.arange(1, len(rows[0]) + 1)
-        axis.plot(layers, np.mean(rows, axis=0), color=f"C{index}", label=label)
+        axis.plot(layers, np.mean(rows, axis=0), color=ARMS[index % len(ARMS)], label=label)
         for row in rows:
-            axis.plot(layers, row, ".", color=f"C{index}", ms=4)
+            axis.plot(layers, row, ".", color=ARMS[index % len(ARMS)], ms=4)
         axis.set_xticks(layers)
     axis.axhline(0, color=QUIET, lw=0.6)
     axis.set(xlabel="layer", ylabel="excess kurtosis before the activation")

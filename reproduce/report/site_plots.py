@@ -144,9 +144,12 @@ def _bands(
     low_end, high_end = min(low for low, _ in shown), max(high for _, high in shown)
     margin = 0.06 * (high_end - low_end or 1.0)
     for axis, (arm, _) in zip(panels, arms, strict=True):
-        beyond = [(max(extents[name], key=abs), colors.color(name)) for name in far]
-        set_reach(axis, [(min(low_end, -margin), high_end)], far=beyond if arm.name in far else ())  # linear: below 0
+        beyond = [(max(extents[name], key=abs), colors.color(name)) for name in far if name == arm.name]
+        set_reach(axis, [(min(low_end, -margin), high_end)], far=beyond)  # a linear axis: it goes below 0
         axis.tick_params(labelleft=axis is panels[0])
+    lows, highs = zip(*(axis.get_ylim() for axis in panels), strict=True)
+    for axis in panels:  # one of them may have room for an arrow
+        axis.set_ylim(min(lows), max(highs))
 
 
 def _quantile(level: float) -> Callable[[SiteStatistics], float]:

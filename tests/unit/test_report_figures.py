@@ -224,6 +224,21 @@ def test_unit_quantiles_shows_a_band_for_each_method_at_each_layer(task, colors)
     assert len({axis.get_ylim() for axis in figure.axes[:3]}) == 1  # side by side, on one scale
 
 
+def test_panels_of_a_unit_keep_one_scale_where_one_arm_is_far_beyond(make_experiment, make_results):
+    experiment = make_experiment()
+
+    def scaled(result):
+        factor = 50 if result.config.method == "per" else 1
+        (quantiles,) = {site.unit_quantiles for site in (result.epochs[0].sites["layers.1.pre"],)}
+        return with_new_statistics([result], unit_quantiles=tuple(factor * value for value in quantiles))[0]
+
+    task = evaluated(experiment, [scaled(result) for result in make_results(experiment)])
+    vanilla, batchnorm, per = figures.draw("unit_quantiles", task, style.arm_colors([experiment])).axes[3:6]
+    assert vanilla.get_ylim() == batchnorm.get_ylim() == per.get_ylim()
+    assert max(map(abs, vanilla.get_ylim())) < 10
+    assert [len(axis.texts) for axis in (vanilla, batchnorm, per)] == [0, 0, 1]
+
+
 def test_mean_and_variance_of_a_unit_stand_beside_its_quantiles_where_its_histogram_was_kept(
     make_experiment, make_results
 ):
