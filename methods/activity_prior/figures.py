@@ -17,11 +17,11 @@ WIDTH = 0.2  # of a bin of the regression task, which counts outputs from 0 on
 Numbers = NDArray[np.floating[Any]]
 
 
-def histograms(results: list[Any]) -> Figure:
+def histograms(results: list[Any]) -> Figure | None:
     groups = _groups(results)
-    figure = Figure(figsize=(7.2, 2.4 * max(1, len(groups))), layout="constrained")
     if not groups:
-        return _nothing(figure)
+        return None
+    figure = Figure(figsize=(7.2, 2.4 * len(groups)), layout="constrained")
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for row, (dataset, arms) in zip(grid, groups.items(), strict=True):
         for output, axes in enumerate(row):
@@ -38,11 +38,11 @@ def histograms(results: list[Any]) -> Figure:
     return figure
 
 
-def distance(results: list[Any]) -> Figure:
+def distance(results: list[Any]) -> Figure | None:
     groups = _groups(results)
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     if not groups:
-        return _nothing(figure)
+        return None
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (dataset, arms) in zip(panels, groups.items(), strict=True):
         for colour, (label, members) in zip(ARMS, arms.items(), strict=False):
@@ -55,7 +55,7 @@ def distance(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
     "histograms": (
         "Histograms of both outputs on test images (mean over seeds), and the laws that they were to follow (grey).",
         histograms,
@@ -111,8 +111,3 @@ def _masses(law: dict[str, Any], edges: Numbers) -> Numbers:
         raise ValueError(f"the figure knows exponential laws and histograms, found {law['kind']!r}")
     cumulated[-1] = 1
     return np.diff(cumulated)
-
-
-def _nothing(figure: Figure) -> Figure:
-    figure.text(0.5, 0.5, "no run of a two-unit experiment yet", ha="center", color=QUIET)
-    return figure

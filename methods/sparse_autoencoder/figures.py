@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 INK, QUIET = "#14181f", "#6b7280"
 WIDTH = 7.2
-HARD = "hard code"
+HARD, NO_CODE = "hard code", "no code"
 PLACES = ((5, 3), (5, -9), (-19, -9), (-15, 5))  # of a point's name, in points from it: families lie close together
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -29,7 +31,7 @@ def family(result: Any) -> tuple[str, float, str]:
     options, params = result.config.task.model_options, result.config.params
     width = options.get("d_sae")
     if width is None:
-        return "no code", 0.0, result.config.task.model
+        return NO_CODE, 0.0, result.config.task.model
     if options.get("activation") == "topk":
         alpha = f", α {options['alpha']:g}" if options.get("alpha", 1.0) != 1.0 else ""
         return f"k-sparse, {width} units{alpha}", float(options["k"]), f"k {options['k']}"
@@ -68,23 +70,77 @@ def _order(arm: tuple[tuple[str, float, str], Any]) -> tuple[Any, ...]:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(6), name), strength
 
 
-def frontier(results: list[Any]) -> Figure:
+def frontier(results: list[Any]) -> Figure | None:
     return _against_l0(arms_of(results, "autoencoding", "fvu"), {"fvu": "fraction of variance unexplained"})
 
 
-def splice(results: list[Any]) -> Figure:
+def classified(results: list[Any]) -> Figure | None:
+    """Beside the errors that the paper prints of k-sparse codes, whose k is the number of active units."""
+    problems = arms_of(results, "autoencoding", "classifier_error")
+    problems = {
+        problem: {arm: members for arm, members in arms.items() if arm[0] != NO_CODE}
+        for problem, arms in problems.items()
+    }
+    problems = {problem: arms for problem, arms in problems.items() if arms}
+    figure = _against_l0(problems, {"classifier_error": "test error of the classifier, %"})
+    for part in figure.subfigs if figure is not None else ():
+        (axis,) = part.axes
+        active, errors = printed_errors()
+        axis.plot(active, errors, "D", color=INK, mfc="none", ms=6, mew=1.1)
+        part.axes[0].annotate("paper", (active[0], errors[0]), (6, -9), textcoords="offset points", size=7)
+    return figure
+
+
+def printed_errors() -> tuple[list[float], list[float]]:
+    """k, and the paper's error in percent, of every k-sparse code in the experiment's file."""
+    path = Path(__file__).parent / "experiments" / "table1_ksparse.toml"
+    experiment = tomllib.loads(path.read_text("utf-8"))
+    cells = {arm: value for row in experiment["published"]["rows"] for arm, value in row["cells"].items()}
+    options = {arm: given.get("model_options", {}) for arm, given in experiment["arms"].items()}
+    found = sorted((float(options[arm]["k"]), value) for arm, value in cells.items() if "k" in options[arm])
+    return [k for k, _ in found], [error for _, error in found]
+
+
+def density(results: list[Any]) -> Figure | None:
+    labels = {"dead_fraction": "share of units that never fire", "firing_rate": "mean firing rate of the others"}
+    problems = arms_of(results, "autoencoding", "dead_fraction")
+    wide = {
+        problem: {arm: members for arm, members in arms.items() if arm[0] not in (NO_CODE, HARD)}
+        for problem, arms in problems.items()
+    }
+    return _against_l0({problem: arms for problem, arms in wide.items() if arms}, labels)
+
+
+def measured(result: Any, metric: str) -> float:
+    """A metric of the test images; the firing rate of a unit that fires at all follows from two others."""
+    test = result.final.test
+    if metric != "firing_rate":
+        return float(test[metric])
+    firing = result.config.task.model_options["d_sae"] * (1 - test["dead_fraction"])
+    return float(test["l0"] / firing) if firing else 0.0
+
+
+def splice(results: list[Any]) -> Figure | None:
     labels = {"fvu": "fraction of variance unexplained", "ce_loss_increase": "increase of cross-entropy, nats"}
     return _against_l0(arms_of(results, "activation_autoencoding", "ce_loss_increase"), labels)
 
 
-def code_layer(results: list[Any]) -> Figure:
+def code_layer(results: list[Any]) -> Figure | None:
     return _against_l0(arms_of(results, "code_language_modeling", "perplexity"), {"perplexity": "test perplexity"})
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
     "frontier": (
         "Unexplained variance against active units on test images: a point per arm, a dot per seed; lines join prices.",
         frontier,
+    ),
+    "classified": (
+        "Test error of a linear classifier on codes, by active units. Diamonds: the paper's Table 1, at their k.",
+        classified,
+    ),
+    "density": (
+        "How dense features are: units of the code that never fire on test images, and how often the others do.",
+        density,
     ),
     "splice": (
         "What a spliced code loses against its active units: variance, and cross-entropy of the language model.",
@@ -97,12 +153,10 @@ FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, 
 }
 
 
-def _against_l0(problems: Mapping[tuple[Any, ...], Arms], labels: Mapping[str, str]) -> Figure:
+def _against_l0(problems: Mapping[tuple[Any, ...], Arms], labels: Mapping[str, str]) -> Figure | None:
     """A row for each problem, a panel for each metric, one legend for each row."""
     if not problems:
-        figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
-        figure.text(0.5, 0.5, "not run", ha="center", va="center", color=QUIET)
-        return figure
+        return None
     figure = Figure(figsize=(WIDTH, 4.2 * len(problems)), layout="constrained")
     parts = figure.subfigures(len(problems), 1, squeeze=False)[:, 0]
     for part, (problem, arms) in zip(parts, problems.items(), strict=True):
@@ -132,7 +186,7 @@ def _panel(axis: Axes, arms: Arms, metric: str) -> None:
         for (owner, _, called), members in arms.items():
             if owner != name:
                 continue
-            seeds = np.array([[result.final.test["l0"], result.final.test[metric]] for result in members])
+            seeds = np.array([[result.final.test["l0"], measured(result, metric)] for result in members])
             axis.plot(*seeds.T, ".", color=shade, ms=3, alpha=0.6, mew=0)
             x, y = seeds.mean(0)
             points.append((x, y))

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from methods.sparse_autoencoder.figures import FIGURES, HARD, arms_of, family, frontier, splice
+from methods.sparse_autoencoder.figures import (
+    FIGURES,
+    HARD,
+    arms_of,
+    classified,
+    density,
+    family,
+    frontier,
+    splice,
+)
 
 IMAGES = {"fvu": 0.3, "l0": 11.0}
 
@@ -105,7 +114,29 @@ def test_the_splice_shows_variance_and_nats():
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
-def test_a_figure_without_results_says_so(name):
+def test_a_figure_without_results_is_none(name):
     _, draw = FIGURES[name]
-    figure = draw([])
-    assert [text.get_text() for text in figure.texts] == ["not run"]
+    assert draw([]) is None
+
+
+def test_errors_of_classifiers_stand_beside_the_papers():
+    found = [
+        result({"classifier_error": error, "l0": float(k)}, classifier_iterations=100, activation="topk", k=k)
+        for k, error in ((10, 2.4), (25, 2.2))
+    ]
+    found.append(result({"classifier_error": 7.2, "l0": 150.0}, classifier_iterations=100, d_sae=None))
+    (panel,) = classified(found).subfigs[0].axes
+    (points,) = labelled(panel).values()
+    assert points.tolist() == [[10.0, 2.4], [25.0, 2.2]]
+    printed = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D"]
+    assert printed == [[[10.0, 2.1], [25.0, 1.35], [40.0, 1.54]]]  # Makhzani & Frey 2013, Table 1
+
+
+def test_the_density_of_features_leaves_out_the_dead():
+    tests = [{"dead_fraction": dead, "l0": active} for dead, active in ((0.5, 10.0), (0.0, 20.0))]
+    found = [result(test, strength=1.0 / (place + 1)) for place, test in enumerate(tests)]
+    found += [result({"dead_fraction": 0.0, "l0": 100.0}), result({"dead_fraction": 1.0, "l0": 0.0}, strength=9.0)]
+    left, right = density(found).subfigs[0].axes
+    (dead,), (rate,) = (labelled(axis).values() for axis in (left, right))
+    assert dead.tolist() == [[0.0, 1.0], [10.0, 0.5], [20.0, 0.0]]
+    assert rate.tolist() == [[0.0, 0.0], [10.0, 0.2], [20.0, 0.2]]

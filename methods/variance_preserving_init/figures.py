@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 QUIET, HE, CENTRED = "#6b7280", "#ae4301", "#006eca"
+ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
 STARTS = (0.0, 0.5, 0.9)  # correlations of two samples in the first layer
 DEPTH, WIDTH, N_SAMPLES, N_NETWORKS = 50, 128, 32, 8
 NORMAL_QUARTERS = 2.0729  # between the 15th and the 85th percentile of a normal law, in standard deviations
@@ -51,8 +52,8 @@ def drawn_shares(correlation: float, centred: bool, generator: np.random.Generat
 def measured_shares(results: list[Any]) -> dict[str, list[Array]]:
     """By arm of the deepest task on digits, for each seed: the share at each layer's pre-activation at the start.
 
-    The first evaluation of that experiment comes before anything has moved. The variance is that of one normal unit
-    with the recorded percentiles; in a wide layer all units have the same.
+    The first evaluation of that experiment comes before anything has moved. Where a Result keeps no variance over
+    samples, it is that of one normal unit with the recorded percentiles; in a wide layer all units have the same.
     """
     path = Path(__file__).parent / "experiments" / "quick_digits.toml"
     experiment = tomllib.loads(path.read_text("utf-8"))
@@ -89,19 +90,21 @@ def decay_and_cure(results: list[Any]) -> Figure:
     return figure
 
 
-def measured(results: list[Any]) -> Figure:
+def measured(results: list[Any]) -> Figure | None:
     found = measured_shares(results)
+    if not found:
+        return None
     figure, (axis,) = _panels(1)
     for index, (label, seeds) in enumerate(found.items()):
-        layers = np.arange(1, len(seeds[0]) + 1)
-        axis.plot(layers, np.mean(seeds, axis=0), color=f"C{index}", lw=1.4, label=label)
+        layers, mean = np.arange(1, len(seeds[0]) + 1), np.mean(seeds, axis=0)
+        axis.plot(layers, mean, color=ARMS[index % len(ARMS)], lw=1.4, label=label)
+        if index == 0:  # networks that start as He's follow the recursion; those of other starts have laws of their own
+            theory = shares(1 - min(1.0, float(mean[0])), len(mean) - 1, centred=False)
+            axis.plot(layers, theory, color=QUIET, lw=0.9, ls=":", label="He, by the recursion from the first layer on")
         for one in seeds:
-            axis.plot(layers, one, ".", color=f"C{index}", ms=3)
+            axis.plot(layers, one, ".", color=ARMS[index % len(ARMS)], ms=3)
     axis.set(xlabel="layer", ylabel="variance over samples / mean square", ylim=(0, None))
-    if found:
-        axis.legend(frameon=False, loc="center right")
-    else:
-        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=QUIET)
+    axis.legend(frameon=False, loc="center right")
     return figure
 
 
@@ -115,7 +118,7 @@ def price(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
     "decay_and_cure": (
         "Share of variance over samples in random ReLU networks by depth: recursion (lines) and draws of width 128.",
         decay_and_cure,
@@ -135,8 +138,13 @@ def _by_layer(sites: dict[str, Any]) -> Array:
     """Of the Sites ``layers.<i>.pre``, in the order of their numbers: a Result sorts them as text."""
     before = {int(name.split(".")[1]): site for name, site in sites.items() if name.endswith(".pre")}
     ordered = [before[layer] for layer in sorted(before)]
-    spread = [(site.unit_quantiles[-1] - site.unit_quantiles[0]) / NORMAL_QUARTERS for site in ordered]
-    return np.array([one**2 / site.mean_square for one, site in zip(spread, ordered, strict=True)])
+    return np.array([_variance(site) / site.mean_square for site in ordered])
+
+
+def _variance(site: Any) -> float:
+    if site.sample_variance is not None:
+        return float(site.sample_variance)
+    return float(((site.unit_quantiles[-1] - site.unit_quantiles[0]) / NORMAL_QUARTERS) ** 2)
 
 
 def _error(drawn: Array) -> Array:

@@ -22,16 +22,19 @@ def test_the_figures_recursion_is_the_methods_and_its_draws_agree(monkeypatch: p
         assert abs(drawn.mean() - wanted[3]) < 3 * drawn.std(ddof=1) / math.sqrt(len(drawn))
 
 
-def test_every_figure_draws_without_results() -> None:
+def test_figures_of_formulas_need_no_results_and_the_other_is_none_without() -> None:
     for name, (_, draw) in figures.FIGURES.items():
-        assert draw([]).axes, name
+        figure = draw([])
+        assert (figure is None) == (name == "measured"), name
 
 
 def test_measured_shares_order_layers_by_number_and_arms_by_file() -> None:
-    def result(method: str, params: dict[str, str], seed: int) -> SimpleNamespace:
+    def result(method: str, params: dict[str, str], seed: int, kept: float | None = None) -> SimpleNamespace:
         sites = {}
         for layer in range(12):
-            site = SimpleNamespace(unit_quantiles=(-1.03645, 0, 0, 0, 1.03645), mean_square=float(layer + 1))
+            site = SimpleNamespace(
+                unit_quantiles=(-1.03645, 0, 0, 0, 1.03645), mean_square=float(layer + 1), sample_variance=kept
+            )
             sites |= {f"layers.{layer}.pre": site, f"layers.{layer}.post": None}
         task = SimpleNamespace(dataset="digits", model_options={"width": 128, "depth": 16, "initialisation": "he"})
         config = SimpleNamespace(
@@ -45,3 +48,8 @@ def test_measured_shares_order_layers_by_number_and_arms_by_file() -> None:
     found = figures.measured_shares([ours, result("vanilla", {}, 1), result("vanilla", {}, 0)])
     assert {label: len(seeds) for label, seeds in found.items()} == {"He": 2, "first batch, whole layer": 1}
     np.testing.assert_allclose(found["He"][0], 1 / np.arange(1, 13), rtol=1e-4)
+    (seed,) = figures.measured_shares([result("vanilla", {}, 0, kept=3.0)])["He"]
+    np.testing.assert_allclose(seed, 3 / np.arange(1, 13))
+    (panel,) = figures.measured([result("vanilla", {}, 0, kept=0.5)]).axes
+    theory = next(line for line in panel.lines if str(line.get_label()).startswith("He, by"))
+    np.testing.assert_allclose(theory.get_ydata(), figures.shares(0.5, 11, centred=False))

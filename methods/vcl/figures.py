@@ -17,6 +17,7 @@ from scipy import stats
 Array = NDArray[Any]
 
 QUIET = "#6b7280"
+ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
 N = 5  # sample size of the authors' code
 WITHIN = np.diag([9.0, 0.25])  # covariance within a class of the two-class example
 BETWEEN = np.array([3.0, 1.5])  # difference of its class means
@@ -119,11 +120,10 @@ def modes(results: list[Any]) -> Figure:
     return figure
 
 
-def reference_log(results: list[Any]) -> Figure:
+def reference_log(results: list[Any]) -> Figure | None:
     path = Path(__file__).parent / "experiments" / "reference_log.toml"
     experiment = tomllib.loads(path.read_text("utf-8"))
     (task,) = experiment["tasks"].values()
-    figure, (axis,) = _panels(1)
     ours = [
         result
         for result in results
@@ -131,6 +131,9 @@ def reference_log(results: list[Any]) -> Figure:
         and result.config.task.dataset == task["dataset"]
         and result.config.task.model_options == task["model_options"]
     ]
+    if not ours:
+        return None
+    figure, (axis,) = _panels(1)
     for result in ours:
         axis.plot([e.epoch for e in result.epochs], [e.test["error"] for e in result.epochs], lw=0.8, alpha=0.7)
     for claim in experiment["claims"]:
@@ -138,8 +141,6 @@ def reference_log(results: list[Any]) -> Figure:
             epochs = experiment["arms"][claim["arm"]].get("recipe", {}).get("epochs", experiment["recipe"]["epochs"])
             axis.plot(epochs, claim["value"], "D", mfc="none", mec="black", ms=5)
     axis.set(xlabel="epoch", ylabel="test error, percent", yscale="log")
-    if not ours:
-        _say(axis, "not run")
     return figure
 
 
@@ -159,11 +160,11 @@ def laws_by_arm(results: list[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def pre_activations(results: list[Any]) -> Figure:
+def pre_activations(results: list[Any]) -> Figure | None:
     arms = laws_by_arm(results)
-    figure, axes = _panels(max(1, len(arms)))
     if not arms:
-        _say(axes[0], "not run")
+        return None
+    figure, axes = _panels(len(arms))
     for axis, (label, found) in zip(axes, arms.items(), strict=False):
         for result in found:
             site = [site for name, site in result.epochs[-1].sites.items() if "pre" in name][-1]
@@ -179,26 +180,25 @@ def pre_activations(results: list[Any]) -> Figure:
     return figure
 
 
-def kurtosis_by_layer(results: list[Any]) -> Figure:
+def kurtosis_by_layer(results: list[Any]) -> Figure | None:
     arms = laws_by_arm(results)
-    figure, (axis,) = _panels(1)
     if not arms:
-        _say(axis, "not run")
+        return None
+    figure, (axis,) = _panels(1)
     for index, (label, found) in enumerate(arms.items()):
         rows = [[s.excess_kurtosis for n, s in result.epochs[-1].sites.items() if "pre" in n] for result in found]
         layers = np.arange(1, len(rows[0]) + 1)
-        axis.plot(layers, np.mean(rows, axis=0), color=f"C{index}", label=label)
+        axis.plot(layers, np.mean(rows, axis=0), color=ARMS[index % len(ARMS)], label=label)
         for row in rows:
-            axis.plot(layers, row, ".", color=f"C{index}", ms=4)
+            axis.plot(layers, row, ".", color=ARMS[index % len(ARMS)], ms=4)
         axis.set_xticks(layers)
     axis.axhline(0, color=QUIET, lw=0.6)
     axis.set(xlabel="layer", ylabel="excess kurtosis before the activation")
-    if arms:
-        axis.legend(frameon=False)
+    axis.legend(frameon=False)
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
     "closed_form": (
         "The expected loss with the true variance falls with the sample size and with the kurtosis (points: draws).",
         closed_form,
@@ -232,7 +232,3 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     rows = -(-count // across)
     figure = Figure(figsize=(7.2, 2.7 * rows), layout="constrained")
     return figure, list(figure.subplots(rows, across, squeeze=False).flat)
-
-
-def _say(axis: Axes, text: str) -> None:
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=QUIET)

@@ -9,6 +9,7 @@ from reproduce.results.stats import Estimate
 
 MINUS = "−"
 NOTHING = "–"
+POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS = {"error": "%", "classifier_error": "%", "accuracy": "%"}
 SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that are abbreviations
 
@@ -35,6 +36,13 @@ def number(value: float | None, decimals: int, sign: bool = False) -> str:
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
+
+
+def with_power(value: float, digits: int) -> str:
+    """`3.4·10⁻⁶`, with so many digits at most."""
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    factor = f"{float(mantissa):g}".replace("-", MINUS)
+    return ("" if factor == "1" else f"{factor}·") + "10" + str(int(power)).translate(POWERS)
 
 
 def with_unit(value: float, metric: str, decimals: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduce.report.numbers import MINUS, NOTHING, metric_text, number
+from reproduce.report.numbers import MINUS, NOTHING, metric_text, number, with_power
 from reproduce.report.tables import decimals_of_rows
 from reproduce.results.evaluate import TaskFinding
 
@@ -57,7 +57,9 @@ def _panel_described(name: str, lines: Mapping[str, float]) -> str:
 
 def short(value: float) -> str:
     """Three digits, or all before the point."""
-    return (f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}").replace("-", MINUS)
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return with_power(value, 3)
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", MINUS)
 
 
 def ends_table(ends: Ends) -> str:

@@ -46,9 +46,26 @@ class ArmColors:
 
 
 def arm_colors(experiments: Iterable[Experiment]) -> ArmColors:
-    """Colors in the order in which arms first appear on a page."""
-    names = dict.fromkeys(name for experiment in experiments for name in experiment.arms)
-    return ArmColors({name: place for place, name in enumerate(names)})
+    """Colors for the arms of a page, in the order in which they first appear, a baseline's first of all.
+
+    Arms of one experiment have different hues while there are hues left: it is there that they are compared. Of those
+    that are free, an arm gets the one that the fewest have.
+    """
+    experiments = list(experiments)
+    places: dict[str, int] = {}
+    uses = [0] * len(ARMS)
+
+    def place(arm: str, beside: Iterable[str]) -> None:
+        taken = {places[other] % len(ARMS) for other in beside if other in places}
+        hue = min(range(len(ARMS)), key=lambda hue: (hue in taken, uses[hue], hue))
+        places[arm] = hue + uses[hue] * len(ARMS)
+        uses[hue] += 1
+
+    baselines = dict.fromkeys(one.baseline for one in experiments if one.baseline is not None)
+    for arm in dict.fromkeys([*baselines, *(name for one in experiments for name in one.arms)]):
+        if arm not in places:
+            place(arm, {other for one in experiments if arm in one.arms for other in one.arms})
+    return ArmColors(places)
 
 
 def variable(color: str) -> str:

@@ -31,10 +31,13 @@ class SiteStatistics(_Frozen):
     unit_range: tuple[float, float] | None = None  # smallest and largest value of that unit
     unit_histogram: tuple[int, ...] | None = None  # its values in BINS equal parts of that range
     excess_kurtosis: float | None = None  # mean over units of E[(h - mean)^4] / variance^2 - 3
+    sample_variance: Added[float] = None  # variance of a unit over samples, mean over units
+    distance_to_normal: Added[float] = None  # W1 to N(0, I) over PROJECTIONS directions, which are always the same
 
 
 QUANTILES = (0.15, 0.25, 0.5, 0.75, 0.85)
 BINS = 24
+PROJECTIONS = 64
 
 
 class EpochRecord(_Frozen):

@@ -26,6 +26,14 @@ def task(make_experiment, make_results):
 
 
 @pytest.fixture
+def full(make_experiment, make_results):
+    """A task whose Results have something for every figure."""
+    experiment = make_experiment()
+    names = [f"layers.{layer}.{role}" for layer in range(4) for role in ("pre", "post")]
+    return evaluated(experiment, with_new_statistics(with_sites(make_results(experiment), names)))
+
+
+@pytest.fixture
 def colors(task):
     return style.arm_colors([task.experiment])
 
@@ -141,18 +149,23 @@ def with_sites(results, names, **changes):
     return found
 
 
+def panels_of(figure):
+    """The panels that show something: names stand in one of their own."""
+    return [axis for axis in figure.axes if axis.axison]
+
+
 def test_site_statistics_shows_three_numbers_for_each_layer_and_arm(task, colors):
-    figure = figures.draw("site_statistics", task, colors)
-    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["layers.0.post", "layers.1.post"]
-    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["mean square", "norm dispersion", "effective rank"]
+    panels = panels_of(figures.draw("site_statistics", task, colors))
+    assert [axis.get_title(loc="left") for axis in panels[:2]] == ["layers.0.post", "layers.1.post"]
+    assert [axis.get_ylabel() for axis in panels[::2]] == ["mean square", "norm dispersion", "effective rank"]
     runs = list(task.runs.arms["per"].chosen.results.values())
-    for axis, name in zip(figure.axes[::2], ("mean_square", "norm_dispersion", "effective_rank"), strict=True):
+    for axis, name in zip(panels[::2], ("mean_square", "norm_dispersion", "effective_rank"), strict=True):
         table = np.array([[getattr(e.sites["layers.0.post"], name) for e in run.epochs] for run in runs])
         means = {line.get_label(): line.get_ydata() for line in axis.lines if not line.get_label().startswith("_")}
         assert list(means) == ["Vanilla", "BN", "PER"]
         assert means["PER"] == pytest.approx(table.mean(0))
-        ends = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == "."]
-        assert set(table[:, -1]) <= set(ends)
+        bars = [tuple(line.get_ydata()) for line in axis.lines if len(set(line.get_xdata())) < len(line.get_xdata())]
+        assert bars[-1] == (table[:, -1].min(), table[:, -1].max())
 
 
 def test_site_statistics_goes_from_first_to_last_layer(make_experiment, make_results):
@@ -181,20 +194,104 @@ def test_site_statistics_shows_the_role_that_methods_act_on(make_experiment, mak
     assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == ["blocks.0.pre_1", "blocks.0.pre_2", "pre"]
 
 
-def test_unit_quantiles_shows_the_last_input_of_an_activation(task, colors):
-    figure = figures.draw("unit_quantiles", task, colors)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == [
-        f"{label}: layers.1.pre" for label in ("Vanilla", "BN", "PER")
+def with_new_statistics(results, **changes):
+    """Results as they are sealed today: with what older ones do not hold."""
+    values = {"sample_variance": 0.5, "distance_to_normal": 0.25, **changes}
+    return [
+        result.model_copy(
+            update={
+                "epochs": tuple(
+                    record.model_copy(
+                        update={"sites": {name: s.model_copy(update=values) for name, s in record.sites.items()}}
+                    )
+                    for record in result.epochs
+                )
+            }
+        )
+        for result in results
     ]
+
+
+def test_unit_quantiles_shows_a_band_for_each_method_at_each_layer(task, colors):
+    figure = figures.draw("unit_quantiles", task, colors)
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == ["Vanilla", "BN", "PER"]
+    assert [axis.get_label() for axis in figure.axes[:4]] == [
+        "layers.0.pre, Vanilla", "layers.0.pre, BN", "layers.0.pre, PER", "layers.1.pre, Vanilla",
+    ]  # fmt: skip
     record = next(iter(task.runs.arms["vanilla"].chosen.results.values())).epochs[0]
-    drawn = sorted(line.get_ydata()[0] for line in figure.axes[0].lines)
+    drawn = sorted(line.get_ydata()[0] for line in figure.axes[3].lines)
     assert tuple(drawn) == tuple(record.sites["layers.1.pre"].unit_quantiles[i] for i in (0, 2, 4))
+    assert len({axis.get_ylim() for axis in figure.axes[:3]}) == 1  # side by side, on one scale
+
+
+def test_panels_of_a_unit_keep_one_scale_where_one_arm_is_far_beyond(make_experiment, make_results):
+    experiment = make_experiment()
+
+    def scaled(result):
+        factor = 50 if result.config.method == "per" else 1
+        (quantiles,) = {site.unit_quantiles for site in (result.epochs[0].sites["layers.1.pre"],)}
+        return with_new_statistics([result], unit_quantiles=tuple(factor * value for value in quantiles))[0]
+
+    task = evaluated(experiment, [scaled(result) for result in make_results(experiment)])
+    vanilla, batchnorm, per = figures.draw("unit_quantiles", task, style.arm_colors([experiment])).axes[3:6]
+    assert vanilla.get_ylim() == batchnorm.get_ylim() == per.get_ylim()
+    assert max(map(abs, vanilla.get_ylim())) < 10
+    assert [len(axis.texts) for axis in (vanilla, batchnorm, per)] == [0, 0, 1]
+
+
+def test_mean_and_variance_of_a_unit_stand_beside_its_quantiles_where_its_histogram_was_kept(
+    make_experiment, make_results
+):
+    values = np.random.default_rng(0).normal(2.0, 3.0, 10_000)
+    counts, edges = np.histogram(values, 24)
+    experiment = make_experiment()
+    kept = {"unit_range": (edges[0], edges[-1]), "unit_histogram": tuple(map(int, counts))}
+    task = evaluated(experiment, with_new_statistics(make_results(experiment), **kept))
+    figure = figures.draw("unit_quantiles", task, style.arm_colors([experiment]))
+    titles = [axis.get_title(loc="left") for axis in figure.axes[:5]]
+    assert titles == ["Vanilla", "BN", "PER", "mean", "variance"]
+    for axis, expected in zip(figure.axes[3:5], (values.mean(), values.var()), strict=True):
+        assert [line.get_label() for line in axis.lines] == ["Vanilla", "BN", "PER"]
+        assert axis.lines[0].get_ydata() == pytest.approx(expected, rel=0.02)
+    assert "variance" in figures.drawing("unit_quantiles", task, style.arm_colors([experiment])).caption
+    without = evaluated(experiment, make_results(experiment))
+    assert "variance" not in figures.drawing("unit_quantiles", without, style.arm_colors([experiment])).caption
+
+
+def test_the_distance_to_a_normal_law_is_drawn_where_it_was_recorded(make_experiment, make_results):
+    experiment = make_experiment()
+    colors = style.arm_colors([experiment])
+    results = make_results(experiment)
+    assert figures.draw("distance_to_normal", evaluated(experiment, results), colors) is None
+    figure = figures.draw("distance_to_normal", evaluated(experiment, with_new_statistics(results)), colors)
+    panels = panels_of(figure)
+    assert [axis.get_title(loc="left") for axis in panels] == ["layers.0.post", "layers.1.post"]
+    assert {value for axis in panels for line in axis.lines[:1] for value in line.get_ydata()} == {0.25}
+
+
+def test_variance_by_layer_shows_the_end_of_training_of_deep_networks(make_experiment, make_results):
+    experiment = make_experiment()
+    colors = style.arm_colors([experiment])
+    names = [f"layers.{layer}.{role}" for layer in range(5) for role in ("pre", "post")]
+    results = with_sites(make_results(experiment), names)
+    (panel,) = panels_of(figures.draw("variance_by_layer", evaluated(experiment, results), colors))
+    line = next(line for line in panel.lines if line.get_label() == "Vanilla")
+    site = results[0].epochs[-1].sites
+    expected = [site[f"layers.{layer}.pre"].mean_square - site["layers.0.pre"].mean ** 2 for layer in range(5)]
+    assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
+    assert line.get_ydata() == pytest.approx(expected)
+    today = evaluated(experiment, with_new_statistics(results))
+    share = panels_of(figures.draw("variance_by_layer", today, colors))[1]
+    line = next(line for line in share.lines if line.get_label() == "Vanilla")
+    assert line.get_ydata() == pytest.approx([0.5 / site[f"layers.{layer}.pre"].mean_square for layer in range(5)])
+    shallow = with_sites(make_results(experiment), names[:6])
+    assert figures.draw("variance_by_layer", evaluated(experiment, shallow), colors) is None
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_every_figure_is_the_same_bytes_and_follows_the_page(task, colors, name):
-    first = style.svg(figures.draw(name, task, colors), "a & b")
-    second = style.svg(figures.draw(name, task, colors), "a & b")
+def test_every_figure_is_the_same_bytes_and_follows_the_page(full, colors, name):
+    first = style.svg(figures.draw(name, full, colors), "a & b")
+    second = style.svg(figures.draw(name, full, colors), "a & b")
     assert first == second
     root = ElementTree.fromstring(first)
     assert root.attrib["aria-label"] == "a & b"
@@ -261,7 +358,9 @@ def test_any_label_can_be_drawn(name, make_experiment, make_results):
         for (arm, given), label in zip(experiment.arms.items(), labels, strict=True)
     }
     changed = experiment.model_copy(update={"arms": arms})
-    task = evaluate("t", changed, ResultIndex(make_results(changed))).tasks["digits"]
+    names = [f"layers.{layer}.{role}" for layer in range(4) for role in ("pre", "post")]
+    results = with_new_statistics(with_sites(make_results(changed), names))
+    task = evaluate("t", changed, ResultIndex(results)).tasks["digits"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one = figures.drawing(name, task, style.arm_colors([changed]), "c")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kurtosis
+from scipy.stats import kurtosis, norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,11 +18,12 @@ from reproduce import load_method, models
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Record, Site, watch
 from reproduce.models import Sizes
-from reproduce.results.record import BINS, QUANTILES, SiteStatistics
+from reproduce.results.record import BINS, PROJECTIONS, QUANTILES, SiteStatistics
 from reproduce.training.site_statistics import (
     EVALUATIONS,
     LARGEST_BATCH,
     RANK_SAMPLES,
+    _directions,
     are_described,
     describe,
     site_statistics,
@@ -56,6 +57,8 @@ def plain(record: Record) -> SiteStatistics:
         unit_range=(low.item(), high.item()),
         unit_histogram=tuple(int(count) for count in counts.tolist()),
         excess_kurtosis=plain_kurtosis(samples),
+        sample_variance=samples.double().var(0, correction=0).mean().float().item(),
+        distance_to_normal=plain_distance(samples),
     )
 
 
@@ -66,6 +69,16 @@ def plain_rank(samples: torch.Tensor) -> float:
     power = torch.linalg.eigvalsh(gram).clamp_min(0)
     share = power / power.sum().clamp_min(1e-300)
     return (-(share * share.clamp_min(1e-300).log()).sum()).exp().float().item()
+
+
+def plain_distance(samples: torch.Tensor) -> float:
+    """By numpy and scipy: the area between two inverse distribution functions, each a step for a sample."""
+    chosen = samples[:: max(1, len(samples) // RANK_SAMPLES)][:RANK_SAMPLES].nan_to_num().double().numpy()
+    directions = np.random.default_rng(0).standard_normal((PROJECTIONS, chosen.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    levels = (np.arange(len(chosen)) + 0.5) / len(chosen)
+    gaps = np.abs(np.sort(chosen @ directions.T, axis=0) - norm.ppf(levels)[:, None])
+    return float(np.float32(gaps.mean()))
 
 
 def plain_kurtosis(samples: torch.Tensor) -> float:
@@ -308,6 +321,23 @@ def test_excess_kurtosis_of_two_points_and_of_constants() -> None:
     assert found.unit_range == (5.0, 5.0)
     assert found.unit_histogram is not None
     assert sum(found.unit_histogram) == 20
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 0.0), (3.0, 2.0)])
+def test_the_distance_to_a_normal_law_is_that_of_its_deviation(scale: float, expected: float) -> None:
+    """W1 of N(0, s^2) and N(0, 1) is |s - 1| E|Z|; what 256 samples of 20 units add to it is below 0.1."""
+    samples = scale * torch.randn(256, 20, generator=torch.Generator().manual_seed(4))
+    found = described("nc", samples).distance_to_normal
+    assert found == pytest.approx(expected * math.sqrt(2 / math.pi), abs=0.1)
+
+
+def test_projections_are_the_same_in_every_run_and_draw_from_no_generator() -> None:
+    samples = torch.randn(50, 7, generator=torch.Generator().manual_seed(4))
+    before = torch.get_rng_state()
+    first = described("nc", samples)
+    _directions.cache_clear()
+    assert described("nc", samples) == first
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_diverging_site_can_still_be_described() -> None:
