@@ -35,6 +35,8 @@ def report(
     """Rebuild the pages from sealed Results alone: seconds, no training, no torch."""
     if results != EVIDENCE and not results.is_dir():
         raise UserError(f"--results {results}: no such folder")
+    if output == Path():
+        raise UserError("--output: expected a folder for the pages; this one would be filled with them")
     files = [*results.glob("*.json"), *results.glob("*/result.json")]
     options = [method, str(output), str(results == EVIDENCE)]
     made_of = sources(options, [*all_methods().values()], results, files)  # arms of all methods share the matrix

@@ -12,6 +12,7 @@ from reproduce.results.match import higher_is_better
 
 AT_PAPER_SCALE: tuple[str, ...] = WORDS[: WORDS.index("reduced scale")]
 REDUCED = (*DIRECTIONS, "reduced scale")  # kinds of verdicts at reduced scale, as `counts` has them
+NAMED = 3  # arms that differ: more are only counted
 POINTS = {"same direction": "{} the same way", "opposite": "{} the opposite way", "undecided": "{} undecided"}
 
 
@@ -45,8 +46,8 @@ def columns_answer(columns: Sequence[Column]) -> str:
         better, worse, tested = differing(column)
         if tested:
             noun = f" arm{_s(tested)}" if not texts else ""
-            sides = [f"{count} {side}" for count, side in ((better, "better"), (worse, "worse")) if count]
-            sides_text = f" ({', '.join(sides)})" if sides else ""
+            sides = [_side(column, count, sign) for count, sign in ((better, 1), (worse, -1)) if count]
+            sides_text = f" ({'; '.join(sides)})" if sides else ""
             texts.append(f"{better + worse} of {tested}{noun} on {column.task.name}{sides_text}")
     if not texts:
         return ""
@@ -67,6 +68,18 @@ def differing(column: Column) -> tuple[int, int, int]:
     sign = 1.0 if compared and higher_is_better(column.metric) else -1.0
     gains = [sign * row.difference.estimate.mean for row in compared if row.difference and row.significant]
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), len(compared)
+
+
+def _side(column: Column, count: int, sign: int) -> str:
+    """Like `2 better: kernel L2, VCL`, with the names where they are few."""
+    better = sign if higher_is_better(column.metric) else -sign
+    names = [
+        row.label
+        for row in column.rows.values()
+        if row.significant and row.difference is not None and better * row.difference.estimate.mean > 0
+    ]
+    text = f"{count} {'better' if sign > 0 else 'worse'}"
+    return f"{text}: {', '.join(names)}" if count <= NAMED else text
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -142,7 +142,7 @@ def experiment_part(method: str, finding: Finding, colors: ArmColors) -> Experim
         claims=_claims(method, finding),
         conclusion=claims_sentences(finding),
         tallies=tallies([finding]),
-        runs=finding.n_runs,
+        runs=finding.n_done,
         planned=finding.n_planned,
         protocol=protocol(finding.experiment),
     )

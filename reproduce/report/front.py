@@ -53,7 +53,7 @@ def front(methods: Sequence[MethodFindings], columns: Sequence[Column], matrix: 
     Raises:
         UserError: no usable card.
     """
-    columns = [column for column in columns if column.task.runs.metric is not None]  # where something ran
+    columns = [column for column in columns if any(row.difference is not None for row in column.rows.values())]
     drawings = (gaps_drawing(columns),) if columns else ()
     content: dict[str, object] = {
         "begin": BEGIN,

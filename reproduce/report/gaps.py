@@ -116,7 +116,7 @@ def _panel(axis: Axes, column: Column, arms: Sequence[Arm]) -> None:
     axis.set_xlim(*(low - margin, high + margin)[:: 1 if sign < 0 else -1])  # the better side is the left one
     for place, arm in enumerate(arms):
         if arm in gaps and not low <= gaps[arm].mean <= high:
-            _beyond(axis, place, gaps[arm].mean, sign)
+            _beyond(axis, place, gaps[arm].mean, sign, rows[arm].significant)
     axis.set_title(f"{heading(column)}\nminus {plain(column.baseline.label)}", size=8)
     axis.set_xlabel("← better", loc="left", size=7, color=QUIET)
     axis.tick_params(axis="x", labelsize=7)
@@ -137,10 +137,13 @@ def _mark(axis: Axes, place: int, gap: Estimate, told: bool, sign: float) -> Non
         axis.plot(gap.mean, place, "|", color=INK, ms=6, mew=1.4)
 
 
-def _beyond(axis: Axes, place: int, mean: float, sign: float) -> None:
+def _beyond(axis: Axes, place: int, mean: float, sign: float, told: bool) -> None:
     """An arrow to a mean that the panel does not reach."""
     text = number(mean, 1, sign=True)
     left = sign * mean > 0
     x, words = (0.01, f"← {text}") if left else (0.99, f"{text} →")
     align = "left" if left else "right"
-    axis.text(x, place, words, transform=axis.get_yaxis_transform(), ha=align, va="center", color=QUIET, size=7)
+    color = QUIET if not told else BETTER if left else WORSE
+    weight = "bold" if told else "normal"
+    across = axis.get_yaxis_transform()
+    axis.text(x, place, words, transform=across, ha=align, va="center", color=color, weight=weight, size=7)

@@ -87,14 +87,17 @@ def index_pages(
     lines = unreadable(problems)
     experiments = {method.folder.name: {one.name: one.experiment for one in method.findings} for method in methods}
     crossed = matrix(experiments, columns, lines) if columns else None
+    compared = [column for column in columns if any(row.difference is not None for row in column.rows.values())]
+    waiting = [column.task.name for column in columns if column not in compared]
+    facts = _facts(methods, columns)
     content = IndexContent(
         answer=answer(methods, columns),
         overview=overview(
             {row.name: row.title for row in rows},
             {method.folder.name: tally(method.findings, ours=False) for method in methods},
-            columns,
+            compared,
         ),
-        facts=_facts(methods, columns),
+        facts=(*facts, ("Not run yet", listed(waiting))) if waiting else facts,
         methods=rows,
         claims=tuple(table for table in both if table.rows),
         unreadable_files=lines,

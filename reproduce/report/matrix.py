@@ -107,7 +107,7 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unread
         columns=tuple(_column(column) for column in columns),
         rows=tuple(rows),
         overview=TextTable(headings, texts),
-        runs=len({result.id for column in columns for result in column.task.runs.results}),
+        runs=sum(column.task.runs.done for column in columns),
         planned=sum(column.task.runs.planned for column in columns),
         arms=len(_labels(columns)),
         present=tuple(sorted({name for column in columns for name in column.methods.values()})),

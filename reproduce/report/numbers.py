@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from reproduce.results.stats import Estimate
+from reproduce.results.stats import SIGNIFICANCE, Estimate
 
 MINUS = "−"
 NOTHING = "–"
@@ -72,7 +72,11 @@ def paper_number(value: float | None, decimals: int, sign: bool = False) -> str:
 def p_text(value: float | None) -> str:
     if value is None:
         return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    rounded = f"{value:.3f}"
+    crosses = (float(rounded) < SIGNIFICANCE) != (value < SIGNIFICANCE)  # 0.04996 is below 0.05, "0.050" is not
+    return f"{value:.5f}" if crosses else rounded
 
 
 def p_equals(value: float) -> str:

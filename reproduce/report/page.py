@@ -115,7 +115,7 @@ def method_pages(
 
 def _in_order(method: MethodFindings) -> list[Finding]:
     """What ran comes first."""
-    return sorted(method.findings, key=lambda finding: not finding.results)
+    return sorted(method.findings, key=lambda finding: not finding.ran)
 
 
 def _content(
@@ -128,7 +128,7 @@ def _content(
     results = [result for finding in findings for result in finding.results]
     superseded = [result for finding in findings for result in finding.superseded]
     parts = {finding.name: experiment_part(name, finding, colors) for finding in findings}
-    ran = [finding for finding in others if finding.results]
+    ran = [finding for finding in others if finding.ran]
     waiting = waiting_rows(name, (*others, *columns), timing)
     return PageContent(
         name=name,
@@ -144,7 +144,7 @@ def _content(
             if (group := tuple(parts[one.name] for one in ran if _is_of_paper(one) == is_paper))
         ),
         with_claims=tuple(parts[finding.name] for finding in (*others, *columns) if finding.verdicts),
-        matrix=_matrix(name, [finding for finding in columns if finding.results], parts),
+        matrix=_matrix(name, [finding for finding in columns if finding.ran], parts),
         waiting=waiting,
         waiting_table=waiting_table(waiting),
         deviations=deviations(findings),

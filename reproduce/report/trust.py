@@ -19,7 +19,7 @@ EPOCHS = {
 
 def trust(findings: Sequence[Finding], problems: Sequence[str]) -> list[tuple[str, str]]:
     """What each line is about, and what it says, of the experiments that ran."""
-    ran = [finding for finding in findings if finding.results]
+    ran = [finding for finding in findings if finding.ran]
     results = list({result.id: result for finding in ran for result in finding.results}.values())
     if not ran:
         return [("Runs", "nothing has run yet"), *_files(findings, problems)]
@@ -39,7 +39,7 @@ def _scale(findings: Iterable[Finding]) -> str:
     """How many experiments of each scale ran, and how many did not."""
     by_scale: dict[str, list[bool]] = {}
     for finding in findings:
-        by_scale.setdefault(finding.experiment.scale, []).append(bool(finding.results))
+        by_scale.setdefault(finding.experiment.scale, []).append(finding.ran)
     said = [
         f"{sum(ran)} of {len(ran)} {scale}{'-scale' if scale == 'paper' else ''} experiments"
         for scale, ran in by_scale.items()

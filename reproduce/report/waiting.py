@@ -51,7 +51,7 @@ def waiting_rows(method: str, findings: Sequence[Finding], timing: Timing | None
             command=repeat.of_experiment(method, finding) if finding.n_planned else "",
         )
         for finding in findings
-        if not finding.results
+        if not finding.ran
     )
 
 

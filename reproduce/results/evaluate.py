@@ -179,6 +179,16 @@ class Finding:
         return len({result.id for result in self.results})
 
     @property
+    def ran(self) -> bool:
+        """Whether anything can be judged: what only chooses, or is another experiment's as well, is not enough."""
+        return any(arm.chosen is not None for task in self.tasks.values() for arm in task.runs.arms.values())
+
+    @property
+    def n_done(self) -> int:
+        """How many of the planned Runs have a Result."""
+        return sum(task.runs.done for task in self.tasks.values())
+
+    @property
     def n_planned(self) -> int:
         return sum(task.runs.planned for task in self.tasks.values())
 
@@ -215,10 +225,20 @@ def finding(name: str, experiment: Experiment, tasks: Mapping[str, TaskFinding])
         name=name,
         experiment=experiment,
         tasks=tasks,
-        verdicts=tuple(_with_collapses(verdict, tasks) for verdict in judge_experiment(experiment, runs, stand_ins)),
+        verdicts=tuple(
+            _with_collapses(_with_its_p(verdict, experiment, tasks), tasks)
+            for verdict in judge_experiment(experiment, runs, stand_ins)
+        ),
         datasets=datasets,
         over_tasks=over_tasks(runs),
     )
+
+
+def _with_its_p(verdict: Verdict, experiment: Experiment, tasks: Mapping[str, TaskFinding]) -> Verdict:
+    """One comparison has one p: a gap to the baseline that of its row, adjusted over the arms of the table."""
+    claim = verdict.claim
+    row = tasks[claim.task].row(claim.metric, claim.arm) if claim.over == experiment.baseline else None
+    return replace(verdict, p_adjusted=row.p_holm) if row is not None and row.p_holm is not None else verdict
 
 
 def _with_collapses(verdict: Verdict, tasks: Mapping[str, TaskFinding]) -> Verdict:

@@ -135,6 +135,17 @@ class TaskRuns:
         )
 
     @property
+    def done(self) -> int:
+        """How many of these have a Result; seeds beyond the planned ones are not among them."""
+        return sum(
+            len(point.results.keys() & {*arm.choosing})
+            + (0 if arm.choosing and point.params != chosen else len(point.results.keys() & {*arm.planned}))
+            for arm in self.arms.values()
+            for chosen in [arm.chosen.params if arm.chosen else None]
+            for point in arm.points
+        )
+
+    @property
     def metric(self) -> str | None:
         """The task's own metric, like "error"; None when nothing has run."""
         names = {result.metric for result in self.results}
@@ -237,12 +248,15 @@ def _match_task(
         choosing = experiment.choosing_seeds_of(arm_name)
         others = experiment.choosing_seeds  # which are judged in no arm
         chooses = bool(choosing) and arm.chooses
-        best, chosen_by, on_test = _choose([_only(p, choosing) if chooses else _without(p, others) for p in points])
+        planned = experiment.seeds_of(arm_name)
+        asked = [_only(point, choosing if chooses else planned) for point in points]
+        if not chooses and not any(point.results for point in asked):
+            asked = [_without(point, others) for point in points]
+        best, chosen_by, on_test = _choose(asked)
         if best is not None and chooses:
             chosen_by += f", on seeds {', '.join(map(str, choosing))}, which are not judged"
         counting = [_without(point, others) for point in points if best and point.params == best.params]
         judged = counting[0] if counting and counting[0].results else None
-        planned = experiment.seeds_of(arm_name)
         arms[arm_name] = ArmRuns(arm_name, arm, points, judged, chosen_by, on_test, planned, choosing)
     arms = {name: _against_zero(arm, arms.get(experiment.baseline or "")) for name, arm in arms.items()}
     notes += _mixed_devices(kept)

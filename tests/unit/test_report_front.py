@@ -85,7 +85,7 @@ def written(found, output):
 def test_the_page_holds_the_answer_the_matrix_and_links(found, tmp_path):
     text = written(found, tmp_path / "reports")
     assert text.startswith("# ")
-    assert text.index(BEGIN) < text.index("1 of 3 arms on digits (1 better) differ") < text.index(END)
+    assert text.index(BEGIN) < text.index("1 of 3 arms on digits (1 better: ") < text.index(END)
     assert "| PER \\| exact &lt;!-- /answer --> | [per](per.md) |" in text
     assert text.count(END) == 1
     assert "[LaTeX](data/per.tex)" in text

@@ -120,9 +120,12 @@ def test_no_kind_of_verdict_is_lost_from_the_sentence():
 def test_the_sentence_on_columns_counts_both_sides_after_the_adjustment(column):
     assert differing(column) == (1, 1, 4)
     words = replace(column, task=replace(column.task, runs=replace(column.task.runs, task_name="words")))
-    assert columns_answer([column]) == "Under one budget, 2 of 4 arms on digits (1 better, 1 worse) differ from “none”."
+    assert (
+        columns_answer([column])
+        == "Under one budget, 2 of 4 arms on digits (1 better: BN; 1 worse: QAct) differ from “none”."
+    )
     assert columns_answer([column, words]) == (
-        "Under one budget, 2 of 4 arms on digits (1 better, 1 worse) and 2 of 4 on words (1 better, 1 worse) differ "
+        "Under one budget, 2 of 4 arms on digits (1 better: BN; 1 worse: QAct) and 2 of 4 on words (1 better: BN; 1 worse: QAct) differ "
         "from “none”."
     )
     assert columns_answer([]) == ""
@@ -135,7 +138,7 @@ def test_one_arm_differs_and_none_differ(files, results):
     )
     kept = {name: files[name] for name in ("vanilla", "batchnorm")}
     assert columns_answer(columns(kept, ResultIndex(results))) == (
-        "Under one budget, 1 of 1 arm on digits (1 better) differs from “none”."
+        "Under one budget, 1 of 1 arm on digits (1 better: BN) differs from “none”."
     )
     assert columns_answer(columns(kept, ResultIndex([]))) == ""
 
