@@ -120,13 +120,10 @@ def test_no_kind_of_verdict_is_lost_from_the_sentence():
 def test_the_sentence_on_columns_counts_both_sides_after_the_adjustment(column):
     assert differing(column) == (1, 1, 4)
     words = replace(column, task=replace(column.task, runs=replace(column.task.runs, task_name="words")))
-    assert (
-        columns_answer([column])
-        == "Under one budget, 2 of 4 arms on digits (1 better: BN; 1 worse: QAct) differ from “none”."
-    )
+    sides = "(1 better: BN; 1 worse: QAct)"
+    assert columns_answer([column]) == f"Under one budget, 2 of 4 arms on digits {sides} differ from “none”."
     assert columns_answer([column, words]) == (
-        "Under one budget, 2 of 4 arms on digits (1 better: BN; 1 worse: QAct) and 2 of 4 on words (1 better: BN; 1 worse: QAct) differ "
-        "from “none”."
+        f"Under one budget, 2 of 4 arms on digits {sides} and 2 of 4 on words {sides} differ from “none”."
     )
     assert columns_answer([]) == ""
 

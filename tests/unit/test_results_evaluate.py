@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands, pages
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm, Cell, Experiment, TaskSpec, cells
+from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, TaskSpec, cells
 from reproduce.results import evaluate
 from reproduce.results.columns import columns
 from reproduce.results.match import ResultIndex
@@ -141,3 +141,28 @@ def result_of(run: PlannedRun, make_result: Any) -> Result:
     )
     result: Result = make_result(cell, 7.0 + config.seed, 7.0)
     return result.model_copy(update={"config": config, "id": config.id, "defaults": run.defaults})
+
+
+def test_one_comparison_has_one_p(make_experiment: Callable[..., Experiment], make_results: Any) -> None:
+    """That of its row, beside a claim as well; claims of other gaps have their own family."""
+    plain = make_experiment()
+    (task,) = plain.tasks
+    claims = tuple(
+        Claim(task=task, arm="per", over=over, metric="test.error", direction="lower", source="Table 1")
+        for over in ("vanilla", "batchnorm")
+    )
+    experiment = make_experiment(claims=claims)
+    found = evaluate.evaluate("t", experiment, ResultIndex(make_results(experiment)))
+    own, others = 0, 0
+    for verdict in found.verdicts:
+        claim = verdict.claim
+        if claim.over is None or verdict.p_adjusted is None:
+            continue
+        row = found.tasks[claim.task].row(claim.metric, claim.arm)
+        if claim.over == experiment.baseline:
+            assert verdict.p_adjusted == row.p_holm
+            own += 1
+        else:
+            others += 1
+    assert own
+    assert others

@@ -215,6 +215,18 @@ def test_a_recipe_is_chosen_like_a_coefficient(make_experiment, make_result):
         make_experiment(arms={"vanilla": Arm(recipe_grid={"learning_rate": ("fast",)})}, claims=())
 
 
+def test_seeds_that_only_one_point_has_do_not_choose_it(make_experiment, make_result):
+    """Another experiment may have run more seeds of it; the choice is among points on the seeds that all were given."""
+    grid = {"strength": (0.1, 0.2)}
+    experiment = make_experiment(arms={"per": Arm(method="per", grid=grid)}, baseline=None, seeds=(1, 2), claims=())
+    validation = {0.1: 6.0, 0.2: 5.0}
+    results = [make_result(cell, 7.0, validation[cell.params["strength"]]) for cell in cells(experiment)]
+    more = [cell for cell in cells(experiment, (3, 4, 5)) if cell.params["strength"] == 0.1]
+    task = matched(experiment, [*results, *(make_result(cell, 7.0, 1.0) for cell in more)])
+    assert task.arms["per"].chosen_grid == {"strength": 0.2}
+    assert (task.done, task.planned) == (4, 4)
+
+
 def test_runs_from_another_start_are_another_arms(make_experiment, make_result):
     arms = {"vanilla": Arm(), "started": Arm(start="variance_preserving_init")}
     experiment = make_experiment(arms=arms, baseline="vanilla", claims=())
