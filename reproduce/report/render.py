@@ -21,6 +21,7 @@ from reproduce.report.numbers import metric_text
 from reproduce.report.svg import rules_once
 
 RIGHT_TO_LEFT = r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+TAG = re.compile(r"<(?=[A-Za-z/])")
 APART = re.compile(rf"“(?P<name>[^”]+)”|(?P<words>{RIGHT_TO_LEFT}+(?:[\W_]+{RIGHT_TO_LEFT}+)*)")
 
 
@@ -66,7 +67,7 @@ def write(path: Path, text: str) -> None:
 
 def filled(template: str, content: Mapping[str, Any]) -> str:
     """A filled template without trailing spaces and without runs of empty lines."""
-    text = rules_once(_environment().get_template(template).render(content))
+    text = rules_once(_environment(template.endswith(".md.j2")).get_template(template).render(content))
     lines = [line.rstrip() for line in text.splitlines()]
     kept = [line for index, line in enumerate(lines) if line or (index and lines[index - 1])]
     return "\n".join(kept).strip() + "\n"
@@ -81,9 +82,15 @@ def _apart(found: re.Match[str]) -> str:
     return f"“<bdi>{found['name']}</bdi>”" if found["name"] else f"<bdi>{found['words']}</bdi>"
 
 
+def _without_tags(value: Any) -> Any:
+    """What is put into Markdown begins no HTML; a card's own Markdown is put in `as_written`."""
+    return TAG.sub("&lt;", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @cache
-def _environment() -> jinja2.Environment:
+def _environment(is_markdown: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
+        finalize=_without_tags if is_markdown else None,
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=jinja2.StrictUndefined,
@@ -93,6 +100,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["markdown"] = lambda text: Markup(to_html(text))
     environment.filters["inline"] = lambda text: Markup(inline(text))
     environment.filters["isolated"] = isolated
+    environment.filters["as_written"] = Markup
+    environment.filters["cell"] = tables.pipe_safe
     environment.filters["label"] = counts.label
     environment.filters["metric"] = metric_text
     environment.filters["pipes"] = tables.markdown

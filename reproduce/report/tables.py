@@ -196,14 +196,14 @@ def difference_heading(task: TaskFinding) -> str:
 def markdown(table: TextTable) -> str:
     """A pipe table; numbers to the right."""
     lines = [
-        "| " + " | ".join(map(_pipe_safe, table.columns)) + " |",
+        "| " + " | ".join(map(pipe_safe, table.columns)) + " |",
         "|" + "|".join(":---" if column in TO_THE_LEFT else "---:" for column in table.columns) + "|",
     ]
-    lines += ["| " + " | ".join(map(_pipe_safe, row)) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(map(pipe_safe, row)) + " |" for row in table.rows]
     return "\n".join(lines)
 
 
-def _pipe_safe(value: str) -> str:
+def pipe_safe(value: str) -> str:
     return value.replace("|", "\\|").replace("\n", " ")
 
 
