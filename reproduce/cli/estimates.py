@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,24 @@ HOW_TO_TIME = "`plan --pilot` times some steps of each kind"
 
 
 def known_times(results: Iterable[Result], runs: Path) -> Estimates:
-    """What Results, pilots on this machine and committed benches say of step times."""
+    """What Results, pilots on this machine and committed benches say of step times; a damaged file stops none."""
     from reproduce.training.estimate import Estimates
 
-    return Estimates(results, [*BENCHES.glob("*.json"), *(runs / "pilots").glob("*.json")])
+    files = [*BENCHES.glob("*.json"), *(runs / "pilots").glob("*.json")]
+    return Estimates(results, [file for file in files if _can_be_read(file)])
+
+
+@cache
+def _can_be_read(file: Path) -> bool:
+    """Said once where it cannot."""
+    from reproduce.training.estimate import read_step_times
+
+    try:
+        read_step_times(file)
+    except UserError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def pilot_file(runs: Path, kind: str) -> Path:

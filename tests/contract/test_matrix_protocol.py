@@ -35,7 +35,7 @@ def test_the_recipe_is_the_one_that_was_chosen_for_vanilla(name: str, evidence: 
         assert waiting.results == []
         return
     arm, beyond = task.arms["vanilla"], task.arms.get("beyond")
-    assert all(len(point.completed) == len(tuning.seeds) for point in arm.points)
+    assert all({*tuning.seeds} <= point.completed.keys() for point in arm.points)
     assert arm.chosen is not None
     assert not arm.chosen_on_test
     assert column.recipe == tuning.recipe_of(tuning.arms[arm.name], arm.chosen.params)

@@ -22,8 +22,8 @@ from reproduce.bench.side_by_side import RunsAtOnce, measure, recommended_jobs
 from reproduce.bench.tiny_tasks import CPU, PROBLEMS
 from reproduce.bench.waits import forbidden_waits
 from reproduce.bench.workloads import BASELINE, networks
-from reproduce.cli.campaign import in_file_names
 from reproduce.cli.commands import app
+from reproduce.cli.estimates import in_file_names
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.sites import ROLES
 from reproduce.results.record import device_kind

@@ -207,3 +207,15 @@ def test_arms_and_tasks_that_do_not_meet_are_said() -> None:
     experiments = chosen.chosen_experiments("per", "paper", "")
     with pytest.raises(UserError, match=r"^--arms 'vcl' --tasks 'lstm': nothing to train: "):
         campaign.planned_runs(experiments, "", "", "vcl", "lstm")
+
+
+def test_a_damaged_file_of_step_times_is_said_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "BENCHES", tmp_path)
+    (tmp_path / "device.json").write_text("{", "utf-8")
+    for _ in range(2):
+        assert estimates.known_times([], tmp_path / "runs").devices == []
+    said = capsys.readouterr().err
+    assert said.count("passed over:") == said.count("\n") == 1
+    assert "device.json: no file of step times" in said

@@ -293,7 +293,7 @@ def test_the_page_holds_together_and_has_every_method(methods, column, tmp_path)
         assert piece in text
     assert "<bdi>PER, &lt;sliced&gt;</bdi>" in page
     assert "| [Projected Error Function Regularization](per.md) | – | PER: −0.02 [" in text
-    assert "PER, <sliced>: +0.03 [" in text
+    assert "PER, &lt;sliced>: +0.03 [" in text
     assert "**−1.00 [" in text
     assert not re.search(r"\bnan\b|None\b|Undefined", page.partition("</style>")[2] + text)
 
