@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reproduce.cli import chosen
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.identity import RunConfig, Start
 from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
@@ -213,3 +214,9 @@ def per_findings(card_folder: Path) -> Callable[..., MethodFindings]:
         return MethodFindings(MethodFolder(name, card_folder), findings)
 
     return evaluated
+
+
+@pytest.fixture
+def no_evidence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands that read the committed Results, which takes seconds, find none."""
+    monkeypatch.setattr(chosen, "EVIDENCE", tmp_path / "no evidence")

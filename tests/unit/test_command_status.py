@@ -29,6 +29,9 @@ CHOICE = ["per", "--only", "quick_digits"]
 PATIENCE = 120.0  # seconds, for a busy machine
 
 
+pytestmark = pytest.mark.usefixtures("no_evidence")
+
+
 def asked(runs: Path, *arguments: str) -> Any:
     return CliRunner().invoke(commands.app, ["status", *arguments, "--runs", str(runs)], env={"COLUMNS": "80"})
 

@@ -104,6 +104,7 @@ def planned(command):
     return json.loads(done.stdout)
 
 
+@pytest.mark.usefixtures("no_evidence")
 def test_the_command_of_a_row_plans_its_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = find_method("per")

@@ -13,7 +13,7 @@ verdicts = importlib.util.module_from_spec(SPEC)
 sys.modules["verdicts"] = verdicts
 SPEC.loader.exec_module(verdicts)
 
-COUNT = 300
+COUNT = 180
 FAMILIES = 80  # each holds several comparisons of arms, and is as long to judge
 JUDGED = {(name, n) for name, _, n, *_ in verdicts.REQUIRED if n == 3}
 
