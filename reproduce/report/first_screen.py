@@ -16,15 +16,6 @@ from reproduce.results.evaluate import Finding, MethodFindings
 
 
 @dataclass(frozen=True)
-class Citation:
-    """What a reader copies: the first entry, and the others."""
-
-    first: str
-    others: str
-    n_others: int
-
-
-@dataclass(frozen=True)
 class FirstScreen:
     """Everything that it says."""
 
@@ -35,7 +26,7 @@ class FirstScreen:
     forest: Forest | None
     trust: list[tuple[str, str]]
     commands: tuple[str, ...]
-    citation: Citation | None
+    citations: tuple[str, ...]  # BibTeX, the method's own paper first
 
 
 def first_screen(
@@ -55,7 +46,7 @@ def first_screen(
         forest=forest(method, others, columns),
         trust=trust(findings, problems),
         commands=repeat.of_method(method.folder, findings),
-        citation=citation(card.sections.get("Citation", "")),
+        citations=tuple(entry.bibtex for entry in card.citations) if "Citation" in card.sections else (),
     )
 
 
@@ -69,14 +60,3 @@ def first_sentence(text: str) -> str:
 def _after(sentence: str, text: str) -> str:
     paragraph, _, rest = text.partition("\n\n")
     return rest.strip() if " ".join(paragraph.split()) == sentence else text
-
-
-def citation(section: str) -> Citation | None:
-    """The BibTeX entries of a card, or its paragraphs without marks; None where it cites nothing."""
-    fenced = re.findall(r"^```\w*\n(.*?)^```", section, flags=re.M | re.S)
-    text = "\n".join(fenced).strip() if fenced else re.sub(r"(?<!\w)[*_]|[*_](?!\w)", "", section).strip()
-    if not text or text.lower().startswith("none"):
-        return None
-    entries = re.split(r"\n+(?=@)", text) if fenced else [" ".join(one.split()) for one in re.split(r"\n\s*\n", text)]
-    first, *others = (entry.strip() for entry in entries)
-    return Citation(first, "\n\n".join(others), len(others))

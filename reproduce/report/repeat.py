@@ -29,7 +29,7 @@ def of_arm(method: str, finding: Finding, task: TaskFinding, arm: ArmRuns) -> st
 def of_method(folder: MethodFolder, findings: Iterable[Finding]) -> tuple[str, ...]:
     """From a checkout to a page; then what ran here, scale by scale."""
     first = [f"make reproduce-{folder.name}"] if folder.path.parent == METHODS else []
-    scales = dict.fromkeys(finding.experiment.scale for finding in findings if finding.results)
+    scales = dict.fromkeys(finding.experiment.scale for finding in findings if finding.ran)
     return (*first, *(_line("reproduce", "run", folder.name, "--scale", scale) for scale in scales or ("quick",)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reproduce.experiment.schema import Experiment
 from reproduce.report.counts import Tally, kind_of
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
 from reproduce.report.tables import baseline_label
@@ -231,8 +232,13 @@ def waiting_sentence(finding: Finding) -> str:
         n_tasks = f"{len(waiting)} tasks, " if len(waiting) > 1 else ""
         able = [f"“{arm.label or name}”" for name, arm in arms.items() if not arm.pending]
         text = f"Nothing has run yet. {n_tasks}{planned}" + (f", with the arms {', '.join(able)}." if able else ".")
+    return " ".join((text, *pending_sentences(finding.experiment)))
+
+
+def pending_sentences(experiment: Experiment) -> tuple[str, ...]:
+    """Which arms cannot run yet, and why."""
     reasons: dict[str, list[str]] = {}
-    for name, arm in arms.items():
+    for name, arm in experiment.arms.items():
         if arm.pending:
             reasons.setdefault(arm.pending, []).append(f"“{arm.label or name}”")
-    return text + "".join(f" Not possible yet: {', '.join(names)} ({reason})." for reason, names in reasons.items())
+    return tuple(f"Not possible yet: {', '.join(names)} ({reason})." for reason, names in reasons.items())

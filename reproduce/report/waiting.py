@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from reproduce.experiment.schema import Cell, Experiment, cells
 from reproduce.report import repeat
 from reproduce.report.numbers import NOTHING
+from reproduce.report.sentences import pending_sentences
 from reproduce.report.tables import TextTable
 from reproduce.results.evaluate import Finding
 
@@ -47,7 +48,7 @@ def waiting_rows(method: str, findings: Sequence[Finding], timing: Timing | None
             size=_size(finding.experiment),
             runs=str(finding.n_planned) if finding.n_planned else NOTHING,
             hours=_hours(finding, timing),
-            pending=_pending(finding.experiment),
+            pending=pending_sentences(finding.experiment),
             command=repeat.of_experiment(method, finding) if finding.n_planned else "",
         )
         for finding in findings
@@ -73,19 +74,12 @@ def _hours(finding: Finding, timing: Timing | None) -> str:
     known = [seconds for seconds in found if seconds is not None]
     if timing is None or not known:
         return UNKNOWN
-    hours = sum(known) / 3600
+    share = finding.n_planned / len(found)  # where further seeds choose, only the chosen point is trained on the others
+    hours = share * sum(known) / 3600
+    unknown = round(share * (len(found) - len(known)))
     text = f"about {hours:.1f}" if hours >= SHORTEST else f"less than {SHORTEST}"
-    rest = f"; {len(found) - len(known)} runs of unknown length" if len(known) < len(found) else ""
+    rest = f"; {unknown} runs of unknown length" if unknown else ""
     return f"{text} on one worker, {timing.device}{rest}"
-
-
-def _pending(experiment: Experiment) -> tuple[str, ...]:
-    """Which arms cannot run yet, and why."""
-    reasons: dict[str, list[str]] = {}
-    for name, arm in experiment.arms.items():
-        if arm.pending:
-            reasons.setdefault(arm.pending, []).append(f"“{arm.label or name}”")
-    return tuple(f"Not possible yet: {', '.join(names)} ({reason})." for reason, names in reasons.items())
 
 
 def waiting_table(rows: Sequence[WaitingRow]) -> TextTable:

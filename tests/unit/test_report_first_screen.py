@@ -9,9 +9,9 @@ import pytest
 
 from reproduce.cli.pages import timing_of
 from reproduce.experiment.folder import METHODS, MethodFolder
-from reproduce.experiment.schema import Claim, Recipe, cells
+from reproduce.experiment.schema import Arm, Claim, Recipe, cells
 from reproduce.report.counts import tallies
-from reproduce.report.first_screen import citation, first_sentence
+from reproduce.report.first_screen import first_sentence
 from reproduce.report.forest import MOST, WIDTH, forest, ticks
 from reproduce.report.page import write_page
 from reproduce.report.provenance import deviations
@@ -57,19 +57,6 @@ def test_every_card_begins_with_one_line(path):
     idea = path.read_text("utf-8").partition("## Idea")[2].strip()
     assert first_sentence(idea) == " ".join(idea.split("\n\n")[0].split())
     assert len(first_sentence(idea)) < 150
-
-
-def test_citations_are_ready_to_copy():
-    assert citation("None: there is no paper.") is None
-    assert citation("") is None
-    prose = citation("A. Name. *A title.* 2020.\n\nB. Name. *Another\ntitle.* 2021.")
-    assert (prose.first, prose.others, prose.n_others) == (
-        "A. Name. A title. 2020.",
-        "B. Name. Another title. 2021.",
-        1,
-    )
-    entries = citation("Cite it:\n```bibtex\n@a{x,\n  year = {1}\n}\n\n@b{y_z_*}\n```\n")
-    assert (entries.first, entries.others) == ("@a{x,\n  year = {1}\n}", "@b{y_z_*}")
 
 
 def test_a_reduced_experiment_points_and_neither_holds_nor_fails(found):
@@ -200,6 +187,29 @@ def test_what_waits_is_one_table_with_hours_where_they_are_known(make_experiment
     hour = Timing("cpu", lambda cell: None if cell.method == "per" else 3600.0)
     (waiting,) = waiting_rows("per", found(results=False).findings, hour)
     assert waiting.hours == "about 6.0 on one worker, cpu; 6 runs of unknown length"
+
+
+def test_hours_are_of_what_will_be_trained(found):
+    """Where further seeds choose, the others are trained at one point of a grid only: 4 of 6 runs of PER here."""
+    arms = {"per": Arm(method="per", grid={"strength": (0.1, 0.2)})}
+    changes = {"arms": arms, "baseline": None, "seeds": (1, 2), "choosing_seeds": (8,), "claims": ()}
+    (waiting,) = waiting_rows("per", found(results=False, **changes).findings, Timing("cpu", lambda cell: 3600.0))
+    assert (waiting.runs, waiting.hours) == ("4", "about 4.0 on one worker, cpu")
+
+
+def test_all_entries_of_a_card_are_ready_to_copy(found, tmp_path):
+    method = found()
+    card = method.folder.path / "card.md"
+    before = card.read_text("utf-8")
+    second = "@article{other2021,\n  author = {A},\n  title = {B_z_*},\n  year = {2021},\n  doi = {10.1234/b}\n}"
+    try:
+        card.write_text(f"{before}\n```bibtex\n{second}\n```\n", "utf-8")
+        path = write_page(method, [], tmp_path)
+    finally:
+        card.write_text(before, "utf-8")
+    page = html.unescape(path.read_text("utf-8"))
+    assert f'<summary>1 more</summary><pre tabindex="0">{second}</pre>' in page
+    assert second in path.with_suffix(".md").read_text("utf-8")
 
 
 def test_hours_come_from_the_step_times_of_results(make_experiment, make_results):
