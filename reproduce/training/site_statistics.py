@@ -192,7 +192,7 @@ def _sorted(values: Tensor) -> Tensor:
     return values.sort(dim=1).values
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # of as many widths as a network has; wide maps take megabytes
 def _directions(width: int, device: torch.device) -> Tensor:
     """PROJECTIONS unit vectors, (width, PROJECTIONS), the same in every Run: no generator of the Run is asked."""
     drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((PROJECTIONS, width))
