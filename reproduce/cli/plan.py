@@ -70,7 +70,7 @@ def plan(
 
     allowed = parse_budget(budget)
     experiments = chosen_experiments(method, scale, only)
-    sealed, _ = local_results(runs)
+    sealed, _ = local_results(runs, briefly=True)
     planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
