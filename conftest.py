@@ -41,6 +41,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+torch.set_num_threads(1)  # for fixtures of a module, which come before those of a test
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """As `make test` has it: small tensors are fastest so, and one number of threads gives the same last bits."""

@@ -100,7 +100,7 @@ def publish(
             n_missing += 1
         elif not target.exists():
             try:
-                copy_result(source, target)
+                copy_result(source, target, of_run=planned_run.id)
                 n_new += 1
             except ResultError as error:
                 problems.append(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from reproduce.results.evaluate import MethodFindings
     from reproduce.training.agenda import Agenda
     from reproduce.training.run import RunSettings
+    from reproduce.training.workers import Failure
 
 HELP = f"Train what is not sealed yet, judge the claims, write the page. {ORDER}"
 
@@ -107,7 +108,7 @@ def run(
     warn_of_slow_precision(missing, workers.device)
     wanted = {run.id: run for run in planned}
     trained: list[Result] = []
-    failures: list[str] = []
+    failures: list[Failure] = []
     end = None if allowed is None else started + allowed
     while True:
         timer = Timer(known_times([*sealed, *evidence, *trained], runs), settings)
@@ -117,6 +118,9 @@ def run(
             trained += found
             if agenda.left and not agenda.n_started and not trained and not failures:
                 raise UserError(too_short(budget, agenda))
+        reasons = {failure.reason for failure in failures}
+        if len(reasons) == 1 and failures[0].is_bad_input and not trained and not ids & wanted.keys():
+            raise UserError(reasons.pop())
         if failures or agenda.left:
             break
         if trained and any(one.choosing_seeds for of_method in experiments.values() for one in of_method.values()):
@@ -141,7 +145,7 @@ def run(
     hear = evaluated.append if as_json else _print_summary
     pages = write_pages(experiments, results, problems, runs / "report", hear, experiments_known(), address=in_runs)
     if as_json:
-        print(answer(wanted.values(), results, failures, evaluated, pages, runs).model_dump_json(indent=1))
+        print(answer(wanted.values(), results, [*map(str, failures)], evaluated, pages, runs).model_dump_json(indent=1))
     else:
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
@@ -149,8 +153,24 @@ def run(
             print(f"{len(agenda.left)} runs did not fit into {budget}: the same command goes on with them")
         for path in pages if len(pages) <= 3 else pages[-1:]:
             print(f"page: {path}")
+        for line in _said_of(failures, len(wanted)):
+            print(line, file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def _said_of(failures: Sequence[Failure], n_runs: int) -> list[str]:
+    """What failed, by its reason, after all that went well."""
+    if not failures:
+        return []
+    by_reason: dict[str, list[str]] = {}
+    for failure in failures:
+        by_reason.setdefault(failure.reason, []).append(failure.label)
+    lines = [f"{len(failures)} of {n_runs} runs failed; the same command tries them again"]
+    for reason, labels in by_reason.items():
+        others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        lines.append(f"  {labels[0]}{others}: {reason}")
+    return lines
 
 
 def _check_looks(until_decided: bool, max_seeds: int, seeds: str) -> None:
@@ -162,8 +182,8 @@ def _check_looks(until_decided: bool, max_seeds: int, seeds: str) -> None:
 
 def _train(
     agenda: Agenda, workers: Workers, settings: RunSettings, timer: Timer, end: float | None, quiet: bool
-) -> tuple[list[Result], list[str]]:
-    """The Results of what was trained, and a line for each Run that failed.
+) -> tuple[list[Result], list[Failure]]:
+    """The Results of what was trained, and what failed.
 
     Args:
         end: of the budget, on the monotonic clock.
@@ -172,13 +192,13 @@ def _train(
     from reproduce.cli.remaining import Remaining
     from reproduce.cli.terminal import console
     from reproduce.training import workers as side_by_side
-    from reproduce.training.engines import engine_for
+    from reproduce.training.engines import engine_for, stopped_by_signals
     from reproduce.training.side_by_side import Room
 
     n_runs = len(agenda.waiting)
     engine, room = engine_for(workers.how, n_runs), Room(workers.how.jobs, workers.how.free_bytes)
     remaining = Remaining(agenda.waiting, timer, lambda: room.places, end)
-    with reporter(n_runs, console(), remaining, quiet) as progress:
+    with stopped_by_signals(), reporter(n_runs, console(), remaining, quiet) as progress:
         return side_by_side.run_all(agenda, settings, engine, room, progress, timer.learn)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.experiment.identity import canonical_json
+from reproduce.results.durable import move_flushed, write_flushed
 from reproduce.results.record import SCHEMA_VERSION, Result
 from reproduce.results.store import ResultError, checked, place_result, read_content, read_result
 
@@ -54,8 +55,8 @@ def write_packs(paths: Iterable[Path], folder: Path, largest: int = LARGEST) -> 
         of_several = f"-part{number}of{len(parts)}" if len(parts) > 1 else ""
         files.append(folder / f"results-{len(lines)}-{which}{of_several}{SUFFIX}")
         temporary = folder / f"{files[-1].name}.{os.getpid()}.tmp"
-        temporary.write_bytes(part)
-        temporary.replace(files[-1])
+        write_flushed(temporary, part)
+        move_flushed(temporary, files[-1])
     return files, len(lines), problems
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from reproduce.errors import first_problem
 from reproduce.experiment.identity import canonical_json
+from reproduce.results.durable import move_flushed, write_flushed
 from reproduce.results.memory import collector_paused
 from reproduce.results.record import SCHEMA_VERSION, Result
 from reproduce.results.spelling import content_of, spelled
@@ -20,6 +21,10 @@ from reproduce.results.spelling import content_of, spelled
 
 class ResultError(Exception):
     """A Result file that cannot be trusted; the message names the file and the reason."""
+
+
+class NewerResult(ResultError):
+    """A Result that a newer suite has sealed: not damaged, and not to be trained again."""
 
 
 def _sealed_text(content: dict[str, Any]) -> str:
@@ -32,21 +37,24 @@ def _seal_of(content: dict[str, Any]) -> str:
 
 
 def write_result(result: Result, path: Path) -> Result:
-    """Seal ``result`` and put it at ``path`` in one step: a crash leaves nothing there."""
+    """Seal ``result`` and put it at ``path`` in one step, onto the disk: a crash before leaves nothing there."""
     content = json.loads(result.model_dump_json())
     content["seal"] = _seal_of(content)
     return place_result(content, path)
 
 
-def copy_result(source: Path, target: Path) -> Result:
+def copy_result(source: Path, target: Path, of_run: str | None = None) -> Result:
     """Put the Result at ``source`` to ``target`` in today's spelling, with the seal that it has.
 
     A Result of before may lack names that today's have: it is copied as it is, not sealed anew.
 
     Raises:
-        ResultError: as `read_result`.
+        ResultError: as `read_result`, and where it is not of the run of that id.
     """
-    return place_result(read_content(source), target)
+    content = read_content(source)
+    if of_run is not None and content["id"] != of_run:
+        raise ResultError(f"{source}: holds the Result of run {content['id']}, expected {of_run}")
+    return place_result(content, target)
 
 
 def respell(path: Path) -> Result:
@@ -86,7 +94,8 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
         raise ResultError(f"{where}: not a readable Result ({error})") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
-        raise ResultError(f"{where}: schema version {found}, expected {SCHEMA_VERSION}")
+        kind = NewerResult if isinstance(found, int) and found > SCHEMA_VERSION else ResultError
+        raise kind(f"{where}: schema version {found}, expected {SCHEMA_VERSION}")
     if content.get("seal") != digest:
         raise ResultError(f"{where}: its seal does not match its content; it was edited or damaged after the run")
     try:
@@ -108,12 +117,12 @@ def _read(path: Path) -> tuple[dict[str, Any], Result]:
 
 
 def place_result(content: dict[str, Any], path: Path) -> Result:
-    """Put sealed content to ``path`` in one step, in today's spelling; errors as `read_result`."""
+    """Put sealed content to ``path`` in one step, in today's spelling, and onto the disk; errors as `read_result`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(spelled(content), "utf-8")
+    write_flushed(temporary, spelled(content).encode())
     sealed = read_result(temporary)
-    temporary.replace(path)
+    move_flushed(temporary, path)
     return sealed
 
 

@@ -77,6 +77,12 @@ class Agenda:
             self.waiting.insert(0, job.run)
             self.n_started -= 1
 
+    def put_last(self, job: Job) -> None:
+        """It cannot be done now: all that waits comes before it."""
+        self.put_back(job)
+        if not job.pilot:
+            self.waiting.append(self.waiting.pop(0))
+
     def _start(self, run: PlannedRun) -> Job:
         self.waiting.remove(run)
         self.n_started += 1

@@ -9,9 +9,10 @@ import os
 import queue
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -25,6 +26,8 @@ from reproduce.training.run import RunSettings
 from reproduce.training.side_by_side import SideBySide
 from reproduce.training.workers import Desk, Engine, Found, News, Work
 
+ORPHAN_SECONDS = 0.5  # between an idle worker's looks for its parent
+
 
 def engine_for(how: SideBySide, n_runs: int) -> Engine:
     """Threads or processes, as arranged, and no more of them than there are Runs."""
@@ -32,53 +35,100 @@ def engine_for(how: SideBySide, n_runs: int) -> Engine:
     return Threads(n_workers) if how.in_threads else Processes(n_workers)
 
 
-class _Pool:
-    """An Engine on one of Python's pools: the pool's workers reach this process by a queue and an event."""
+@dataclass
+class _Worker:
+    """A pool of one process, and the queue by which it tells news: what dies takes nobody's lock with it."""
 
-    def __init__(self, pool: Executor, news: Any, stop: Any) -> None:
-        self.pool, self._news, self._stop = pool, news, stop
+    pool: ProcessPoolExecutor
+    news: Any
+    given: Future[Any] | None = None  # the last thing to do
+
+    @property
+    def is_free(self) -> bool:
+        return self.given is None or self.given.done()
+
+    @property
+    def is_dead(self) -> bool:
+        if self.given is None or not self.given.done() or self.given.cancelled():
+            return False
+        return isinstance(self.given.exception(), BrokenExecutor)
+
+
+class Processes:
+    """An Engine of worker processes, each with its share of the cores.
+
+    Each is a pool of its own, since Python's pools end all their processes when one has died; and it shares no lock
+    with the others, which one that is killed would take with it.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._stop = self._context.RawValue("b", 0)
+        self._workers = [self._worker() for _ in range(n_workers)]
+
+    def _worker(self) -> _Worker:
+        """It starts its process when it is first given something to do."""
+        news = self._context.Queue()
+        arguments = news, self._stop, os.getpid()
+        return _Worker(ProcessPoolExecutor(1, self._context, initializer=_start_process, initargs=arguments), news)
+
+    def start(self, work: Work[Found], run: PlannedRun, settings: RunSettings) -> Future[Found]:
+        place = next(place for place, worker in enumerate(self._workers) if worker.is_free)
+        if self._workers[place].is_dead:
+            self._replace(place)
+        with signals_blocked():  # a process may be started for it
+            try:
+                future = self._workers[place].pool.submit(_in_process, work, run, settings)
+            except BrokenExecutor:  # its process died with nothing to do
+                self._replace(place)
+                future = self._workers[place].pool.submit(_in_process, work, run, settings)
+        self._workers[place].given = future
+        return future
+
+    def _replace(self, place: int) -> None:
+        self._workers[place].pool.shutdown(wait=False)
+        self._workers[place] = self._worker()
 
     def news(self) -> Iterator[News]:
-        while True:
-            try:
-                yield self._news.get_nowait()
-            except queue.Empty:
-                return
+        for worker in self._workers:
+            yield from _read(worker.news)
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stop.value = 1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Processes(_Pool):
-    """A worker process each, with its share of the cores."""
-
-    def __init__(self, n_workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        news, stop = context.Queue(), context.Event()
-        arguments = news, stop, os.getpid()
-        pool = ProcessPoolExecutor(n_workers, context, initializer=_start_process, initargs=arguments)
-        super().__init__(pool, news, stop)
-
-    def start(self, work: Work[Found], run: PlannedRun, settings: RunSettings) -> Future[Found]:
-        with sigint_blocked():  # a process may be started for it
-            return self.pool.submit(_in_process, work, run, settings)
+def _read(news: Any) -> Iterator[News]:
+    """What lies in a queue."""
+    while True:
+        try:
+            yield news.get_nowait()
+        except queue.Empty:
+            return
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Process:
     """What a worker process knows of its parent."""
 
     desk: Desk
     parent: int
+    is_idle: bool = True
 
     def orphaned(self) -> bool:
         return os.getppid() != self.parent
+
+    def end_with_parent(self) -> None:
+        """An idle worker waits for work in a system call; one that trains writes its checkpoint first."""
+        while not (self.orphaned() and self.is_idle):
+            time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
 
 
 _process: _Process | None = None
@@ -87,12 +137,14 @@ _process: _Process | None = None
 def _start_process(news: Any, stop: Any, parent: int) -> None:
     global _process
     keep_freed_memory()
-    _process = _Process(Desk(news.put, lambda: stop.is_set() or os.getppid() != parent), parent)
+    _process = _Process(Desk(news.put, lambda: bool(stop.value) or os.getppid() != parent), parent)
+    threading.Thread(target=_process.end_with_parent, daemon=True).start()
 
 
 def _in_process(work: Work[Found], run: PlannedRun, settings: RunSettings) -> Found:
     if _process is None:
         raise RuntimeError("a worker process was not initialised")
+    _process.is_idle = False
     try:
         return work(run, settings, _process.desk)
     except Interrupted:
@@ -104,10 +156,12 @@ def _in_process(work: Work[Found], run: PlannedRun, settings: RunSettings) -> Fo
         gc.collect()
         torch.cuda.empty_cache()  # the other processes cannot reach what this one keeps for later
         raise
+    finally:
+        _process.is_idle = True
 
 
-class Threads(_Pool):
-    """A thread of this process each: for a GPU, where a Run's thread mostly waits in the driver, without Python's lock.
+class Threads:
+    """An Engine of threads of this process: on a GPU, a Run's thread mostly waits in the driver, without Python's lock.
 
     What threads of one process share, and who sees to it:
 
@@ -124,14 +178,28 @@ class Threads(_Pool):
     """
 
     def __init__(self, n_workers: int) -> None:
-        pool = ThreadPoolExecutor(n_workers, "run", initializer=torch.set_autocast_cache_enabled, initargs=(False,))
-        super().__init__(pool, queue.SimpleQueue(), threading.Event())
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        starts: dict[str, Any] = {"initializer": torch.set_autocast_cache_enabled, "initargs": (False,)}
+        self.pool = ThreadPoolExecutor(n_workers, "run", **starts)
         self.desk = Desk(self._news.put, self._stop.is_set)
         self.shared = n_workers > 1
 
     def start(self, work: Work[Found], run: PlannedRun, settings: RunSettings) -> Future[Found]:
         here = replace(settings, shares_process=self.shared)
         return self.pool.submit(_in_thread, functools.partial(work, run, here, self.desk))
+
+    def news(self) -> Iterator[News]:
+        return _read(self._news)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_thread(work: Callable[[], Found]) -> Found:
@@ -151,20 +219,44 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-@contextmanager
-def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT (Ctrl-C) in the processes that are started in here: the parent stops them, after a whole step.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's stop, a closed terminal
 
-    Raises:
-        KeyboardInterrupt: at the end, when SIGINT reached this process meanwhile.
-    """
-    received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """In here, what asks a process to stop interrupts it as Ctrl-C does; what it was told to ignore, it ignores."""
+    taken = {one: signal.getsignal(one) for one in STOPPING}
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    for one, handler in taken.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(one, interrupt)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, previous)
+        for one, handler in taken.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals that ask to stop in the processes that are started in here.
+
+    They reach a whole process group, and the parent stops its workers after a whole step.
+
+    Raises:
+        KeyboardInterrupt: at the end, when one of them reached this process meanwhile.
+    """
+    received: list[int] = []
+    previous = {one: signal.signal(one, lambda number, frame: received.append(number)) for one in STOPPING}
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # what a child inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
     if received:
         raise KeyboardInterrupt

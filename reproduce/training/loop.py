@@ -18,7 +18,7 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
-from reproduce.training.checkpoints import read_checkpoint, write_checkpoint
+from reproduce.training.checkpoints import REMEDY, CheckpointError, read_checkpoint, write_checkpoint
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
 
@@ -66,10 +66,11 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     make_recording: Callable[[], Recording] | None = None,
     rate_on_device: bool | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Train ``task`` with ``method`` until the recipe's end, from the last checkpoint if there is one.
 
-    ``make_recording`` and ``rate_on_device`` are those of `Step`.
+    ``make_recording`` and ``rate_on_device`` are those of `Step`; ``note`` is told what the user should know.
 
     Raises:
         Interrupted: when ``should_stop()`` turned true; a checkpoint was written first.
@@ -77,11 +78,11 @@ def train(
     """
     step = Step(task, method, recipe, generators, device, make_recording, rate_on_device)
     outcome = Outcome()
-    number = _resume(folder, run_id, step, outcome)  # of steps taken
+    number = _resume(folder / CHECKPOINT, run_id, step, outcome, note)  # of steps taken
     began_at = number
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
     period = recipe.evaluate_every * steps_per_epoch
-    writer = SummaryWriter(str(folder), purge_step=number, flush_secs=10)
+    writer = SummaryWriter(str(folder), purge_step=number + 1, flush_secs=10)  # that of the checkpoint was logged
     clock = _Clock(before=outcome.seconds)
     try:
         while number < total_steps:
@@ -159,16 +160,27 @@ class _Clock:
         return self.before + self.here()
 
 
-def _resume(folder: Path, run_id: str, step: Step, outcome: Outcome) -> int:
-    """Go on from the folder's checkpoint where there is one; the number of steps that are taken."""
-    saved = read_checkpoint(folder / CHECKPOINT, run_id)
+def _resume(path: Path, run_id: str, step: Step, outcome: Outcome, note: Callable[[str], None]) -> int:
+    """Go on from a checkpoint where there is one; the number of steps that are taken.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not one of a Run like this.
+    """
+    saved = read_checkpoint(path, run_id, note)
     if saved is None:
         return 0
-    step.load_state_dict(saved)
-    outcome.epochs = [EpochRecord.model_validate(epoch) for epoch in saved["epochs"]]
-    outcome.seconds = saved["seconds"]
-    outcome.resumed = saved["resumed"] + 1
-    return saved["step"]
+    try:
+        number = int(saved["step"])
+        if not 0 <= number <= step.total_steps:
+            raise ValueError(f"step {number} of {step.total_steps}")
+        step.load_state_dict(saved)
+        outcome.epochs = [EpochRecord.model_validate(epoch) for epoch in saved["epochs"]]
+        outcome.seconds = float(saved["seconds"])
+        outcome.resumed = int(saved["resumed"]) + 1
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise CheckpointError(f"{path}: does not fit this run ({type(error).__name__}: {reason}); {REMEDY}") from error
+    return number
 
 
 def _save(folder: Path, run_id: str, step: Step, outcome: Outcome, seconds: float) -> None:

@@ -23,13 +23,18 @@ from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.source import git_state
-from reproduce.results.store import ResultError, read_results, write_result
+from reproduce.results.store import NewerResult, ResultError, read_result, write_result
 from reproduce.training.capture import WARM_UP_STEPS, Mode, recording_in
+from reproduce.training.checkpoints import remove_checkpoint
 from reproduce.training.host import build_task
-from reproduce.training.loop import Event, Outcome, select, train
+from reproduce.training.loop import CHECKPOINT, Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "datasets", "pydantic")
+
+
+class RunBusy(UserError):
+    """Another process is at work on this Run."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,18 @@ def execute(
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_settled: Callable[[], None] = lambda: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train one Run and seal its Result; go on from its checkpoint when there is one. What is sealed stays.
 
     Args:
         should_stop: asked after every step.
         on_settled: called when some steps are taken, and the memory of one with them.
+        note: is told what the user should know of this Run, a line at a time.
 
     Raises:
-        UserError: bad input, no permission to write, or another process at work on this Run.
+        RunBusy: another process is at work on this Run.
+        UserError: bad input, or no permission to write.
         Interrupted: asked to stop; a checkpoint is there.
     """
     config = run.config
@@ -74,12 +82,12 @@ def execute(
     except OSError as error:
         raise UserError(f"{path.parent}: {error.strerror}: choose another folder with --runs") from error
     try:
-        with FileLock(path.parent / ".lock", timeout=15):
-            return _execute(run, settings, path, on_event, should_stop, on_settled)
+        with FileLock(path.parent / ".lock", timeout=0):
+            return _execute(run, settings, path, on_event, should_stop, on_settled, note)
     except PermissionError as error:
         raise UserError(f"no permission to write {error.filename}: choose another folder with --runs") from error
     except Timeout as error:
-        raise UserError(f"{path.parent}: another process is training this run; wait for it or stop it") from error
+        raise RunBusy(f"{path.parent}: another process is training this run; wait for it or stop it") from error
 
 
 def _execute(
@@ -89,17 +97,42 @@ def _execute(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
     on_settled: Callable[[], None],
+    note: Callable[[str], None],
 ) -> Result:
-    sealed, _ = read_results([path] if path.exists() else [])
-    if sealed:  # by another process, while this one waited for the lock
-        return sealed[0]
+    sealed = _sealed_before(run, path, note)
+    if sealed is not None:
+        return sealed
     torch.set_num_threads(settings.threads)  # of this thread: others of the process keep theirs
     device = torch_device(settings.device)
     if device.type == "cuda":
         # A Step and its recording know each other, so that only the collector frees the last Run's tensors and graph.
         gc.collect()
     with own_stream(device):
-        return _train_and_seal(run, settings, device, path, on_event, should_stop, on_settled)
+        return _train_and_seal(run, settings, device, path, on_event, should_stop, on_settled, note)
+
+
+def _sealed_before(run: PlannedRun, path: Path, note: Callable[[str], None]) -> Result | None:
+    """What lies where the Run's Result is to be: by another process, say, that was faster.
+
+    Raises:
+        UserError: the Result of another Run, or of a newer suite. Neither is this Run's, nor to be lost.
+    """
+    if not path.exists():
+        return None
+    try:
+        sealed = read_result(path)
+    except NewerResult as error:
+        raise UserError(f"{error}: a newer suite has sealed it; update this one, or choose other --runs") from error
+    except ResultError as error:
+        damaged = path.with_name("result.damaged.json")
+        path.replace(damaged)
+        note(f"{error}: moved to {damaged.name}, and trained anew")
+        return None
+    if sealed.id != run.id:
+        raise UserError(
+            f"{path}: holds the Result of run {sealed.id}, expected {run.id}; move it away to train this one"
+        )
+    return sealed
 
 
 def _train_and_seal(
@@ -110,6 +143,7 @@ def _train_and_seal(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
     on_settled: Callable[[], None],
+    note: Callable[[str], None],
 ) -> Result:
     config = run.config
     peak_is_own = not settings.shares_process and _reset_peak_memory(device)
@@ -130,6 +164,7 @@ def _train_and_seal(
         on_event,
         _telling_when_settled(should_stop, on_settled),
         recording_in(settings.mode, generators),
+        note=note,
     )
     finished = {
         "wall_seconds": outcome.seconds,
@@ -142,7 +177,7 @@ def _train_and_seal(
     final = None if outcome.diverged_step is not None else select(outcome.epochs, config.recipe.selection, task.metric)
     made = environment.model_copy(update=finished)
     result = write_result(_result(run, made, outcome, final, task.metric.name, parameters), path)
-    (path.parent / "checkpoint.pt").unlink(missing_ok=True)
+    remove_checkpoint(path.parent / CHECKPOINT)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
@@ -17,12 +18,35 @@ from reproduce.training.estimate import StepTime
 from reproduce.training.loop import Event
 from reproduce.training.pilot import pilot
 from reproduce.training.plan import PlannedRun
-from reproduce.training.run import RunSettings, execute
+from reproduce.training.run import RunBusy, RunSettings, execute
 from reproduce.training.side_by_side import Room
 
 EVENT_SECONDS = 0.25
 
-News = tuple[str, Event | Literal["started", "settled"]]  # a Run's id, and what it says
+AGAIN_SECONDS = 5.0  # after which a Run is asked for again that another process was at work on
+DEATHS = 3  # of its workers, after which a Run is not tried again
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A Run that could not be trained, and why."""
+
+    label: str  # of the Run
+    reason: str  # one line
+    is_bad_input: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.reason}"
+
+
+News = tuple[str, Event | Note | Literal["started", "settled"]]  # a Run's id, and what it says
 Found = TypeVar("Found")
 
 
@@ -81,7 +105,14 @@ def train_one(run: PlannedRun, settings: RunSettings, desk: Desk) -> Result:
             desk.tell((run.id, event))
 
     desk.tell((run.id, "started"))
-    return execute(run, settings, on_event, desk.stopping, lambda: desk.tell((run.id, "settled")))
+    return execute(
+        run,
+        settings,
+        on_event,
+        desk.stopping,
+        on_settled=lambda: desk.tell((run.id, "settled")),
+        note=lambda line: desk.tell((run.id, Note(line))),
+    )
 
 
 def time_pilot(run: PlannedRun, settings: RunSettings, desk: Desk) -> StepTime:
@@ -96,81 +127,137 @@ def run_all(
     room: Room,
     reporter: Reporter,
     learn: Callable[[StepTime], None] = lambda time: None,
-) -> tuple[list[Result], list[str]]:
-    """Train the agenda's runs; returns the Results and one line for each run that failed. None stops another.
+) -> tuple[list[Result], list[Failure]]:
+    """Train the agenda's runs; returns the Results, and what failed. None stops another.
 
-    A run goes to a worker only when one is free, since a budget decides then whether it starts.
+    A run goes to a worker only when one is free, since a budget decides then whether it starts. One that another
+    process is at work on is asked for again and again, after the others; one whose worker died goes on from its
+    checkpoint, up to `DEATHS` times.
 
     Args:
         learn: is told what a pilot found, before the agenda is asked again.
 
     Raises:
-        UserError: bad input, which would stop every other run as well.
         KeyboardInterrupt: after every Run that trains has written its checkpoint.
     """
-    results: list[Result] = []
-    failures: list[str] = []
-    by_id = {run.id: run for run in agenda.waiting}
+    campaign = _Campaign(agenda, room, reporter, learn)
     training: dict[Future[Any], Job] = {}
     with engine:
         try:
             while True:
-                while len(training) < room.places and (job := agenda.take()) is not None:
+                while len(training) < room.places and (job := campaign.take()) is not None:
                     work: Work[Any] = time_pilot if job.pilot else train_one
                     training[engine.start(work, job.run, settings)] = job
-                if not training:
+                if not training and not campaign.waits:
                     break
-                done, _ = wait(training, timeout=0.2, return_when=FIRST_COMPLETED)
-                _forward(engine.news(), by_id, room, reporter)
+                done, _ = _wait(training)
+                campaign.hear(engine.news())
                 n_training = len(training)  # those that ran out of memory together count each other
                 for future in done:
-                    job = training.pop(future)
-                    shortage = isinstance(future.exception(), torch.OutOfMemoryError)
-                    if shortage and (line := room.ran_out(n_training)):
-                        reporter.noted(line)
-                        agenda.put_back(job)
-                        continue
-                    found = _collect(future, job.run, failures, reporter)
-                    if isinstance(found, StepTime):
-                        learn(found)
-                    elif found is not None:
-                        results.append(found)
-                        reporter.finished(job.run, found)
-                        _settled(room, reporter)  # it may have been too short to say so
-                    if job.pilot:
-                        agenda.piloted(job.run)
-        except (KeyboardInterrupt, UserError):
+                    campaign.ended(training.pop(future), future, n_training)
+        except KeyboardInterrupt:
             engine.stop()
             for future in training:
                 future.cancel()
             wait(training, timeout=60)
             raise
-    return results, failures
+    return campaign.results, campaign.failures
 
 
-def _collect(future: Future[Any], run: PlannedRun, failures: list[str], reporter: Reporter) -> Result | StepTime | None:
-    try:
-        return future.result()
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BrokenExecutor:
-        raise UserError(f"a worker process died while training {run.label}; run the same command again") from None
-    except Exception as error:
-        failures.append(f"{run.label}: {type(error).__name__}: {error}")
-        reporter.failed(run, failures[-1])
-        return None
+def _wait(training: Iterable[Future[Any]]) -> tuple[set[Future[Any]], set[Future[Any]]]:
+    if not training:  # others are at work on all that is left
+        time.sleep(0.2)
+        return set(), set()
+    return wait(training, timeout=0.2, return_when=FIRST_COMPLETED)
 
 
-def _forward(news: Iterable[News], by_id: dict[str, PlannedRun], room: Room, reporter: Reporter) -> None:
-    for run_id, what in news:
-        if what == "started":
-            reporter.started(by_id[run_id])
-        elif what == "settled":
-            _settled(room, reporter)
+class _Campaign:
+    """What becomes of an agenda's runs."""
+
+    def __init__(self, agenda: Agenda, room: Room, reporter: Reporter, learn: Callable[[StepTime], None]) -> None:
+        self._agenda, self._room, self._reporter, self._learn = agenda, room, reporter, learn
+        self._by_id = {run.id: run for run in agenda.waiting}
+        self._busy: list[tuple[float, Job]] = []  # when to ask again, and for what
+        self._said_busy: set[str] = set()
+        self._deaths: Counter[str] = Counter()  # of workers, by run
+        self.results: list[Result] = []
+        self.failures: list[Failure] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether another process is at work on something that is wanted here."""
+        return bool(self._busy)
+
+    def take(self) -> Job | None:
+        """The next to start; what another process was at work on comes again after all else."""
+        while self._busy and self._busy[0][0] <= time.monotonic():
+            self._agenda.put_last(self._busy.pop(0)[1])
+        return self._agenda.take()
+
+    def hear(self, news: Iterable[News]) -> None:
+        for run_id, what in news:
+            if what == "started":
+                self._reporter.started(self._by_id[run_id])
+            elif what == "settled":
+                self._settled()
+            elif isinstance(what, Note):
+                self._reporter.noted(f"{self._by_id[run_id].label}: {what.text}")
+            else:
+                self._reporter.advanced(self._by_id[run_id], what)
+
+    def ended(self, job: Job, future: Future[Any], n_training: int) -> None:
+        """One of so many that were training is done, or could not be."""
+        try:
+            found = future.result()
+        except KeyboardInterrupt:
+            raise
+        except RunBusy:
+            self._ask_again(job)
+        except BrokenExecutor:
+            self._died(job)
+        except torch.OutOfMemoryError as error:
+            if line := self._room.ran_out(n_training):
+                self._reporter.noted(line)
+                self._agenda.put_back(job)
+            else:
+                self._failed(job, error)
+        except Exception as error:
+            self._failed(job, error)
         else:
-            reporter.advanced(by_id[run_id], what)
+            self._found(job, found)
 
+    def _found(self, job: Job, found: Result | StepTime) -> None:
+        if isinstance(found, StepTime):
+            self._learn(found)
+            self._agenda.piloted(job.run)
+        else:
+            self.results.append(found)
+            self._reporter.finished(job.run, found)
+            self._settled()  # it may have been too short to say so
 
-def _settled(room: Room, reporter: Reporter) -> None:
-    if line := room.settled():
-        reporter.noted(line)
+    def _failed(self, job: Job, error: Exception) -> None:
+        is_bad_input = isinstance(error, UserError)
+        reason = str(error) if is_bad_input else f"{type(error).__name__}: {error}"
+        is_known = any(failure.reason == reason for failure in self.failures)
+        self.failures.append(Failure(job.run.label, reason, is_bad_input))
+        self._reporter.failed(job.run, f"{job.run.label}: for the same reason" if is_known else str(self.failures[-1]))
+        if job.pilot:
+            self._agenda.piloted(job.run)
+
+    def _ask_again(self, job: Job) -> None:
+        if job.run.id not in self._said_busy:
+            self._said_busy.add(job.run.id)
+            self._reporter.noted(f"{job.run.label}: another process is training it; it is asked for again later")
+        self._busy.append((time.monotonic() + AGAIN_SECONDS, job))
+
+    def _died(self, job: Job) -> None:
+        self._deaths[job.run.id] += 1
+        if self._deaths[job.run.id] == DEATHS:
+            self._failed(job, RuntimeError(f"its worker process died {DEATHS} times: out of memory, perhaps"))
+            return
+        self._reporter.noted(f"{job.run.label}: its worker process died; it goes on from its last checkpoint")
+        self._agenda.put_back(job)
+
+    def _settled(self) -> None:
+        if line := self._room.settled():
+            self._reporter.noted(line)

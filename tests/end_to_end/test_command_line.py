@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from reproduce.cli.run_json import RunAnswer
 from reproduce.experiment.files import read_experiment
@@ -61,7 +60,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
     first = plan({"tiny": read_experiment(checkout.path / "methods/per/experiments/tiny.toml")}, None)[0]
     folder = f"elsewhere/{first.config.folder}"
     (checkout.path / folder).mkdir(parents=True)
-    torch.save({"format": "0.7", "id": "x"}, checkout.path / folder / "checkpoint.pt")
+    (checkout.path / folder / "checkpoint.pt").write_bytes(b"reproduce checkpoint 0.7 x\n")
     commands: dict[str, tuple[list[str], dict[str, str]]] = {
         "list": (["list"], {}),
         "list json": (["list", "--json"], {}),
@@ -104,7 +103,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
             {mnist: on_mnist, **{f"{raw}/{name}": "cut off" for name in names}},
         ),
         "no time": ([*RUN, "--runs", "no_time", "--budget", "0.01s"], {}),
-        "other checkpoint": ([*RUN, "--runs", "elsewhere"], {}),
+        "other checkpoint": ([*RUN, "--runs", "elsewhere", "--arms", "batchnorm"], {}),
     }
     return dict(zip(commands, checkout.commands(*commands.values()), strict=True))
 
@@ -230,7 +229,7 @@ REFUSED = {
         "torchvision download them",
     ],
     "no time": ["--budget 0.01s: none of the 2 runs to train would finish in it"],
-    "other checkpoint": ["checkpoint.pt: checkpoint format 0.7, expected 1.1; delete that file"],
+    "other checkpoint": ["checkpoint.pt: checkpoint format 0.7, expected 2.1; delete that file"],
 }
 
 
@@ -251,7 +250,7 @@ def test_bad_input_loses_nothing(
     assert set(REFUSED) < set(answers)
     assert len(sealed_in(checkout.path / "runs")) == 2
     (checkpoint,) = (checkout.path / "elsewhere").glob("*-batchnorm-*/checkpoint.pt")
-    assert torch.load(checkpoint, weights_only=True)["format"] == "0.7"
+    assert checkpoint.read_bytes() == b"reproduce checkpoint 0.7 x\n"
     kept = (checkout.path / "data_folder" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").read_text("utf-8")
     assert kept == "cut off"
 

@@ -19,6 +19,7 @@ from reproduce.results.store import write_result
 from reproduce.training import workers
 from reproduce.training.agenda import Agenda
 from reproduce.training.plan import PlannedRun
+from reproduce.training.workers import Failure
 
 DOCS = Path(__file__).parents[2] / "docs"
 ONLY = "quick_two_units"  # it has claims
@@ -49,8 +50,8 @@ def printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_result: Callab
     (runs / planned[-2].config.folder).mkdir(parents=True)
     (runs / planned[-2].config.folder / "checkpoint.pt").write_bytes(b"half a minute old")
 
-    def train(agenda: Agenda, *given: Any) -> tuple[list[Result], list[str]]:
-        return [], [f"{planned[-1].label}: OSError: the disk is full"]
+    def train(agenda: Agenda, *given: Any) -> tuple[list[Result], list[Failure]]:
+        return [], [Failure(planned[-1].label, "OSError: the disk is full")]
 
     monkeypatch.setattr(workers, "run_all", train)
     options = ["--only", ONLY, "--device", "cpu", "--runs", str(runs), "--json"]

@@ -22,9 +22,10 @@ from reproduce.experiment.schema import (
     StepRate,
     TaskSpec,
 )
+from reproduce.results import store
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 from reproduce.results.spelling import content_of
-from reproduce.results.store import ResultError, read_result, read_results, write_result
+from reproduce.results.store import ResultError, copy_result, read_result, read_results, write_result
 
 ENVIRONMENT = Environment(
     commit="0" * 40,
@@ -295,15 +296,23 @@ def test_a_crash_before_the_rename_leaves_nothing(tmp_path: Path, monkeypatch: p
 def test_a_crash_while_rewriting_leaves_the_old(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sealed.read_bytes()
 
-    def crash(self: Path, *arguments: object) -> int:
-        self.write_bytes(b"{")
+    def crash(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:1])
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", crash)
+        patched.setattr(store, "write_flushed", crash)
         with pytest.raises(OSError, match="disk full"):
             write_result(result_of(config_of(seed=5)), sealed)
     assert sealed.read_bytes() == before
+
+
+def test_a_result_of_another_run_is_not_copied(sealed: Path, tmp_path: Path) -> None:
+    own = read_result(sealed).id
+    with pytest.raises(ResultError, match=f"holds the Result of run {own}, expected 0000"):
+        copy_result(sealed, tmp_path / "copy.json", of_run="0000")
+    assert not (tmp_path / "copy.json").exists()
+    assert copy_result(sealed, tmp_path / "copy.json", of_run=own).id == own
 
 
 def test_a_result_that_would_not_read_is_never_put_in_place(tmp_path: Path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from reproduce.training import checkpoints
-from reproduce.training.checkpoints import FORMAT, CheckpointError, read_checkpoint, write_checkpoint
+from reproduce.training.checkpoints import (
+    FORMAT,
+    CheckpointError,
+    previous,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
 
 CONTENT = {"step": 7, "model": {"weight": torch.arange(300.0)}, "epochs": [{"train_loss": float("nan")}]}
 
@@ -39,6 +48,70 @@ def test_comes_back(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
+def test_the_one_before_is_kept_and_stands_in_for_a_damaged_one(path: Path) -> None:
+    write_checkpoint(path, "run-a", {"step": 8})
+    assert sorted(file.name for file in path.parent.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
+    write_checkpoint(path, "run-a", {"step": 9})
+    told: list[str] = []
+    assert (read_checkpoint(path, "run-a", told.append) or {})["step"] == 9
+    assert told == []
+    path.write_bytes(b"torn")
+    assert (read_checkpoint(path, "run-a", told.append) or {})["step"] == 8
+    assert told == [
+        f"{path}: not a readable checkpoint, or one of before format {FORMAT}: goes on from the checkpoint before it"
+    ]
+    previous(path).write_bytes(b"torn too")
+    error_of(path)
+    remove_checkpoint(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_no_flipped_bit_loads_as_another_number(path: Path) -> None:
+    """Without a checksum nine of ten do."""
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(400):
+        place, bit = generator.randrange(len(whole)), generator.randrange(8)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        error_of(path)
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the folder after it: a rename that reaches the disk first would leave a file of no bytes."""
+    calls: list[tuple[str, str]] = []
+    flush, replace = os.fsync, Path.replace
+
+    def flushing(descriptor: int) -> None:
+        calls.append(("flush", os.readlink(f"/proc/self/fd/{descriptor}")))
+        flush(descriptor)
+
+    def replacing(source: Path, target: Path) -> Path:
+        calls.append(("rename to", str(target)))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(Path, "replace", replacing)
+    write_checkpoint(path, "run-a", {"step": 8})
+    assert calls == [
+        ("flush", str(path.with_suffix(".tmp"))),
+        ("rename to", str(previous(path))),
+        ("rename to", str(path)),
+        ("flush", str(path.parent)),
+    ]
+
+
+def test_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_checkpoint(path, "run-a", {"step": 8})
+    assert (read_checkpoint(path, "run-a") or {})["step"] == 8
+    assert (read_checkpoint(previous(path), "run-a") or {})["step"] == 7
+
+
 def test_none_where_there_is_none(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "checkpoint.pt", "run-a") is None
 
@@ -48,13 +121,13 @@ def test_of_another_run(path: Path) -> None:
 
 
 def test_of_another_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "FORMAT", "1.2")
-    assert f"checkpoint format {FORMAT}, expected 1.2" in error_of(path)
+    monkeypatch.setattr(checkpoints, "FORMAT", "2.9")
+    assert f"checkpoint format {FORMAT}, expected 2.9" in error_of(path)
 
 
-def test_of_something_else(path: Path) -> None:
-    torch.save([1, 2], path)
-    assert "checkpoint format list" in error_of(path)
+def test_of_before_there_was_a_checksum(path: Path) -> None:
+    torch.save({"format": "1.1", "id": "run-a"}, path)
+    assert f"one of before format {FORMAT}" in error_of(path)
 
 
 def test_truncated_anywhere(path: Path) -> None:
@@ -81,7 +154,8 @@ class Payload:
 
 def test_runs_no_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    torch.save({"format": FORMAT, "id": "run-a", "payload": Payload()}, path)
+    write_checkpoint(path, "run-a", {"payload": Payload()})  # its checksum holds
+    previous(path).unlink()
     assert "not a readable checkpoint" in error_of(path)
     path.write_bytes(pickle.dumps(Payload(), protocol=2))
     assert "not a readable checkpoint" in error_of(path)
@@ -89,12 +163,12 @@ def test_runs_no_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_crash_while_writing_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(content: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
+    def crash(file: Path, content: bytes) -> None:
+        file.write_bytes(content[: len(content) // 2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", crash)
+        patched.setattr(checkpoints, "write_flushed", crash)
         with pytest.raises(KeyboardInterrupt):
             write_checkpoint(path, "run-a", {"step": 8})
     content = read_checkpoint(path, "run-a")

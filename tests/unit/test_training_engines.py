@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,21 +20,21 @@ from typing import Any, Self
 
 import pytest
 import torch
+from filelock import FileLock
 
-from reproduce.errors import UserError
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
 from reproduce.results.record import Result
-from reproduce.training import host, side_by_side
+from reproduce.training import host, side_by_side, workers
 from reproduce.training import run as run_module
 from reproduce.training.agenda import Agenda
-from reproduce.training.engines import Processes, Threads, engine_for
+from reproduce.training.engines import Processes, Threads, engine_for, stopped_by_signals
 from reproduce.training.loop import Event, Interrupted
 from reproduce.training.plan import PlannedRun, plan
 from reproduce.training.run import RunSettings, execute, load_data, own_stream, result_path
 from reproduce.training.side_by_side import Room, SideBySide
 from reproduce.training.tape import Tape
-from reproduce.training.workers import Engine, News, Work, run_all
+from reproduce.training.workers import DEATHS, Engine, News, Work, run_all
 
 RECIPE = Recipe(steps=6, batch_size=20, learning_rate=0.1, probe_examples=10)
 DIGITS = TaskSpec(
@@ -65,7 +70,7 @@ class KeptProcesses(Processes):
     def __exit__(self, *exception: object) -> None:
         wait(self._given.values())
         self._given.clear()
-        self._stop.clear()
+        self._stop.value = 0
 
     def close(self) -> None:
         """As any engine is left."""
@@ -98,22 +103,28 @@ def settings(tmp_path: Path) -> RunSettings:
 
 
 class Told:
-    """A reporter that remembers; at the first Run that starts, or advances, it may do something."""
+    """A reporter that remembers, and may do something at what it is told."""
 
-    def __init__(self, when_started: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        when_started: Callable[[], object] = lambda: None,
+        when_advanced: Callable[[], object] = lambda: None,
+        when_finished: Callable[[], object] = lambda: None,
+    ) -> None:
         self.lines: list[tuple[str, ...]] = []
-        self._when_started = when_started
+        self._when_started, self._when_advanced, self._when_finished = when_started, when_advanced, when_finished
 
     def started(self, run: PlannedRun) -> None:
         self.lines.append(("started", run.id))
-        if self._when_started is not None:
-            self._when_started()
+        self._when_started()
 
     def advanced(self, run: PlannedRun, event: Event) -> None:
         self.lines.append(("advanced", run.id))
+        self._when_advanced()
 
     def finished(self, run: PlannedRun, result: Result) -> None:
         self.lines.append(("finished", run.id))
+        self._when_finished()
 
     def failed(self, run: PlannedRun, reason: str) -> None:
         self.lines.append(("failed", run.id))
@@ -149,7 +160,7 @@ def test_numbers_are_those_of_a_run_alone_and_one_that_fails_stops_no_other(
     told = Told()
     results, failures = run_all(Agenda(runs), settings, two_workers, Room(2), told)
     (failure,) = failures
-    assert failure.startswith("table1 / bad / seed 0: ValueError: the model recorded no 'dropped' Site")
+    assert str(failure).startswith("table1 / bad / seed 0: ValueError: the model recorded no 'dropped' Site")
     good = [run for run in runs if "bad" not in run.label]
     assert {result.id for result in results} == {run.id for run in good} == set(told.of("finished"))
     assert told.of("failed") == [run.id for run in runs if "bad" in run.label]
@@ -189,24 +200,146 @@ def test_a_run_says_once_that_it_has_taken_its_memory(settings: RunSettings) -> 
     assert told == ["settled"]
 
 
-def test_ctrl_c_leaves_checkpoints(two_workers: Engine, settings: RunSettings) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_asks_to_stop_leaves_checkpoints(
+    two_workers: Engine, settings: RunSettings, number: signal.Signals
+) -> None:
+    """Ctrl-C, a scheduler, a closed terminal."""
+    if number == signal.SIGHUP and isinstance(two_workers, Threads):
+        pytest.skip("as SIGTERM")
     runs = planned(ARMS, RECIPE.model_copy(update={"steps": 10**7}))  # longer than anybody waits
-    told = Told(when_started=lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
+    told = Told(when_started=lambda: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
         run_all(Agenda(runs), settings, two_workers, Room(2), told)
     begun = [run for run in runs if (result_path(settings.runs, run.config).parent / "checkpoint.pt").exists()]
     assert 1 <= len(begun) <= 2
     assert told.of("finished") == told.of("failed") == []
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("run_")]
+    assert signal.getsignal(number) == before
 
 
-def test_bad_input_stops_all_and_is_said(two_workers: Engine, settings: RunSettings) -> None:
-    first, *others = planned(ARMS, RECIPE.model_copy(update={"steps": 10**7}))
+def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
+    """`nohup` has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_killed_worker_costs_its_run_half_a_minute_and_no_other_anything(
+    kept: KeptProcesses, settings: RunSettings, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    runs = planned({"vanilla": Arm(), "batchnorm": ARMS["batchnorm"]}, RECIPE.model_copy(update={"steps": 1000}))
+    killed: list[int] = []
+
+    def kill() -> None:
+        if not killed:
+            killed.append(worker_pids(kept)[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    told = Told(when_advanced=kill)
+    results, failures = run_all(Agenda(runs), settings, kept, Room(2), told)
+    assert failures == []
+    assert len(killed) == 1
+    (line,) = told.of("noted")
+    assert line.endswith("its worker process died; it goes on from its last checkpoint")
+    assert len(told.of("started")) == 3
+    alone = {run.id: execute(run, replace(settings, runs=tmp_path / "alone")) for run in runs}
+    assert {result.id: numbers(result) for result in results} == {name: numbers(one) for name, one in alone.items()}
+
+
+def worker_pids(engine: Processes) -> list[int]:
+    return [pid for worker in engine._workers for pid in worker.pool._processes or {}]
+
+
+def test_a_worker_that_died_idle_is_replaced(kept: KeptProcesses, settings: RunSettings) -> None:
+    (run,) = planned({"vanilla": Arm()})
+    (idle, *_) = worker_pids(kept)
+    os.kill(idle, signal.SIGKILL)
+    results, failures = run_all(Agenda([run]), settings, kept, Room(1), Told())
+    assert ([result.id for result in results], failures) == ([run.id], [])
+    assert idle not in worker_pids(kept)
+
+
+def test_a_run_that_kills_its_workers_is_given_up(settings: RunSettings) -> None:
+    runs = planned({"vanilla": Arm(), "batchnorm": ARMS["batchnorm"]})
+
+    def script(running: list[str]) -> tuple[str, Any] | None:
+        if not running:
+            return None
+        died = running[0] == runs[0].id
+        return running[0], BrokenProcessPool("killed") if died else SimpleNamespace(id=running[0])
+
+    engine, told = Staged(script), Told()
+    results, (failure,) = run_all(Agenda(runs), settings, engine, Room(1), told)
+    assert [result.id for result in results] == [runs[1].id]
+    assert str(failure).startswith(f"{runs[0].label}: RuntimeError: its worker process died {DEATHS} times")
+    assert engine.starts == [runs[0].id] * DEATHS + [runs[1].id]
+
+
+def test_a_run_that_another_process_trains_is_come_back_to(
+    two_workers: Engine, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "AGAIN_SECONDS", 0.1)
+    runs = planned(ARMS)
+    folder = result_path(settings.runs, runs[0].config).parent
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / ".lock")
+    lock.acquire()
+    told = Told(when_finished=lambda: lock.release() if len(told.of("finished")) == len(runs) - 1 else None)
+    results, failures = run_all(Agenda(runs), settings, two_workers, Room(2), told)
+    assert ({result.id for result in results}, failures) == ({run.id for run in runs}, [])
+    assert told.of("finished")[-1] == runs[0].id
+    assert told.of("noted") == [f"{runs[0].label}: another process is training it; it is asked for again later"]
+
+
+def test_an_idle_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "idle.py").write_text("def work(run, settings, desk):\n    return run\n")
+    code = (
+        "import os, signal\n"
+        "from idle import work\n"
+        "from reproduce.training.engines import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    engine = Processes(1)\n"
+        "    assert engine.start(work, 7, None).result() == 7\n"
+        "    print(*(pid for one in engine._workers for pid in one.pool._processes), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "driver.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "driver.py"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z":  # nobody has asked for it yet
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_bad_input_of_a_run_stops_no_other(two_workers: Engine, settings: RunSettings) -> None:
+    first, *others = planned(ARMS)
     checkpoint = result_path(settings.runs, first.config).parent / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"no checkpoint")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        run_all(Agenda([first, *others]), settings, two_workers, Room(2), Told())
+    told = Told()
+    results, (failure,) = run_all(Agenda([first, *others]), settings, two_workers, Room(2), told)
+    assert {result.id for result in results} == {run.id for run in others}
+    assert (failure.label, failure.is_bad_input) == (first.label, True)
+    assert failure.reason.startswith(f"{checkpoint}: not a readable checkpoint")
+    assert told.of("failed") == [first.id]
     assert checkpoint.read_bytes() == b"no checkpoint"
 
 
@@ -214,7 +347,8 @@ def test_the_engine_is_the_arranged_one_and_no_larger_than_the_work() -> None:
     for in_threads, kind in ((True, Threads), (False, Processes)):
         engine = engine_for(SideBySide(8, 1, in_threads), n_runs=3)
         assert isinstance(engine, kind)
-        assert engine.pool._max_workers == 3
+        n_workers = engine.pool._max_workers if isinstance(engine, Threads) else len(engine._workers)
+        assert n_workers == 3
     assert not Threads(1).shared
 
 
@@ -329,7 +463,7 @@ def test_a_run_that_has_no_memory_alone_has_failed(settings: RunSettings) -> Non
     engine = Staged(lambda running: (running[0], torch.OutOfMemoryError("CUDA out of memory")) if running else None)
     results, failures = run_all(Agenda(planned({"vanilla": Arm()})), settings, engine, Room(1), Told())
     assert results == []
-    assert failures == ["table1 / vanilla / seed 0: OutOfMemoryError: CUDA out of memory"]
+    assert [*map(str, failures)] == ["table1 / vanilla / seed 0: OutOfMemoryError: CUDA out of memory"]
 
 
 def in_threads(n: int, function: Callable[[], Any]) -> list[Any]:

@@ -25,6 +25,7 @@ from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
+from reproduce.training.checkpoints import CheckpointError, previous, read_checkpoint, write_checkpoint
 from reproduce.training.loop import Interrupted, Outcome, train
 from reproduce.training.tape import Tape
 
@@ -192,6 +193,20 @@ def test_interrupted_after_every_step(name: str, undisturbed: dict[str, Any], tm
     assert same_weights(weights, undisturbed[name][1])
 
 
+def test_a_run_that_stopped_at_an_evaluation_keeps_it_in_the_log(tmp_path: Path) -> None:
+    folder, calls = tmp_path / "run", iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        image_problem().run(folder, should_stop=lambda: next(calls) == 3)
+    (first,) = folder.glob("events.*")
+    first.rename(folder / "events.out.tfevents.1000000000.before")  # TensorBoard reads them in the order of names
+    outcome, _ = image_problem().run(folder)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    steps = [record.step for record in outcome.epochs]
+    assert [event.step for event in events.Scalars("seconds_per_step")] == steps == [3, 6, 9]
+    assert {event.step for event in events.Scalars("loss/task")} >= {3, 6, 9}
+
+
 @pytest.mark.parametrize(("name", "logged"), [("images", [3, 6, 9]), ("words", [5, 10, 15])])
 def test_killed_and_resumed(
     name: str, logged: list[int], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,7 +226,8 @@ def test_killed_and_resumed(
 
     with pytest.raises(SystemExit):
         PROBLEMS[name]().run(tmp_path / "run", should_stop=die)
-    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    saved = read_checkpoint(tmp_path / "run" / "checkpoint.pt", "id")
+    assert saved is not None
     assert saved["step"] == 4
     outcome, weights = PROBLEMS[name]().run(tmp_path / "run")
     assert outcome.resumed == 1
@@ -350,9 +366,59 @@ def test_checkpoint_is_of_plain_values(tmp_path: Path) -> None:
     calls = iter(range(1, 100))
     with pytest.raises(Interrupted):
         image_problem().run(tmp_path / "run", should_stop=lambda: next(calls) == 5)
-    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    saved = read_checkpoint(tmp_path / "run" / "checkpoint.pt", "id")
+    assert saved is not None
     assert (saved["step"], saved["id"], saved["resumed"]) == (5, "id", 0)
     assert copy.deepcopy(saved)["epochs"][0]["step"] == 3
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a step past the end": lambda saved: saved | {"step": 10},
+    "a step before the first": lambda saved: saved | {"step": -1},
+    "a key is missing": lambda saved: {name: value for name, value in saved.items() if name != "seconds"},
+    "no weights": lambda saved: saved | {"model": {}},
+    "weights of other shapes": lambda saved: (
+        saved | {"model": {name: value.new_zeros(7) for name, value in saved["model"].items()}}
+    ),
+    "evaluations that are none": lambda saved: saved | {"epochs": [{"epoch": "x"}]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(
+    change: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whole, of this run's id, and yet not what this program writes."""
+    path = tmp_path / "run" / "checkpoint.pt"
+    calls = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        image_problem().run(tmp_path / "run", should_stop=lambda: next(calls) == 5)
+    saved = read_checkpoint(path, "id")
+    assert saved is not None
+    write_checkpoint(path, "id", change({name: value for name, value in saved.items() if name != "id"}))
+    with pytest.raises(CheckpointError, match="does not fit this run") as caught:
+        image_problem().run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    path, told = tmp_path / "run" / "checkpoint.pt", list[str]()
+    for stop_at in (4, 3):  # steps 4 and 7
+        calls = iter(range(1, 100))
+        with pytest.raises(Interrupted):
+            image_problem().run(tmp_path / "run", should_stop=lambda calls=calls, at=stop_at: next(calls) == at)  # type: ignore[misc]
+    assert [(read_checkpoint(one, "id") or {})["step"] for one in (path, previous(path))] == [7, 4]
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 1
+    path.write_bytes(content)
+    outcome, weights = image_problem().run(tmp_path / "run", note=told.append)
+    assert len(told) == 1
+    assert told[0].startswith(f"{path}: not a readable checkpoint")
+    assert told[0].endswith("goes on from the checkpoint before it")
+    assert numbers(outcome) == numbers(undisturbed["images"][0])
+    assert same_weights(weights, undisturbed["images"][1])
 
 
 @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
