@@ -99,7 +99,7 @@ class SmoothedHistogram(Distribution):
         return torch.logsumexp(mass + (self.shares / self.edges.diff()).log().to(value), -1)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """``sum_i c_i (g(x - e_i) - g(x - e_{i+1})) / w_i``, ``g(t) = t Phi(t / s) + s phi(t / s)``, s the deviation."""
+        """``sum_i c_i (g(x - e_i) - g(x - e_{i+1})) / w_i``, ``g(t) = t Phi(t / s) + s phi(t / s)``, deviation s."""
         place = value[..., None].double() - self.edges.double()
         scaled = place / self.deviation
         density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2 * math.pi)
