@@ -175,12 +175,7 @@ class Laws:
         key = like.dtype, like.device
         if key not in self._densities:
             with torch.inference_mode(False):
-                self._densities[key] = tuple(
-                    SmoothedHistogram(*(torch.as_tensor(part).to(like) for part in law))
-                    if isinstance(law, Histogram)
-                    else law
-                    for law in self.laws
-                )
+                self._densities[key] = tuple(_with_density(law, like) for law in self.laws)
         return self._densities[key]
 
     def _cut(self, n: int, like: Tensor) -> Pieces:
@@ -327,3 +322,10 @@ def _log_density(law: Distribution | Histogram | Tensor, rows: Tensor) -> Tensor
         f"distance 'kl' needs a density; found {type(law).__name__}, which has none (or one with jumps): "
         "give a distribution that has one, a histogram, or another distance"
     )
+
+
+def _with_density(law: Distribution | Histogram | Tensor, like: Tensor) -> Distribution | Histogram | Tensor:
+    """A histogram smoothed, in the dtype and on the device of ``like``; another law as it is."""
+    if not isinstance(law, Histogram):
+        return law
+    return SmoothedHistogram(torch.as_tensor(law.edges).to(like), torch.as_tensor(law.counts).to(like))

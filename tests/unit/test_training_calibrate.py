@@ -205,9 +205,9 @@ def test_the_ratio_of_ones_own_step_is_that_of_the_gradients_by_hand() -> None:
     of_loss = inputs.sum(0).repeat(2)
     expected = of_penalty.norm().item() / of_loss.norm().item()
     assert gradient_ratio(penalty, loss, model) == pytest.approx(expected, rel=1e-12)
+    assert gradient_ratio(torch.tensor(3.0), loss, model) == 0.0  # a penalty without a graph
     (loss + penalty).backward()  # both graphs are still there
     torch.testing.assert_close(model[0].weight.grad.flatten(), of_loss + of_penalty)
-    assert gradient_ratio(torch.tensor(3.0), loss, model) == 0.0  # a penalty without a graph
 
 
 def test_a_loss_without_a_gradient_is_refused() -> None:
