@@ -158,8 +158,6 @@ def draw(outputs: dict[str, Tensor]) -> Figure:
         axes[1, column].set_xlabel("output")
     axes[0, 0].set_ylabel("first: a histogram")
     axes[1, 0].set_ylabel("second: a density")
-    axes[0, 0].set_ylim(0, 2.0)
-    axes[1, 0].set_ylim(0, 2.0)
     return figure
 
 

@@ -36,7 +36,7 @@ def network() -> nn.Sequential:
 
 
 def calibrated(method: str, steps: int = 20, **parameters: Any) -> float:
-    """The strength at which the penalty's gradient is `WANTED` times the task's, by the median over some first steps."""
+    """The strength at which the penalty's gradient is `WANTED` times the task's, by the median of first steps."""
     model, data = network(), digits()
     handle = attach(method, model, strength=1.0, **parameters)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
@@ -93,8 +93,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         axis.annotate("no penalty", (0, rows[0][name]), (4, 3), ("axes fraction", "data"), "offset points", color=QUIET)
         axis.axvspan(0.01, 0.1, color=QUIET, alpha=0.15, linewidth=0)
         axis.set_xscale("log")
-        axis.set_ylim(bottom=0)
-        axis.set_xlabel("penalty's gradient over the task's (grey: some hundredths)")
+        axis.set_ylim(0, 1.15 * max(row[name] for row in rows))
+        axis.set_xlabel("ratio of gradients (grey: some hundredths)")
         axis.set_title(name)
     return figure
 

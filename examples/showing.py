@@ -1,4 +1,4 @@
-"""What the programs of docs/cookbook.md share: real digits, batches, a printed table, and a figure in the suite's style."""
+"""What the programs of docs/cookbook.md share: digits, batches, a printed table, and a figure in the suite's style."""
 
 from __future__ import annotations
 
