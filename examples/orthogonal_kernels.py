@@ -155,7 +155,7 @@ def draw(free: nn.Sequential, held: nn.Sequential) -> Figure:
         for axis, model, name in zip(row, (free, held), ("without", "with penalty"), strict=True):
             weight = model[layer].weight.detach()
             smaller = as_matrix(weight) if weight[0].numel() >= len(weight) else as_matrix(weight).T
-            image = axis.imshow(gram_matrix(smaller), cmap="RdBu_r", vmin=-1.5, vmax=1.5)
+            image = axis.imshow(gram_matrix(smaller).numpy(), cmap="RdBu_r", vmin=-1.5, vmax=1.5)
             axis.set_title(f"{label}\n{name}")
             axis.set_xticks([])
             axis.set_yticks([])

@@ -107,13 +107,13 @@ def compare() -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
 
 def draw(entering: dict[str, Tensor]) -> Figure:
     """Histograms of what enters the sigmoids, with the saturated ends shaded."""
-    figure = Figure(figsize=(WIDTH, 1.15 * len(entering)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.95 * len(entering)), layout="constrained")
     axes = figure.subplots(len(entering), sharex=True)
     edges = torch.linspace(-40, 40, 81)
     for axis, (name, values), color in zip(axes, entering.items(), ARMS, strict=False):
         axis.hist(values.flatten().clamp(-40, 40).numpy(), edges.numpy(), density=True, color=color)
         for low, high in ((-40, -SATURATED), (SATURATED, 40)):
-            axis.axvspan(low, high, color=ARMS[0], alpha=0.08, linewidth=0)
+            axis.axvspan(low, high, color=ARMS[0], alpha=0.08, linewidth=0, zorder=0)
         axis.set_title(name)
         axis.set_yticks([])
     axes[-1].set_xlabel("what enters the sigmoid (grey: saturated; beyond 40 in the last bins)")
