@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Exponential
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,25 @@ def program(name: str) -> ModuleType:
     return import_module(name)
 
 
+@cache
+def results_of(name: str, function: str, *arguments: Any) -> Any:
+    """What a function of a program returns, trained once for all tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return getattr(program(name), function)(*arguments)
+
+
+def compared(name: str) -> Any:
+    """What the program's `compare` returns, given what its `main` gives to it."""
+    match name:
+        case "ten_of_a_hundred":
+            return results_of(name, "compare", results_of(name, "search").coefficient)
+        case "how_strong":
+            strength = results_of(name, "strengths")[0]["strength at ratio 0.03"]
+            return results_of(name, "compare", strength)
+    return results_of(name, "compare")
+
+
 def column(rows: list[dict[str, Any]], key: str, value: str) -> dict[str, float]:
     return {row[key]: row[value] for row in rows}
 
@@ -46,7 +65,7 @@ def torch_draws_as_before() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_the_penalty_makes_kernels_of_every_kind_nearly_orthonormal() -> None:
-    rows, _, _ = program("orthogonal_kernels").compare()
+    rows, _, _ = compared("orthogonal_kernels")
     layers = rows[:-1]
     assert [row["layer"].partition(": ")[2] for row in layers] == ["Conv2d"] * 3 + ["Linear"] * 2
     assert all(row["with"] < 0.5 * row["without"] for row in layers)
@@ -68,7 +87,7 @@ def test_the_three_mistakes_are_mistakes() -> None:
 
 @pytest.mark.slow
 def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -> None:
-    rows, _ = program("saturated_sigmoid").compare()
+    rows, _ = compared("saturated_sigmoid")
     saturated = column(rows, "penalty", "saturated (%)")
     assert saturated["none"] > 90
     assert saturated["kernel L2, 0.01"] > 85
@@ -82,10 +101,10 @@ def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -
 @pytest.mark.slow
 def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
     module = program("ten_of_a_hundred")
-    found = module.search()
+    found = results_of("ten_of_a_hundred", "search")
     assert abs(found.active - module.WANTED) <= 1
     assert len(found.runs) <= 9
-    rows, _ = module.compare(found.coefficient)
+    rows, _ = compared("ten_of_a_hundred")
     unexplained = [row["variance unexplained (%)"] for row in rows]
     free, soft, _, ten, largest = unexplained
     assert free < soft < ten - 3
@@ -95,8 +114,7 @@ def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
 
 @pytest.mark.slow
 def test_outputs_follow_their_laws_and_the_usual_advice_does_not() -> None:
-    module = program("given_histograms")
-    rows, _ = module.compare()
+    rows, _ = compared("given_histograms")
     total = {row["penalty"]: row["to histogram"] + row["to density"] for row in rows}
     alone = total["squared error alone, batch 256"]
     assert total["Wasserstein, batch 256"] < 0.5 * alone
@@ -115,7 +133,7 @@ def test_a_map_has_a_histogram_for_each_channel_or_for_each_unit() -> None:
 
 @pytest.mark.slow
 def test_one_lambda_holds_its_effect_only_where_it_is_divided() -> None:
-    rows = program("activity_and_batch_size").compare()
+    rows = compared("activity_and_batch_size")
     for row in rows:
         assert row["l2_activity"] == pytest.approx(row["Keras, divided"], rel=0.02)
     first, last = rows[0], rows[-1]
@@ -135,10 +153,11 @@ def test_readings_differ_by_the_batch_and_the_time_and_the_old_keras_trains_noth
 
 @pytest.mark.slow
 def test_the_strength_found_is_felt_and_does_not_rule() -> None:
-    module = program("how_strong")
-    strength = module.calibrated("activity_norm", kind="l2")
-    free, found, ruling = (module.train(times * strength) for times in (0.0, 1.0, 1000.0))
-    assert found["ratio"] == pytest.approx(module.WANTED, rel=0.3)  # the points are now those with the penalty
+    rows = {row["times"]: row for row in compared("how_strong")}
+    free, found, ruling = rows[0.0], rows[1.0], rows[1000.0]
+    assert found["ratio"] == pytest.approx(
+        program("how_strong").WANTED, rel=0.3
+    )  # the points are now those with the penalty
     assert found["squared norm"] < 0.8 * free["squared norm"]
     assert found["test error (%)"] < free["test error (%)"] + 3
     assert ruling["test error (%)"] > 2 * free["test error (%)"]
@@ -172,6 +191,35 @@ def test_every_program_writes_its_figure(name: str, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == f"figure: {path}\n"
     assert (ROOT / "docs" / "cookbook" / f"{name}.png").is_file()
     assert f"(cookbook/{name}.png)" in PAGE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_program_prints_its_table_and_says_where_its_figure_is(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, found = program(name), compared(name)
+    monkeypatch.setattr(module, "compare", lambda *_: found)
+    for trained in ("search", "strengths"):
+        if hasattr(module, trained):
+            monkeypatch.setattr(module, trained, lambda result=results_of(name, trained): result)
+    module.main(tmp_path / "figure.png")
+    printed = capsys.readouterr().out
+    rows = found[0] if isinstance(found, tuple) else found
+    for row in rows:
+        label = str(next(iter(row.values())))
+        assert label.removesuffix(".0") in printed
+    assert printed.endswith(f"figure: {tmp_path / 'figure.png'}\n")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_command_line_says_where_the_figure_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    showing = program("showing")
+    monkeypatch.setattr(sys, "argv", ["x.py", "--figure", str(tmp_path / "x.svg")])
+    assert showing.figure_path("examples/x.py") == tmp_path / "x.svg"
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    assert showing.figure_path("examples/x.py").name == "x.png"
+    assert showing.figure_path("examples/x.py").parent.is_dir()
 
 
 def test_the_page_shows_what_the_programs_do() -> None:
@@ -220,7 +268,7 @@ def test_the_readmes_lines_run_as_typed(row: list[str]) -> None:
         "code": model[:2](inputs),
         "criterion": F.cross_entropy,
         "train_and_count": count,
-        "Exponential": Exponential,
+        "torch": torch,
         "loss": F.cross_entropy(outputs, labels),
     }
     before = set(given)
