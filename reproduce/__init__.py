@@ -1,7 +1,8 @@
 """What does regularizing activations buy? Published methods, one folder each, under one protocol.
 
-The public face: `attach` puts a published method onto your own model, `load_method` makes one by its name, and
-`Method` and `Site` are what a method of your own is made of. Importing this loads no torch; the first use does.
+The public face: `attach` puts a published method onto your own model, `load_method` makes one by its name,
+`gradient_ratio` tells how strong its penalty pulls, and `Method` and `Site` are what a method of your own is made of.
+Importing this loads no torch; the first use does.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
     from reproduce.method import Method, Role, Site
     from reproduce.method.attach import Handle
     from reproduce.method.sites import Axes
+    from reproduce.training.calibrate import gradient_ratio
 else:
 
     def __getattr__(name: str) -> Any:
-        """`Method` and `Site` when they are first asked for: their module imports torch."""
+        """What imports torch, when it is first asked for."""
         if name in ("Method", "Site"):
             from reproduce import method
 
             return getattr(method, name)
+        if name == "gradient_ratio":
+            from reproduce.training import calibrate
+
+            return calibrate.gradient_ratio
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Method", "Site", "__version__", "attach", "load_method"]
+__all__ = ["Method", "Site", "__version__", "attach", "gradient_ratio", "load_method"]
 __version__ = "0.1.0"
 
 

@@ -58,6 +58,68 @@ class RectifiedNormal(Distribution):
         return torch.exp(-0.5 * (self.loc / self.scale) ** 2) / math.sqrt(2 * math.pi)
 
 
+class SmoothedHistogram(Distribution):
+    """A histogram plus independent normal noise: a density that has a logarithm and a slope everywhere.
+
+    Bins of constant density have no slope, and an empty bin no logarithm, so a divergence to them pulls nowhere. This
+    is the law of X + Z with X from the histogram and Z ~ N(0, deviation^2):
+    ``p(x) = sum_i (c_i / w_i) (Phi((x - e_i) / deviation) - Phi((x - e_{i+1}) / deviation))``, with edges e, widths w
+    and shares c.
+
+    Args:
+        edges, counts: as of `Histogram`.
+        deviation: of the noise; half of the narrowest bin where it is not given.
+
+    Raises:
+        ValueError: no histogram, or a deviation that is not positive.
+    """
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(
+        self, edges: Sequence[float] | Tensor, counts: Sequence[float] | Tensor, deviation: float | None = None
+    ) -> None:
+        _checked((edges, counts))
+        self.edges, counts = torch.as_tensor(edges), torch.as_tensor(counts)
+        self.shares = counts / counts.sum()
+        self.deviation = float(self.edges.diff().min()) / 2 if deviation is None else deviation
+        if not self.deviation > 0:
+            raise ValueError(f"a smoothed histogram needs a positive deviation, got {deviation}")
+        super().__init__(validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of values (...); in float32 at least, without underflow far from every bin."""
+        place = (value[..., None] - self.edges.to(value)) / self.deviation
+        above, below = place[..., :-1], place[..., 1:]  # above - below is the bin's width
+        is_right = above + below > 0  # there the same mass is computed in the other tail
+        larger = torch.special.log_ndtr(torch.where(is_right, -below, above))
+        smaller = torch.special.log_ndtr(torch.where(is_right, -above, below))
+        mass = larger + torch.log1p(-torch.exp(smaller - larger))
+        return torch.logsumexp(mass + (self.shares / self.edges.diff()).log().to(value), -1)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``sum_i c_i (g(x - e_i) - g(x - e_{i+1})) / w_i``, ``g(t) = t Phi(t / s) + s phi(t / s)``, deviation s."""
+        place = value[..., None].double() - self.edges.double()
+        scaled = place / self.deviation
+        density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2 * math.pi)
+        integral = place * torch.special.ndtr(scaled) + self.deviation * density
+        return (
+            ((integral[..., :-1] - integral[..., 1:]) * (self.shares / self.edges.diff()).double()).sum(-1).clamp(0, 1)
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.shares * (self.edges[1:] + self.edges[:-1]) / 2).sum()
+
+    @property
+    def variance(self) -> Tensor:
+        """That of the histogram plus that of the noise."""
+        middle = (self.edges[1:] + self.edges[:-1]) / 2
+        second = (self.shares * (middle.square() + self.edges.diff().square() / 12)).sum()
+        return second - self.mean.square() + self.deviation**2
+
+
 class Pieces(NamedTuple):
     """Pieces of probability: the sorted sample and the value of the law that each pairs."""
 
@@ -80,6 +142,7 @@ class Laws:
         self.laws = tuple(_checked(law) for law in laws)
         self._pieces: dict[Any, Pieces] = {}
         self._moments: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._densities: dict[Any, tuple[Distribution | Histogram | Tensor, ...]] = {}
 
     def pieces(self, n: int, like: Tensor) -> Pieces:
         """The laws beside n sorted samples, with the dtype and on the device of ``like``."""
@@ -100,11 +163,20 @@ class Laws:
 
     def log_density(self, rows: Tensor) -> Tensor:
         """Of rows (units, n), with one law for all rows or one for each."""
-        if len(self.laws) == 1:
-            return _log_density(self.laws[0], rows)
-        if len(self.laws) != len(rows):
-            raise ValueError(f"one law for all units is needed or one for each of {len(rows)}, found {len(self.laws)}")
-        return torch.cat([_log_density(law, row) for law, row in zip(self.laws, rows.split(1), strict=True)])
+        laws = self._with_densities(rows)
+        if len(laws) == 1:
+            return _log_density(laws[0], rows)
+        if len(laws) != len(rows):
+            raise ValueError(f"one law for all units is needed or one for each of {len(rows)}, found {len(laws)}")
+        return torch.cat([_log_density(law, row) for law, row in zip(laws, rows.split(1), strict=True)])
+
+    def _with_densities(self, like: Tensor) -> tuple[Distribution | Histogram | Tensor, ...]:
+        """The laws, with histograms smoothed, in the dtype and on the device of ``like``."""
+        key = like.dtype, like.device
+        if key not in self._densities:
+            with torch.inference_mode(False):
+                self._densities[key] = tuple(_with_density(law, like) for law in self.laws)
+        return self._densities[key]
 
     def _cut(self, n: int, like: Tensor) -> Pieces:
         """Cut [0, 1] at every i / n and wherever a quantile function jumps or bends, then finer for other laws."""
@@ -246,4 +318,14 @@ def _log_density(law: Distribution | Histogram | Tensor, rows: Tensor) -> Tensor
             return law.log_prob(rows.mT).mT
     except NotImplementedError:
         pass
-    raise ValueError(f"distance 'kl' needs a density; found {type(law).__name__}, which has none (or one with jumps)")
+    raise ValueError(
+        f"distance 'kl' needs a density; found {type(law).__name__}, which has none (or one with jumps): "
+        "give a distribution that has one, a histogram, or another distance"
+    )
+
+
+def _with_density(law: Distribution | Histogram | Tensor, like: Tensor) -> Distribution | Histogram | Tensor:
+    """A histogram smoothed, in the dtype and on the device of ``like``; another law as it is."""
+    if not isinstance(law, Histogram):
+        return law
+    return SmoothedHistogram(torch.as_tensor(law.edges).to(like), torch.as_tensor(law.counts).to(like))

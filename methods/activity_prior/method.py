@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.distributions import Exponential, Laplace, Normal, Uniform
 
-from methods.activity_prior.laws import Histogram, Law, Laws, Pieces, RectifiedNormal
+from methods.activity_prior.laws import Histogram, Law, Laws, Pieces, RectifiedNormal, SmoothedHistogram
 from reproduce.method import (
     Features,
     Method,
@@ -29,7 +29,7 @@ from reproduce.method import (
     sites_of,
 )
 
-__all__ = ["ActivityPrior", "Histogram", "Law", "Laws", "Memory", "RectifiedNormal", "prior_loss"]
+__all__ = ["ActivityPrior", "Histogram", "Law", "Laws", "Memory", "RectifiedNormal", "SmoothedHistogram", "prior_loss"]
 
 Across = Literal["samples", "units", "all"]
 Distance = Literal["wasserstein1", "wasserstein2", "cramer", "kl", "moments"]
@@ -95,7 +95,8 @@ def prior_loss(
     - ``wasserstein1``: ``int_0^1 |Q_n - Q| du``; ``wasserstein2``: ``int_0^1 (Q_n - Q)^2 du``, the square of W2;
     - ``cramer``: ``int (F_n - F)^2 dx = E|X - Y| - E|X - X'| / 2 - E|Y - Y'| / 2``;
     - ``kl``: KL(activations, law), with the entropy from m-spacings, ``m = sqrt(n)`` (Vasicek 1976), less its bias
-      for a constant density; it may be negative. The law needs a density;
+      for a constant density; it may be negative. The law needs a density; of a histogram it is that of
+      `SmoothedHistogram`;
     - ``moments``: ``(mean - mu)^2 + (std - sigma)^2``, the square of W2 between normal laws.
 
     The first three are exact for a law given by samples. Other laws are replaced by their quantiles at the middles

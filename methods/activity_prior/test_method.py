@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta, Cauchy, Exponential, Gamma, Laplace, LogNormal, Normal, StudentT, Uniform
 
-from methods.activity_prior.method import ActivityPrior, Histogram, Laws, Memory, RectifiedNormal, prior_loss
+from methods.activity_prior.method import (
+    ActivityPrior,
+    Histogram,
+    Laws,
+    Memory,
+    RectifiedNormal,
+    SmoothedHistogram,
+    prior_loss,
+)
 from reproduce.method.sites import Site, watch
 
 SAMPLE_DISTANCES = ("wasserstein1", "wasserstein2", "cramer")
@@ -107,6 +115,61 @@ def test_the_divergence_of_a_matching_sample_is_near_zero_and_that_of_another_is
     tied = torch.zeros(20, 2, requires_grad=True)
     prior_loss(tied, Normal(0.0, 1.0), distance="kl").backward()
     assert tied.grad.isfinite().all()
+
+
+SMOOTHED = SmoothedHistogram(torch.tensor(BINS.edges, dtype=torch.float64), BINS.counts, deviation=0.3)
+
+
+def convolved(value: float) -> float:
+    """The density of the histogram's variable plus N(0, 0.3^2), by quadrature bin by bin."""
+    shares = np.array(BINS.counts) / sum(BINS.counts) / np.diff(BINS.edges)
+    noise = scipy.stats.norm(value, 0.3)
+    return sum(
+        share * scipy.integrate.quad(noise.pdf, low, high, epsabs=0, epsrel=1e-12)[0]
+        for share, low, high in zip(shares, BINS.edges[:-1], BINS.edges[1:], strict=True)
+    )
+
+
+def test_a_smoothed_histogram_is_the_histogram_plus_noise() -> None:
+    places = torch.tensor([-0.9, 0.0, 0.2, 0.77, 1.5, 2.0, 2.8], dtype=torch.float64)
+    found = SMOOTHED.log_prob(places).exp()
+    assert found.tolist() == pytest.approx([convolved(float(place)) for place in places], rel=1e-9)
+    for place in (-0.4, 0.6, 2.2):
+        below = scipy.integrate.quad(convolved, -3, place, epsabs=1e-10)[0]
+        assert SMOOTHED.cdf(torch.tensor(place)).item() == pytest.approx(below, abs=1e-7)
+    mean = scipy.integrate.quad(lambda x: x * convolved(x), -3, 5)[0]
+    second = scipy.integrate.quad(lambda x: x * x * convolved(x), -3, 5)[0]
+    assert SMOOTHED.mean.item() == pytest.approx(mean, rel=1e-7)
+    assert SMOOTHED.variance.item() == pytest.approx(second - mean**2, rel=1e-7)
+
+
+def test_a_smoothed_histogram_has_a_logarithm_and_a_slope_far_away_and_in_an_empty_bin() -> None:
+    assert torch.autograd.gradcheck(SMOOTHED.log_prob, (2 * seeded(2, 9)).requires_grad_())
+    far = torch.tensor([-60.0, 80.0], requires_grad=True)
+    value = SMOOTHED.log_prob(far)
+    value.sum().backward()
+    assert value.tolist() == pytest.approx([-0.5 * (60 / 0.3) ** 2, -0.5 * (78 / 0.3) ** 2], rel=1e-3)
+    assert far.grad.tolist() == pytest.approx([60 / 0.09, -78 / 0.09], rel=1e-3)
+
+
+def test_the_divergence_to_a_histogram_moves_samples_into_its_bins() -> None:
+    """One unit to a histogram and one to a density, as the forum question has it, by the divergence to both."""
+    bins = Histogram([0.0, 1.0, 2.0, 3.0], [1.0, 0.2, 3.0])
+    h = (0.5 * seeded(600, 2) + 1).requires_grad_()
+    optimizer = torch.optim.Adam([h], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = prior_loss(h, [bins, Normal(-1.0, 0.5)], distance="kl")
+        loss.backward()
+        optimizer.step()
+    first = h.detach()[:, 0]
+    shares = [((low <= first) & (first < low + 1)).double().mean().item() for low in range(3)]
+    noisy = np.random.default_rng(0).normal(0, 0.5, 400_000)  # what is left of the bins under the noise
+    drawn = np.random.default_rng(1).choice(3, 400_000, p=np.array(bins.counts) / 4.2)
+    expected = np.histogram(drawn + np.random.default_rng(2).random(400_000) + noisy, [0, 1, 2, 3])[0] / 400_000
+    assert shares == pytest.approx(expected.tolist(), abs=0.06)
+    assert h.detach()[:, 1].mean().item() == pytest.approx(-1, abs=0.1)
+    assert h.detach()[:, 1].std().item() == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_rectified_normal_is_the_law_of_a_rectified_sample() -> None:
@@ -359,7 +422,9 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
     (lambda: prior_loss(seeded(4, 2), StudentT(3.0)), "needs quantiles; StudentT has neither icdf nor cdf"),
     (lambda: prior_loss(seeded(4, 2), Beta(2.0, 3.0)), "needs quantiles; Beta has neither"),
     (lambda: prior_loss(seeded(4, 2), Cauchy(0.0, 1.0), distance="moments"), "finite mean and variance"),
-    (lambda: prior_loss(seeded(4, 2), BINS, distance="kl"), "'kl' needs a density; found Histogram"),
+    (lambda: prior_loss(seeded(4, 2), seeded(9), distance="kl"), "'kl' needs a density; found Tensor"),
+    (lambda: SmoothedHistogram([0.0, 1.0], [1.0], deviation=0.0), "positive deviation, got 0.0"),
+    (lambda: SmoothedHistogram([0.0, 1.0], [1.0, 2.0]), "increasing edges"),
     (lambda: prior_loss(seeded(4, 2), RectifiedNormal(0.0, 1.0), distance="kl"), "needs a density"),
     (lambda: prior_loss(seeded(2, 2), Normal(0.0, 1.0), distance="kl"), "at least 3 samples, found 2"),
     (lambda: prior_loss(seeded(4, 2), [Normal(0.0, 1.0)] * 3), "each of 2, found 3"),

@@ -22,7 +22,7 @@ from reproduce.cli.options import (
 from reproduce.cli.unchanged import Report, digests, remember, sources, unchanged
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, all_methods
-from reproduce.report.block import refresh
+from reproduce.report.block import CHOICE, refresh
 from reproduce.results.store import ResultError, copy_result, read_results
 
 
@@ -43,6 +43,7 @@ def report(
     made = unchanged(output, made_of) or _new_report(method, results, files, output, made_of)
     if output == REPORTS and method == "all":
         refresh(WORKING_FOLDER / "README.md", output / "README.md")
+        refresh(WORKING_FOLDER / "docs" / "cookbook.md", output / "README.md", CHOICE)
     print(made.said)
     for problem in made.skipped:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.report.answer import answer
-from reproduce.report.block import BEGIN, END
+from reproduce.report.block import BEGIN, CHOICE, END, marks
+from reproduce.report.choice import choice
 from reproduce.report.counts import NOT_RUN, Tally, tally, total
 from reproduce.report.drawings import Drawing
 from reproduce.report.gaps import alone, gaps_drawing, heading
@@ -55,11 +56,15 @@ def front(methods: Sequence[MethodFindings], columns: Sequence[Column], matrix: 
     """
     columns = [column for column in columns if any(row.difference is not None for row in column.rows.values())]
     drawings = (gaps_drawing(columns),) if columns else ()
+    chosen = choice(methods, columns)
     content: dict[str, object] = {
         "begin": BEGIN,
         "end": END,
         "answer": answer(methods, columns).replace("<", "&lt;"),
         "table": _as_text(answer_table(methods, columns)),
+        "choice_marks": marks(CHOICE),
+        "choice": _as_text(chosen.table),
+        "advice": chosen.advice.replace("<", "&lt;"),
         "matrix": _as_text(_linked(matrix, {method.folder.name for method in methods})) if matrix else None,
         "description": " ".join(drawing.description for drawing in drawings),
         "legend": _legend(columns),

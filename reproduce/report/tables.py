@@ -48,7 +48,7 @@ CSV_COLUMNS = (
 )
 TO_THE_LEFT = frozenset(
     {"Task", "Arm", "Method", "Seeds", "Chosen", "Note", "Claim", "Published claims", "Verdict", "Why", "Address"}
-) | {"Parameters", "Use", "Device", "Finished", "Result", "Experiment", "Command"}
+) | {"Parameters", "Use", "Device", "Finished", "Result", "Experiment", "Command", "What it does", "Claims judged"}
 ADJUSTED = "p, adjusted"
 
 

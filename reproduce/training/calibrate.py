@@ -86,6 +86,36 @@ def gradient_ratios(
     return [float(np.median(ratios)) for ratios in measured]
 
 
+def gradient_ratio(penalty: Tensor, loss: Tensor, model: nn.Module) -> float:
+    """``|grad penalty| / |grad loss|`` at one step of your own loop: how strong a penalty pulls beside the task.
+
+    >>> from reproduce import attach
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU())
+    >>> _ = torch.nn.init.ones_(model[0].weight)
+    >>> handle = attach("activity_norm", model, kind="l2", strength=1.0)
+    >>> outputs = model(torch.tensor([[1.0, 1.0]]))  # 2: the penalty is 4, and its slope 4 in each weight
+    >>> gradient_ratio(handle.penalty(), outputs.sum(), model)
+    4.0
+
+    Norms are L2, over the parameters that the loss reaches. Both graphs are kept, so ``(loss + penalty).backward()``
+    may follow. A penalty is proportional to its strength: at ``strength=1`` the median r over some first steps gives
+    ``wanted / r`` as the strength with a ratio of ``wanted``. Some hundredths (`HUNDREDTHS`) are felt from the first
+    step, and do not rule it.
+
+    Raises:
+        ValueError: a loss that reaches no parameter of the model, or whose gradient is zero or not finite.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    reached = [parameter for parameter, of in zip(parameters, gradients, strict=True) if of is not None]
+    if not reached:
+        raise ValueError("the loss reaches no parameter of this model: give the model that the loss was computed with")
+    task_norm = float(norm(gradients))
+    if not 0 < task_norm < math.inf:
+        raise ValueError(f"the gradient of the loss has norm {task_norm}: there is nothing to compare a penalty with")
+    return float(norm(gradients_of(penalty, reached))) / task_norm
+
+
 def gradients_of(penalty: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
     """Gradients of a penalty; none where it has no graph, as that of a method that adds nothing."""
     if not penalty.requires_grad:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from reproduce.report.block import BLOCK, refreshed
+from reproduce.report.block import BLOCK, CHOICE, refreshed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,3 +58,10 @@ def test_the_readme_shows_the_answer_of_the_committed_evidence(made: Path) -> No
     links = re.findall(r'\]\((reports/[^)]+)\)|(?:src|srcset)="([^"]+)"', BLOCK.findall(readme)[0])
     assert len(links) > 10
     assert [link for pair in links for link in pair if link and not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_cookbook_shows_the_choice_of_the_committed_evidence(made: Path) -> None:
+    cookbook = (ROOT / "docs" / "cookbook.md").read_text("utf-8")
+    shown = refreshed(cookbook, (made / "README.md").read_text("utf-8"), "../reports", CHOICE, "cookbook.md")
+    assert cookbook == shown, "docs/cookbook.md shows another choice than the evidence gives: `make report` renews it"

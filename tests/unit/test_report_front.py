@@ -9,7 +9,8 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Arm, cells
 from reproduce.report import front
-from reproduce.report.block import BEGIN, END, refresh, refreshed
+from reproduce.report.block import BEGIN, CHOICE, END, marks, refresh, refreshed
+from reproduce.report.choice import choice
 from reproduce.report.drawings import complete
 from reproduce.report.matrix import matrix
 from reproduce.results.columns import find_all
@@ -146,3 +147,56 @@ def test_a_readme_gets_the_block_with_addresses_of_its_own_place(tmp_path):
 def test_a_block_that_does_not_end_is_said():
     with pytest.raises(UserError, match=r"README.md: expected one block between .*; found 0"):
         refreshed(f"{BEGIN} for ever", PAGE, "reports")
+
+
+def test_the_choice_ranks_methods_by_what_the_seeds_tell(found):
+    """PER is far better, the other method's two arms are like vanilla; the words are those of the numbers."""
+    evaluated, columns = found
+    chosen = choice(evaluated, columns)
+    names = [row[0].partition("](")[2] for row in chosen.table.rows]
+    assert names == ["per.md)", "batchnorm.md)"]
+    per, other = (dict(zip(chosen.table.columns, row, strict=True)) for row in chosen.table.rows)
+    heading = "[digits: test error (%)](matrix.md)"
+    assert per[heading] == f"**better**: {gap(columns, 'per.per')} (PER | exact <!-- /answer -->)"
+    assert other[heading] == "no difference told (2 arms)"
+    assert chosen.advice == (
+        "On digits, try “PER | exact <!-- /answer -->” first, and no difference is told of the other 2."
+    )
+    verdicts = [verdict for method in evaluated for finding in method.findings for verdict in finding.verdicts]
+    judged = sum(verdict.word != "not run" for verdict in verdicts)
+    assert sum(map(int, re.findall(r"\d+", per["Claims judged"]))) == judged > 0
+    assert other["Claims judged"] == "–"
+
+
+def test_the_choice_puts_what_is_worse_last(make_experiment, make_result, write_card, tmp_path):
+    """The same gap with the other sign, and an arm that has not run."""
+    arms = {"a": Arm(method="a", label="A"), "b": Arm(method="b", label="B")}
+    vanilla = Arm(label="vanilla")
+    parts = {
+        name: make_experiment(arms={"vanilla": vanilla, name: arm}, claims=(), scale="reduced", figures=())
+        for name, arm in arms.items()
+    }
+    methods = {MethodFolder(name, write_card(tmp_path / name)): {FILE: part} for name, part in parts.items()}
+    results = [
+        make_result(cell, level + 0.1 * (cell.seed % 2), 9.0)
+        for cell in cells(parts["a"])
+        for level in [{"vanilla": 5.0, "a": 9.0}[cell.arm_name]]
+    ]
+    known = {folder.name: dict(experiments) for folder, experiments in methods.items()}
+    chosen = choice(*find_all(methods, known, ResultIndex(results)))
+    assert [row[2].partition(":")[0] for row in chosen.table.rows] == ["not run", "**worse**"]
+    assert chosen.advice.startswith("On digits, no arm is told to be better than the baseline, leave “A”")
+
+
+def test_a_page_elsewhere_gets_its_own_block_with_addresses_from_there(found, tmp_path):
+    begin, end = marks(CHOICE)
+    (tmp_path / "docs").mkdir()
+    shown = tmp_path / "docs" / "cookbook.md"
+    shown.write_text(f"# Title\n{begin}\n{end}\n", "utf-8")
+    page = written(found, tmp_path / "reports")
+    refresh(shown, tmp_path / "reports" / "README.md", CHOICE)
+    text = shown.read_text("utf-8")
+    assert text.count(begin) == text.count(end) == page.count(begin) == 1
+    assert "](../reports/per.md)" in text
+    assert "](../reports/matrix.md)" in text
+    assert "<!-- /answer -->" not in text

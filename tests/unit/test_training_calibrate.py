@@ -16,7 +16,7 @@ from reproduce.experiment.folder import find_method
 from reproduce.experiment.schema import Clip, ConstantRate, Experiment, Recipe, StepRate
 from reproduce.method import Method, Trace
 from reproduce.method.rng import Generators
-from reproduce.training.calibrate import GradientRatio, calibrate, gradient_ratios, suggested_grid
+from reproduce.training.calibrate import GradientRatio, calibrate, gradient_ratio, gradient_ratios, suggested_grid
 
 CPU = torch.device("cpu")
 START = torch.tensor([3.0, 4.0])
@@ -193,3 +193,26 @@ def test_a_model_that_the_method_refuses_is_said_in_one_line(digits: Experiment,
 def test_a_grid_is_centred_on_some_hundredths(ratios: dict[float, float], grid: tuple[float, ...] | None) -> None:
     found = suggested_grid([GradientRatio("task", "arm", "strength", *pair) for pair in ratios.items()])
     assert found == (None if grid is None else pytest.approx(grid))
+
+
+def test_the_ratio_of_ones_own_step_is_that_of_the_gradients_by_hand() -> None:
+    """The loss reaches one layer of two; what the penalty does to the other does not compete with it."""
+    model = nn.ModuleList([nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)]).double()
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss = model[0](inputs).sum()
+    penalty = 0.25 * model[0].weight.square().sum() + model[1].weight.square().sum()
+    of_penalty = (0.5 * model[0].weight).detach().flatten()
+    of_loss = inputs.sum(0).repeat(2)
+    expected = of_penalty.norm().item() / of_loss.norm().item()
+    assert gradient_ratio(penalty, loss, model) == pytest.approx(expected, rel=1e-12)
+    assert gradient_ratio(torch.tensor(3.0), loss, model) == 0.0  # a penalty without a graph
+    (loss + penalty).backward()  # both graphs are still there
+    torch.testing.assert_close(model[0].weight.grad.flatten(), of_loss + of_penalty)
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="reaches no parameter of this model"):
+        gradient_ratio(model.weight.sum(), nn.Linear(3, 2).weight.sum(), model)
+    with pytest.raises(ValueError, match=r"norm 0\.0: there is nothing"):
+        gradient_ratio(model.weight.sum(), (0 * model.weight).sum(), model)
