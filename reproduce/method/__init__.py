@@ -12,6 +12,7 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.kernels import Kernel, KernelKind, kernels_of
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
 from reproduce.method.sites import (
     Features,
@@ -28,6 +29,8 @@ from reproduce.method.together import losses_together, mean_of_each, sum_of_each
 
 __all__ = [
     "Features",
+    "Kernel",
+    "KernelKind",
     "Method",
     "NonNegative",
     "Positive",
@@ -49,6 +52,7 @@ __all__ = [
     "groups_of_samples",
     "in_float32",
     "is_channels_last",
+    "kernels_of",
     "losses_together",
     "mean_of_each",
     "sample_directions",
