@@ -22,6 +22,7 @@ from reproduce.method import (
     errors_in,
     in_float32,
     kernels_of,
+    moderate_scale,
 )
 
 Gram = Literal["rows", "columns", "smaller"]
@@ -230,7 +231,7 @@ def _absolute_cosines(weight: Tensor, gram: Gram) -> Tensor:
     vectors = _vectors(as_matrix(weight), gram)
     if len(vectors) < 2:
         raise ValueError(f"cosines need at least two vectors, found {len(vectors)} in shape {tuple(weight.shape)}")
-    return _off_diagonal(gram_matrix(nn.functional.normalize(vectors, dim=1))).abs()
+    return _off_diagonal(gram_matrix(nn.functional.normalize(vectors * moderate_scale(vectors), dim=1))).abs()
 
 
 _KINDS = ("conv", "linear", "recurrent")

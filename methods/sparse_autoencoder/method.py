@@ -18,6 +18,7 @@ from reproduce.method import (
     check_activations,
     errors_in,
     in_float32,
+    moderate_scale,
     sites_of,
     sites_with_role,
 )
@@ -26,6 +27,9 @@ Reduction = Literal["per_example", "batch_sum"]
 
 # A latent that is always silent has an infinite divergence; below this its mean activity counts as this.
 LEAST_ACTIVITY = 1e-7
+# Nor does a latent that is always active cost more than the largest number below 1 in float32 does.
+GREATEST_ACTIVITY = 1 - 2.0**-24
+_ROUNDING = 1e-5  # a mean of numbers up to 1 may come out above 1 by less than this
 ENCODER_SHARE = 0.2  # a resampled encoder row's norm over the mean of the living (Bricken et al. 2023)
 
 
@@ -48,7 +52,9 @@ def l1_code_penalty(code: Tensor, decoder: Tensor | None = None, reduction: Redu
     if decoder is not None:
         if decoder.dim() != 2 or len(decoder) != code.shape[-1]:
             raise ValueError(f"decoder must be (d_sae, d_in) with d_sae {code.shape[-1]}, got {tuple(decoder.shape)}")
-        magnitudes = magnitudes * decoder.to(magnitudes.dtype).norm(dim=1)
+        wide = decoder.to(magnitudes.dtype)
+        scale = moderate_scale(wide)
+        magnitudes = magnitudes * ((wide * scale).norm(dim=1) / scale)
     match reduction:
         case "per_example":
             return magnitudes.sum(-1).mean()
@@ -61,16 +67,18 @@ def kl_sparsity(code: Tensor, target: float) -> Tensor:
     """``sum_j KL(rho || rhohat_j)`` of Bernoulli laws, rhohat_j the mean over samples of latent j; 0-dim.
 
     Ng (2011), CS294A notes, where rhohat is taken over the whole training set. Codes (..., d_sae) lie in [0, 1], as
-    behind a sigmoid; a mean above 1 gives NaN. A mean below 1e-7 counts as that, so that a silent latent costs a
-    finite amount.
+    behind a sigmoid; a mean above 1 gives NaN. A mean below 1e-7 (6e-5 for codes in float16) counts as that, and one
+    above 1 - 6e-8 likewise, so that silent and saturated latents cost a finite amount and have no gradient.
 
     Raises:
         ValueError: an empty or integer code, or a target outside (0, 1).
     """
     if not 0.0 < target < 1.0:
         raise ValueError(f"target must lie in (0, 1), got {target!r}")
+    least = max(LEAST_ACTIVITY, torch.finfo(code.dtype).tiny)  # whose slope, 1 / least, fits into the code's type
     code = _checked(code)
-    mean = code.reshape(-1, code.shape[-1]).mean(0).clamp_min(LEAST_ACTIVITY)
+    found = code.reshape(-1, code.shape[-1]).mean(0)
+    mean = torch.where(found > 1 + _ROUNDING, torch.nan, found.clamp(least, GREATEST_ACTIVITY))
     silent = torch.log((1 - target) / (1 - mean))
     return (target * torch.log(target / mean) + (1 - target) * silent).sum()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,11 +19,13 @@ from reproduce.method import (
     Role,
     Site,
     Trace,
+    TransformableFunction,
     check_activations,
     device_of,
     in_float32,
     losses_together,
     mean_of_each,
+    moderate_scale,
     sites_with_role,
 )
 
@@ -65,10 +68,12 @@ def _losses(activations: Sequence[Tensor], beta: Tensor | float, sample_size: in
     """Beta is one for all activations, or broadcasts against (activations, units...)."""
     samples = _FirstRows.apply(2 * sample_size, *activations)  # type: ignore[no-untyped-call]
     samples = in_float32(samples).unflatten(1, (2, sample_size))
+    scale = moderate_scale(samples)  # the ratio of two variances, which may be too large themselves
+    samples = samples * scale
     centred = samples - samples.mean(2, keepdim=True)
     # torch's own variance takes over ten times as long over so short an axis.
     first, second = (centred.square().sum(2) / (sample_size - int(unbiased))).unbind(1)
-    return mean_of_each((1 - first / (second + beta)).square())
+    return mean_of_each((1 - first / (second + beta * scale.square())).square())
 
 
 def two_slice_variance_constancy_loss(
@@ -81,7 +86,7 @@ def two_slice_variance_constancy_loss(
     return ((1 - first / (second + beta)) ** 2).mean()
 
 
-class _FirstRows(torch.autograd.Function):
+class _FirstRows(TransformableFunction):
     """``activations[:n]`` of each, stacked, in the memory layout of the activations, and so are the gradients.
 
     Slicing pads its gradient in the default layout, and adding that to the gradient of a map in channels_last
@@ -89,19 +94,51 @@ class _FirstRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, n: int, *activations: Tensor) -> Tensor:
-        ctx.layouts = [torch.empty_like(h, device="meta") for h in activations]  # without holding on to them
+    def forward(n: int, *activations: Tensor) -> Tensor:
         axes = range(activations[0].dim())
         memory_order = sorted(axes, key=activations[0].stride, reverse=True)
         stacked = torch.stack([h[:n].permute(memory_order) for h in activations])
         return stacked.permute(0, *(1 + memory_order.index(axis) for axis in axes))
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.layouts = [_Layout(tuple(h.shape), h.stride(), h.dtype) for h in inputs[1:]]  # without holding on to them
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        padded = [torch.zeros_like(layout, device=gradient.device) for layout in ctx.layouts]
-        for own, rows in zip(padded, gradient.unbind(), strict=True):
+        return None, *_Padded.apply(ctx.layouts, gradient)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def zeros(self, device: torch.device) -> Tensor:
+        like = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        return torch.zeros_like(like, device=device)
+
+
+class _Padded(TransformableFunction):
+    """Rows, stacked, to the gradients of the activations that they are the first rows of: zero below."""
+
+    @staticmethod
+    def forward(layouts: list[_Layout], stacked: Tensor) -> tuple[Tensor, ...]:
+        padded = [layout.zeros(stacked.device) for layout in layouts]
+        for own, rows in zip(padded, stacked.unbind(), strict=True):
             own[: len(rows)] = rows
-        return None, *padded
+        return tuple(padded)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.n = inputs[1].shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _FirstRows.apply(ctx.n, *gradients)  # type: ignore[no-untyped-call]
 
 
 def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased: bool) -> None:
