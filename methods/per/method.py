@@ -78,9 +78,17 @@ def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
     check_activations(activations, feature_axes)
     wide = in_float32(activations)
     scale = moderate_scale(wide)
-    scaled = (wide * scale).square().mean(tuple(range(-feature_axes, 0)))
-    mean_square, excess = _bounded(scaled, scale)
+    mean_square, excess = _bounded(_mean_square(wide * scale, feature_axes), scale)
     return _SQRT_2_OVER_PI * ((1 + mean_square).sqrt() * excess).mean()
+
+
+def _limit_of_moderate(activations: Tensor, feature_axes: int) -> Tensor:
+    """`limit_per_loss` of activations whose squares float32 can hold, in fewer operations."""
+    return _SQRT_2_OVER_PI * (1 + _mean_square(in_float32(activations), feature_axes)).sqrt().mean()
+
+
+def _mean_square(activations: Tensor, feature_axes: int) -> Tensor:
+    return activations.square().mean(tuple(range(-feature_axes, 0)))
 
 
 def sliced_per_loss(
@@ -347,7 +355,7 @@ def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: 
     if dimension == 1:
         return (weight * torch.erf(wide * math.sqrt(0.5))).to(activations.dtype)
     scale = moderate_scale(wide)
-    mean_square, excess = _bounded((wide * scale).square().mean(tuple(range(-feature_axes, 0))), scale)
+    mean_square, excess = _bounded(_mean_square(wide * scale, feature_axes), scale)
     slope = value_and_slope(mean_square, dimension)[1] / excess
     return (weight * _spread(slope, feature_axes) * wide).to(activations.dtype)
 
@@ -402,7 +410,7 @@ class PER(Method):
     def _term(self, record: Record, directions: SharedDirections) -> Tensor:
         samples, feature_axes = self._samples(record)
         if self.mode == "limit":
-            loss = limit_per_loss(samples, feature_axes)
+            loss = _limit_of_moderate(samples, feature_axes)
         else:
             vectors = record.vectors(self.features)
             shared = directions.of(vectors)

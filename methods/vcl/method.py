@@ -46,13 +46,15 @@ def variance_constancy_loss(
             that are not floating point.
     """
     _check(activations, beta, sample_size, unbiased)
-    return _losses([activations], beta, sample_size, unbiased).squeeze(0)
+    return _losses([activations], beta, sample_size, unbiased, of_any_size=True).squeeze(0)
 
 
 def variance_constancy_losses(
     activations: Sequence[Tensor], betas: Sequence[Tensor], sample_size: int = 5, unbiased: bool = True
 ) -> Tensor:
     """`variance_constancy_loss` of each of several activations of one shape, (activations,), in few operations for all.
+
+    Here variances have to be numbers that float32 holds.
 
     Raises:
         ValueError: as `variance_constancy_loss`.
@@ -61,19 +63,22 @@ def variance_constancy_losses(
     beta = torch.stack(list(betas))
     repeated = activations[0].dim() - beta.dim()  # axes of the units that share a beta
     beta = beta.reshape(len(beta), *(1,) * repeated, *beta.shape[1:])
-    return _losses(activations, beta, sample_size, unbiased)
+    return _losses(activations, beta, sample_size, unbiased, of_any_size=False)
 
 
-def _losses(activations: Sequence[Tensor], beta: Tensor | float, sample_size: int, unbiased: bool) -> Tensor:
+def _losses(
+    activations: Sequence[Tensor], beta: Tensor | float, sample_size: int, unbiased: bool, of_any_size: bool
+) -> Tensor:
     """Beta is one for all activations, or broadcasts against (activations, units...)."""
     samples = _FirstRows.apply(2 * sample_size, *activations)  # type: ignore[no-untyped-call]
     samples = in_float32(samples).unflatten(1, (2, sample_size))
-    scale = moderate_scale(samples)  # the ratio of two variances, which may be too large themselves
-    samples = samples * scale
+    if of_any_size:  # a ratio of variances, which float32 may not hold
+        scale = moderate_scale(samples)
+        samples, beta = samples * scale, beta * scale.square()
     centred = samples - samples.mean(2, keepdim=True)
     # torch's own variance takes over ten times as long over so short an axis.
     first, second = (centred.square().sum(2) / (sample_size - int(unbiased))).unbind(1)
-    return mean_of_each((1 - first / (second + beta * scale.square())).square())
+    return mean_of_each((1 - first / (second + beta)).square())
 
 
 def two_slice_variance_constancy_loss(

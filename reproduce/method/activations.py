@@ -45,7 +45,8 @@ def moderate_scale(tensor: Tensor) -> Tensor:
 
     Sums of squares then do not overflow float32, and no bits change of what is divided by it again.
     """
-    largest = torch.linalg.vector_norm(tensor.detach(), math.inf, dtype=accumulation_dtype(tensor))
+    least, most = torch.aminmax(tensor.detach())  # in one pass
+    largest = in_float32(torch.maximum(-least, most))
     excess = (torch.frexp(largest).exponent - 40).clamp_min(0)
     return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), -excess), 1.0)
 
