@@ -49,7 +49,7 @@ class RectifiedNormal(Distribution):
     def variance(self) -> Tensor:
         """``(loc^2 + scale^2) Phi(a) + loc scale phi(a)``, less the squared mean."""
         second = (self.loc**2 + self.scale**2) * self._mass() + self.loc * self.scale * self._density()
-        return second - self.mean**2
+        return (second - self.mean**2).clamp_min(0)  # far below zero rounding would leave less
 
     def _mass(self) -> Tensor:
         return torch.special.ndtr(self.loc / self.scale)
@@ -297,7 +297,7 @@ def _moments(law: Distribution | Histogram | Tensor) -> tuple[Tensor, Tensor]:
         share, middle = counts / counts.sum(), (edges[1:] + edges[:-1]) / 2
         mean = (share * middle).sum()
         second = (share * (middle.square() + edges.diff().square() / 12)).sum()
-        return mean[None], (second - mean.square()).sqrt()[None]
+        return mean[None], (second - mean.square()).clamp_min(0).sqrt()[None]
     try:
         mean, variance = (part.detach().double().cpu().reshape(-1) for part in (law.mean, law.variance))
     except NotImplementedError as error:

@@ -100,7 +100,8 @@ def prior_loss(
     - ``moments``: ``(mean - mu)^2 + (std - sigma)^2``, the square of W2 between normal laws.
 
     The first three are exact for a law given by samples. Other laws are replaced by their quantiles at the middles
-    of at least 256 pieces of probability, which all ``i / n`` and all edges of a histogram bound.
+    of at least 256 pieces of probability, which all ``i / n`` and all edges of a histogram bound. Values are looked at,
+    so that NaN is refused: not under `torch.vmap`; units are treated together as they are.
 
     Args:
         activations: (..., units); leading axes count samples.

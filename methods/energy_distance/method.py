@@ -21,6 +21,7 @@ from reproduce.method import (
     Role,
     SharedDirections,
     Trace,
+    TransformableFunction,
     accumulation_dtype,
     check_activations,
     clenshaw,
@@ -30,6 +31,7 @@ from reproduce.method import (
     is_channels_last,
     losses_together,
     mean_of_each,
+    moderate_scale,
     sample_rows,
     sum_of_each,
 )
@@ -38,6 +40,7 @@ _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _WITHIN_TARGET = 2 / math.sqrt(math.pi)  # E|Z - Z'| of two standard normal numbers
 _COINCIDENT = 16  # roundings: samples that are closer than so many count as one
 _DIRECT = 2**23  # differences of numbers, below which distances are taken from differences
+_LONGEST = 2.0**40  # root mean square of a sample from which on its attraction is linear to rounding
 _CHUNK = 4096  # columns of a wide layer that a processor's cache holds
 
 
@@ -73,7 +76,9 @@ def energy_distance(
             not have; a group_size below 2.
     """
     n_groups, order = _groups(activations, feature_axes, group_size, generator)
-    return energy_distances([activations], feature_axes, n_groups, None if order is None else [order]).squeeze(0)
+    orders = None if order is None else [order]
+    found: Tensor = _EnergyDistances.apply(feature_axes, True, n_groups, orders, activations)[0]  # type: ignore[no-untyped-call]
+    return found.squeeze(0)
 
 
 def energy_distances(
@@ -81,9 +86,10 @@ def energy_distances(
 ) -> Tensor:
     """`energy_distance` of each of several activations of one shape, (activations,), in few operations for all.
 
-    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``.
+    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``. Here the length
+    of a sample has to be below 1e19 in float32; `energy_distance` looks for the largest number first.
     """
-    return _EnergyDistances.apply(feature_axes, n_groups, orders, *activations)  # type: ignore[no-untyped-call, no-any-return]
+    return _EnergyDistances.apply(feature_axes, False, n_groups, orders, *activations)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _groups(
@@ -171,7 +177,7 @@ def pair_constant(dimension: int) -> float:
     return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(math.pi)
 
 
-class _EnergyDistances(torch.autograd.Function):
+class _EnergyDistances(TransformableFunction):
     """One product of each activation with itself forward, and one with a matrix over samples backward.
 
     What lies between is done for all activations at once, on (activations, samples) and (activations, groups, m, m).
@@ -179,14 +185,17 @@ class _EnergyDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
-    ) -> Tensor:
+        feature_axes: int, of_any_size: bool, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
+    ) -> tuple[Tensor, ...]:
         rows = [sample_rows(h, feature_axes) for h in activations]
         n, dimension = rows[0].shape
         precision = accumulation_dtype(rows[0])
+        scale = torch.stack([moderate_scale(h) for h in rows]).unsqueeze(1) if of_any_size else None
+        if scale is not None:
+            rows = [h.to(precision) * own for h, own in zip(rows, scale, strict=True)]
         with torch.autocast(rows[0].device.type, enabled=False):
             length = torch.stack([torch.linalg.vector_norm(h, dim=1, dtype=precision) for h in rows])
-            value, slope = attraction(length.square() / dimension, dimension)
+            value, slope = _attraction_of(length.square() / dimension, dimension, scale)
             own = ordered = 2 / n * slope
             if orders is not None:
                 place = torch.stack(list(orders))
@@ -196,51 +205,75 @@ class _EnergyDistances(torch.autograd.Function):
             in_order = rows if orders is None else (h[order] for h, order in zip(rows, orders, strict=True))
             groups = (grouped(h, n_groups) for h in in_order)
             distance = _distances(groups, length, dimension)
+            if scale is not None:
+                distance = distance / scale.view(-1, 1, 1, 1)
             pair_weight = pair_constant(dimension) / (n_groups * size * (size - 1))
             energy = 2 * mean_of_each(value) - pair_weight * sum_of_each(distance) - _WITHIN_TARGET
             # The gradient at sample i is the sum over j of pull_ij h_j. A pair pushes apart with a force that
             # has no direction, and is none, where its distance is zero.
             push = torch.where(distance > 0, 2 * pair_weight / distance, 0)
             pull = push + torch.diag_embed(within - push.sum(3))
-        ctx.save_for_backward(pull, own, *activations, *(orders or ()))
-        ctx.feature_axes = feature_axes
-        return energy
+        return energy, pull, own
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.feature_axes, _, _, orders, *activations = inputs
+        TransformableFunction.keep(ctx, output, *activations, *(orders or ()))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         pull, own, *saved = ctx.saved_tensors
         pull, own = pull * gradient.view(-1, 1, 1, 1), own * gradient.view(-1, 1)
         activations, orders = saved[: len(pull)], saved[len(pull) :] or [None] * len(pull)
         given = zip(activations, pull, own, orders, strict=True)
-        return None, None, None, *(_pulled(*each, ctx.feature_axes) for each in given)
+        return None, None, None, None, *(_Pulled.apply(*each, ctx.feature_axes) for each in given)  # type: ignore[no-untyped-call]
 
 
-def _pulled(activations: Tensor, pull: Tensor, own: Tensor, order: Tensor | None, feature_axes: int) -> Tensor:
+def _attraction_of(scaled_mean_square: Tensor, dimension: int, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`attraction` of samples times ``scale``, by which no square overflows."""
+    if scale is None:
+        return attraction(scaled_mean_square, dimension)
+    bound = _LONGEST * scale
+    excess = scaled_mean_square.clamp_min(bound.square()).sqrt() / bound
+    value, slope = attraction(scaled_mean_square.clamp_max(bound.square()) / scale / scale, dimension)
+    return value * excess, slope / excess
+
+
+class _Pulled(TransformableFunction):
     """The gradient: the samples of each group times its matrix ``pull``, and those in no group times their ``own``.
 
     It has the activations' own layout and no view behind it: autograd can then add the other gradients of the layer
     into it in place, which saves a pass over memory.
     """
-    if is_channels_last(activations, feature_axes):
-        result = torch.empty_like(activations)
-    else:
-        result = activations.new_empty(activations.shape)
-    rows, target = sample_rows(activations, feature_axes), sample_rows(result, feature_axes)
-    found = torch.empty_like(target) if order is not None else target
-    if order is not None:
-        rows, own = rows[order], own[order]
-    groups = grouped(rows, len(pull))
-    if rows.dtype == pull.dtype:
-        torch.bmm(pull, groups, out=grouped(found, len(pull)))
-    else:
-        grouped(found, len(pull)).copy_(torch.bmm(pull, groups.to(pull.dtype)))
-    n_grouped = groups.shape[0] * groups.shape[1]
-    if n_grouped < len(rows):
-        found[n_grouped:] = own[n_grouped:].unsqueeze(1) * rows[n_grouped:]
-    if order is not None:
-        target.index_copy_(0, order, found)
-    return result
+
+    @staticmethod
+    def forward(activations: Tensor, pull: Tensor, own: Tensor, order: Tensor | None, feature_axes: int) -> Tensor:
+        if is_channels_last(activations, feature_axes):
+            result = torch.empty_like(activations)
+        else:
+            result = activations.new_empty(activations.shape)
+        rows, target = sample_rows(activations, feature_axes), sample_rows(result, feature_axes)
+        found = torch.empty_like(target) if order is not None else target
+        if order is not None:
+            rows, own = rows[order], own[order]
+        groups = grouped(rows, len(pull))
+        if rows.dtype == pull.dtype:
+            torch.bmm(pull, groups, out=grouped(found, len(pull)))
+        else:
+            grouped(found, len(pull)).copy_(torch.bmm(pull, groups.to(pull.dtype)))
+        n_grouped = groups.shape[0] * groups.shape[1]
+        if n_grouped < len(rows):
+            found[n_grouped:] = own[n_grouped:].unsqueeze(1) * rows[n_grouped:]
+        if order is not None:
+            target.index_copy_(0, order, found)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: the energy distance can be differentiated once."""
 
 
 def _distances(groups: Iterable[Tensor], length: Tensor, dimension: int) -> Tensor:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Method, NonNegative, PositiveCount, Role, Trace, errors_in, in_float32
+from reproduce.method import (
+    Kernel,
+    KernelKind,
+    Method,
+    NonNegative,
+    PositiveCount,
+    Role,
+    Trace,
+    accumulation_dtype,
+    errors_in,
+    in_float32,
+    kernels_of,
+    moderate_scale,
+)
 
 Gram = Literal["rows", "columns", "smaller"]
 Norm = Literal["squared_frobenius", "frobenius", "l1", "max", "row_sum", "spectral"]
 Law = Literal["normal", "uniform"]
+Groups = Literal["apart", "together"]
+
+logger = logging.getLogger(__name__)
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -71,7 +88,7 @@ def soft_orthogonality(weight: Tensor, gram: Gram = "rows", norm: Norm = "square
         case "row_sum":
             return deviation.abs().sum(1).amax()
         case "spectral":
-            return torch.linalg.eigvalsh(deviation).abs().amax()
+            return _largest_eigenvalue(deviation)
     raise ValueError(f"unknown norm {norm!r}: squared_frobenius, frobenius, l1, max, row_sum or spectral")
 
 
@@ -194,6 +211,13 @@ def _deviation(vectors: Tensor) -> Tensor:
     return products - torch.eye(len(products), device=products.device, dtype=products.dtype)
 
 
+def _largest_eigenvalue(symmetric: Tensor) -> Tensor:
+    """In absolute value; NaN for a matrix that is not finite, of which the decomposition would raise."""
+    is_finite = symmetric.isfinite().all()
+    values = torch.linalg.eigvalsh(torch.where(is_finite, symmetric, 0.0))
+    return values.abs().amax() * torch.where(is_finite, 1.0, torch.nan).to(values.dtype)
+
+
 def _apply_deviation(vectors: Tensor, vector: Tensor) -> Tensor:
     return vectors @ (vectors.mT @ vector) - vector
 
@@ -207,74 +231,83 @@ def _absolute_cosines(weight: Tensor, gram: Gram) -> Tensor:
     vectors = _vectors(as_matrix(weight), gram)
     if len(vectors) < 2:
         raise ValueError(f"cosines need at least two vectors, found {len(vectors)} in shape {tuple(weight.shape)}")
-    return _off_diagonal(gram_matrix(nn.functional.normalize(vectors, dim=1))).abs()
+    return _off_diagonal(gram_matrix(nn.functional.normalize(vectors * moderate_scale(vectors), dim=1))).abs()
 
 
-# Kernels that hold several blocks of outputs, one for each gate or projection, and how many.
-_BLOCKS: dict[type[nn.Module], int] = {
-    nn.LSTM: 4,
-    nn.GRU: 3,
-    nn.RNN: 1,
-    nn.LSTMCell: 4,
-    nn.GRUCell: 3,
-    nn.RNNCell: 1,
-    nn.MultiheadAttention: 3,
-}
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _KINDS = ("conv", "linear", "recurrent")
 
 
-def kernels(model: nn.Module, layers: str = "all") -> list[tuple[str, Tensor]]:
-    """Names and weights (out, ...) of a model's kernels, those of recurrent layers cut into their gates' blocks.
+def kernels(model: nn.Module, layers: str = "all", groups: Groups = "apart") -> list[tuple[str, Tensor]]:
+    """Names and weights (out, ...) of a model's kernels, each gate, projection and group of a convolution by itself.
 
-    A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, and a shared one counts once. Embeddings are
-    tables and no kernels.
+    A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, of a grouped convolution one for each group, and a
+    shared one counts once. Which weights there are says `kernels_of`. Embeddings are tables and no kernels, and so is
+    an output layer that is tied to one.
 
     Args:
         model: any module.
         layers: "all"; "conv", "linear"; "recurrent", the hidden-to-hidden kernels alone; else a part of the name.
+            Weights of modules that torch does not know are found by name alone, and then read as (out, ...).
+        groups: "together": a grouped convolution is one matrix (out, inputs of a group), as in code that reshapes it.
 
     Raises:
-        ValueError: no kernel of that kind or name.
+        ValueError: no kernel of that kind or name; the message lists those that there are.
     """
-    found: list[tuple[str, str, Tensor]] = []
-    seen: set[int] = set()
-    for prefix, module in model.named_modules():
-        for name, kind, weight, blocks in _weights_of(module):
-            if isinstance(weight, nn.Parameter):  # others are made anew each time, and their ids mean nothing
-                if id(weight) in seen:
-                    continue
-                seen.add(id(weight))
-            path = f"{prefix}.{name}".lstrip(".")
-            labels = [path] if blocks == 1 else [f"{path}[{index}]" for index in range(blocks)]
-            found += zip(labels, [kind] * blocks, weight.chunk(blocks), strict=True)
-    kept = [
-        (name, weight)
-        for name, kind, weight in found
-        if layers == "all" or (kind == layers if layers in _KINDS else layers in name)
+    return [
+        (part.name if len(blocks) == 1 else f"{part.name}[{index}]", block)
+        for part in _parts(model, layers, groups)
+        for blocks in [part.weight.chunk(part.groups)]
+        for index, block in enumerate(blocks)
     ]
-    if not kept:
-        names = ", ".join(name for name, _, _ in found) or "none"
-        raise ValueError(f"orthogonality needs kernels, and the model has none for layers = {layers!r}: it has {names}")
-    return kept
 
 
-def _weights_of(module: nn.Module) -> Iterator[tuple[str, str, Tensor, int]]:
-    """Name, kind, weight and number of blocks of every kernel that a layer of torch holds itself."""
-    if isinstance(module, nn.Linear):
-        yield "weight", "linear", module.weight, 1
-    elif isinstance(module, _CONVOLUTIONS):
-        yield "weight", "conv", module.weight, 1
-    elif isinstance(module, _TRANSPOSED):  # (in, out / groups, ...): outputs first, group by group
-        turned = [group.transpose(0, 1) for group in module.weight.chunk(module.groups)]
-        yield "weight", "conv", torch.cat(turned), 1
-    elif n_blocks := next((n for kind, n in _BLOCKS.items() if isinstance(module, kind)), 0):
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.dim() == 2:
-                is_cut = name.startswith(("weight_ih", "weight_hh", "in_proj"))
-                kind = "recurrent" if name.startswith("weight_hh") else "other"
-                yield name, kind, weight, n_blocks if is_cut else 1
+class _Part(NamedTuple):
+    """A kernel (out, ...), or all those of a grouped convolution; a depthwise one has hundreds."""
+
+    name: str
+    kind: KernelKind
+    weight: Tensor
+    groups: int
+
+    def penalty(self, term: Callable[..., Tensor], *stacked: Tensor) -> Tensor:
+        """The sum over groups of a penalty; what else it takes has an entry for each group."""
+        if self.groups == 1:
+            return term(self.weight, *stacked)
+        return torch.vmap(term)(self.weight.unflatten(0, (self.groups, -1)), *stacked).sum()
+
+
+def _parts(model: nn.Module, layers: str, groups: Groups) -> list[_Part]:
+    if groups not in ("apart", "together"):
+        raise ValueError(f"groups is 'apart' or 'together', got {groups!r}")
+    found = [kernel for kernel in kernels_of(model) if kernel.kind != "embedding"]
+    parts = [part for kernel in found for part in _parts_of(kernel, groups) if _is_asked_for(part, layers)]
+    if not parts:
+        known = [part.name for kernel in found if kernel.kind != "unknown" for part in _parts_of(kernel, groups)]
+        raise ValueError(
+            f"orthogonality needs kernels, and the model has none for layers = {layers!r}: it has "
+            + "; ".join(filter(None, [", ".join(known) or "none", _unread(found)]))
+        )
+    return parts
+
+
+def _parts_of(kernel: Kernel, groups: Groups) -> list[_Part]:
+    weight = kernel.outputs_first
+    if kernel.kind == "conv":
+        return [_Part(kernel.name, kernel.kind, weight, kernel.blocks if groups == "apart" else 1)]
+    labels = [f"{kernel.name}[{index}]" for index in range(kernel.blocks)] if kernel.blocks > 1 else [kernel.name]
+    return [_Part(label, kernel.kind, block, 1) for label, block in zip(labels, weight.chunk(len(labels)), strict=True)]
+
+
+def _is_asked_for(part: _Part, layers: str) -> bool:
+    if layers == "all":
+        return part.kind != "unknown"
+    return part.kind == layers if layers in _KINDS else layers in part.name
+
+
+def _unread(found: list[Kernel]) -> str:
+    """What to do about the weights whose outputs may be either axis; nothing where there are none."""
+    names = ", ".join(kernel.name for kernel in found if kernel.kind == "unknown")
+    return names and f"not read, since it is not known which axis counts outputs: {names} (layers may name one of them)"
 
 
 # Fractions of the training at which the factor on the coefficient changes: epochs 20, 50, 70 and 120 of 200.
@@ -307,6 +340,8 @@ class OrthogonalRegularization(Method):
     """
 
     recorded_roles: ClassVar[frozenset[Role]] = frozenset()  # it reads weights
+    # As of `kernels`. No field, which would change the identity of every Run: a subclass may say "together".
+    groups: ClassVar[Groups] = "apart"
 
     formula: Literal["soft", "double_soft", "mutual_coherence", "srip", "off_diagonal", "cosine"] = "soft"
     strength: NonNegative = 1e-2  # lambda at the start; the authors' code for CIFAR
@@ -333,34 +368,47 @@ class OrthogonalRegularization(Method):
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Draw the starts of the power iterations where one serves all steps; they are kept beside the weights."""
-        if self.strength == 0 or self.formula != "srip" or self.redraw:
+        if self.strength == 0:
             return
-        for index, (_, weight) in enumerate(kernels(model, self.layers)):
-            length = len(_vectors(as_matrix(weight), self.gram))
-            drawn = draw_start(length, self.start, generator, generator.device)
-            model.register_buffer(f"srip_start_{index}", drawn.to(weight.device))
+        unread = _unread(kernels_of(model)) if self.layers == "all" else ""
+        if unread:
+            logger.warning("orthogonality: %s", unread)
+        if self.formula != "srip" or self.redraw:
+            return
+        for index, part in enumerate(_parts(model, self.layers, self.groups)):
+            starts = self._starts(part, generator, generator.device, torch.float32)
+            model.register_buffer(f"srip_start_{index}", starts.to(part.weight.device))
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted sum."""
-        chosen = kernels(trace.model, self.layers)
-        terms = [self._term(trace.model, *one, index, generator) for index, one in enumerate(chosen)]
+        parts = _parts(trace.model, self.layers, self.groups)
+        terms = [self._term(trace.model, part, index, generator) for index, part in enumerate(parts)]
         total = self.strength * torch.stack(terms).sum()
         return total if self.schedule == "constant" else total * scheduled(progress, self.schedule)
 
-    def _term(self, model: Any, name: str, weight: Tensor, index: int, generator: torch.Generator) -> Tensor:
-        with errors_in(f"kernel {name!r}"):
+    def _term(self, model: Any, part: _Part, index: int, generator: torch.Generator) -> Tensor:
+        with errors_in(f"kernel {part.name!r}"):
             match self.formula:
                 case "soft":
-                    return soft_orthogonality(weight, self.gram, self.norm)
+                    return part.penalty(lambda weight: soft_orthogonality(weight, self.gram, self.norm))
                 case "double_soft":
-                    return double_soft_orthogonality(weight, self.norm)
+                    return part.penalty(lambda weight: double_soft_orthogonality(weight, self.norm))
                 case "mutual_coherence":
-                    return mutual_coherence(weight, self.gram)
+                    return part.penalty(lambda weight: mutual_coherence(weight, self.gram))
                 case "off_diagonal":
-                    return off_diagonal_orthogonality(weight, self.gram)
+                    return part.penalty(lambda weight: off_diagonal_orthogonality(weight, self.gram))
                 case "cosine":
-                    return mean_absolute_cosine(weight, self.gram)
-            start = self.start if self.redraw else getattr(model, f"srip_start_{index}", None)
+                    return part.penalty(lambda weight: mean_absolute_cosine(weight, self.gram))
+            start = getattr(model, f"srip_start_{index}", None)
+            if self.redraw:
+                start = self._starts(part, generator, part.weight.device, accumulation_dtype(part.weight))
             if start is None:
                 raise ValueError("a start that serves all steps needs `prepare`, which draws it")
-            return srip(weight, self.n_iterations, self.squared, self.gram, start, generator)
+            options = self.n_iterations, self.squared, self.gram
+            return part.penalty(lambda weight, own: srip(weight, *options, own), start)
+
+    def _starts(self, part: _Part, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A start (length,), or one for each group."""
+        length = len(_vectors(as_matrix(part.weight[: len(part.weight) // part.groups]), self.gram))
+        drawn = draw_start(part.groups * length, self.start, generator, device, dtype)
+        return drawn if part.groups == 1 else drawn.view(part.groups, length)

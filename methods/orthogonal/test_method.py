@@ -308,23 +308,15 @@ class Various(nn.Module):
         self.attention = nn.MultiheadAttention(4, 2)
 
 
-def test_kernels_are_cut_into_gates_and_chosen_by_kind_or_name() -> None:
-    model = Various()
-    shapes = {name: tuple(weight.shape) for name, weight in kernels(model)}
-    assert [name for name, _ in kernels(model, "linear")] == ["linear.weight", "attention.out_proj.weight"]
-    assert [name for name, _ in kernels(model, "conv")] == ["conv.weight", "deconv.weight"]
-    recurrent = kernels(model, "recurrent")
-    assert len(recurrent) == 2 * 4 + 3 + 1
-    assert {tuple(weight.shape) for _, weight in recurrent} == {(3, 3)}
-    assert torch.equal(dict(recurrent)["lstm.weight_hh_l0[2]"], model.lstm.weight_hh_l0[6:9])
-    assert shapes["gru.weight_ih_l0[1]"] == (3, 6)
-    assert shapes["deconv.weight"] == (6, 2, 3, 3)
-    assert torch.equal(dict(kernels(model))["deconv.weight"][4], model.deconv.weight[2:, 1])
-    assert [shapes[f"attention.in_proj_weight[{index}]"] for index in range(3)] == [(4, 4)] * 3
-    assert not any("embedding" in name or "bias" in name for name in shapes)
-    assert [name for name, _ in kernels(model, "gru.weight_hh")] == [f"gru.weight_hh_l0[{gate}]" for gate in range(3)]
-    with pytest.raises(ValueError, match=r"layers = 'decoder': it has lstm\.weight_ih_l0\[0\]"):
-        kernels(model, "decoder")
+def test_a_kernel_that_is_not_finite_costs_nan() -> None:
+    """Or infinity, and raises nothing, so that the loop can seal the Run as diverged."""
+    for value in (float("nan"), float("inf"), 1e30):
+        for norm in NUMPY_NORMS:
+            weight = torch.full((4, 6), value, requires_grad=True)
+            found = soft_orthogonality(weight, norm=norm)
+            found.backward()
+            assert not found.isfinite(), norm
+        assert not srip(torch.full((4, 6), value)).isfinite()
 
 
 def penalty_of(model: nn.Module, progress: float = 0.0, **fields: object) -> float:

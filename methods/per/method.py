@@ -19,6 +19,7 @@ from reproduce.method import (
     Role,
     SharedDirections,
     Trace,
+    TransformableFunction,
     accumulation_dtype,
     check_activations,
     clenshaw,
@@ -26,11 +27,13 @@ from reproduce.method import (
     in_float32,
     losses_together,
     mean_of_each,
+    moderate_scale,
     sample_directions,
 )
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _LARGE_DIMENSION = 32  # from here on the expansion in 1/d is exact to float32
+_LONGEST = 2.0**40  # root mean square of a sample from which on PER is linear to rounding
 _NODES = 96  # of the Chebyshev interpolation below
 
 
@@ -48,17 +51,21 @@ def per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
         ValueError: activations without a feature axis, without elements, or not floating point; feature_axes that
             the activations do not have.
     """
-    return per_losses([activations], feature_axes).squeeze(0)
+    check_activations(activations, feature_axes)
+    loss: Tensor = _ExactLosses.apply(feature_axes, True, activations)[0]  # type: ignore[no-untyped-call]
+    return loss.squeeze(0)
 
 
 def per_losses(activations: Sequence[Tensor], feature_axes: int = 1) -> Tensor:
     """`per_loss` of each of several activations of one shape, (activations,), in few operations for all of them.
 
+    Here the length of a sample has to be below 1e19 in float32; `per_loss` looks for the largest number first.
+
     Raises:
         ValueError: as `per_loss`.
     """
     check_activations(activations[0], feature_axes)
-    return _ExactLosses.apply(feature_axes, *activations)  # type: ignore[no-untyped-call, no-any-return]
+    return _ExactLosses.apply(feature_axes, False, *activations)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
 def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
@@ -70,8 +77,18 @@ def limit_per_loss(activations: Tensor, feature_axes: int = 1) -> Tensor:
     """
     check_activations(activations, feature_axes)
     wide = in_float32(activations)
-    mean_square = wide.square().mean(tuple(range(-feature_axes, 0)))
-    return _SQRT_2_OVER_PI * (1 + mean_square).sqrt().mean()
+    scale = moderate_scale(wide)
+    mean_square, excess = _bounded(_mean_square(wide * scale, feature_axes), scale)
+    return _SQRT_2_OVER_PI * ((1 + mean_square).sqrt() * excess).mean()
+
+
+def _limit_of_moderate(activations: Tensor, feature_axes: int) -> Tensor:
+    """`limit_per_loss` of activations whose squares float32 can hold, in fewer operations."""
+    return _SQRT_2_OVER_PI * (1 + _mean_square(in_float32(activations), feature_axes)).sqrt().mean()
+
+
+def _mean_square(activations: Tensor, feature_axes: int) -> Tensor:
+    return activations.square().mean(tuple(range(-feature_axes, 0)))
 
 
 def sliced_per_loss(
@@ -150,7 +167,9 @@ def matched_noise(activations: Tensor, directions: Tensor) -> Tensor:
     with torch.autocast(activations.device.type, enabled=False):
         samples = activations.to(precision).reshape(-1, dimension)
         projections = samples @ own.mT
-        _, slope = value_and_slope(samples.square().mean(1), dimension)
+        scale = moderate_scale(samples)
+        mean_square, excess = _bounded((samples * scale).square().mean(1), scale)
+        slope = value_and_slope(mean_square, dimension)[1] / excess
         weights = torch.erf(projections * math.sqrt(0.5)) - (share * slope).unsqueeze(1) * projections
         return (weights @ independent / len(own)).reshape(activations.shape)
 
@@ -176,6 +195,17 @@ def value_and_slope(mean_square: Tensor, dimension: int) -> tuple[Tensor, Tensor
         both = clenshaw(_chebyshev(dimension, q.dtype, q.device), (q - 1) / scale)
     root = scale.sqrt()
     return (both[0] * root).reshape(mean_square.shape), (both[1] / root).reshape(mean_square.shape)
+
+
+def _bounded(scaled_mean_square: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean square of samples times ``scale`` as a mean square up to 2^80, and how far the root is above, 1 or more.
+
+    There PER is proportional to the length and its slope to the inverse, to rounding: they are those of the first
+    times, and over, the second.
+    """
+    bound = _LONGEST * scale
+    excess = scaled_mean_square.clamp_min(bound.square()).sqrt() / bound
+    return scaled_mean_square.clamp_max(bound.square()) / scale / scale, excess
 
 
 def _horner(coefficients: tuple[Tensor, ...], position: Tensor) -> Tensor:
@@ -269,31 +299,43 @@ def _kummer(u: float, b: float) -> float:
     return math.gamma(b) / math.gamma(b + 0.5) * math.sqrt(b * u) * total
 
 
-class _ExactLosses(torch.autograd.Function):
+class _ExactLosses(TransformableFunction):
     """One pass over each activation forward, and one multiplication backward; what lies between is done for all."""
 
     @staticmethod
-    def forward(ctx: Any, feature_axes: int, *activations: Tensor) -> Tensor:
+    def forward(feature_axes: int, of_any_size: bool, *activations: Tensor) -> tuple[Tensor, Tensor]:
         precision = accumulation_dtype(activations[0])
         axes = tuple(range(-feature_axes, 0))
         dimension = math.prod(activations[0].shape[-feature_axes:])
+        if of_any_size:
+            scales = [moderate_scale(h) for h in activations]
+            moderate = [h.to(precision) * scale for h, scale in zip(activations, scales, strict=True)]
+            squares = [torch.linalg.vector_norm(h, dim=axes).square() / dimension for h in moderate]
+            mean_square, excess = map(torch.stack, zip(*map(_bounded, squares, scales), strict=True))
+            value, slope = value_and_slope(mean_square, dimension)
+            return mean_of_each(value * excess), slope / excess
         length = torch.stack([torch.linalg.vector_norm(h, dim=axes, dtype=precision) for h in activations])
         value, slope = value_and_slope(length.square() / dimension, dimension)
-        ctx.save_for_backward(slope, *activations)
-        ctx.feature_axes = feature_axes
-        return mean_of_each(value)
+        return mean_of_each(value), slope
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.feature_axes, _, *activations = inputs
+        TransformableFunction.keep(ctx, output, *activations)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         # The gradient has the activations' own shape and no view behind it: autograd can then add the other
         # gradients of the layer into it in place, which saves a third of the loss's memory traffic.
         slope, *activations = ctx.saved_tensors
         weight = gradient / slope[0].numel()
         if torch.is_grad_enabled():  # create_graph: the same in operations that autograd can differentiate again
             own = zip(activations, weight, strict=True)
-            return None, *(_differentiable_gradient(h, share, ctx.feature_axes) for h, share in own)
+            return None, None, *(_differentiable_gradient(h, share, ctx.feature_axes) for h, share in own)
         scales = _spread(_spread(weight, slope.dim() - 1) * slope, ctx.feature_axes)
-        return None, *(_scaled(h, scale) for h, scale in zip(activations, scales, strict=True))
+        return None, None, *(_scaled(h, scale) for h, scale in zip(activations, scales, strict=True))
 
 
 def _spread(numbers: Tensor, n_axes: int) -> Tensor:
@@ -312,7 +354,9 @@ def _differentiable_gradient(activations: Tensor, weight: Tensor, feature_axes: 
     dimension = math.prod(wide.shape[-feature_axes:])
     if dimension == 1:
         return (weight * torch.erf(wide * math.sqrt(0.5))).to(activations.dtype)
-    _, slope = value_and_slope(wide.square().mean(tuple(range(-feature_axes, 0))), dimension)
+    scale = moderate_scale(wide)
+    mean_square, excess = _bounded(_mean_square(wide * scale, feature_axes), scale)
+    slope = value_and_slope(mean_square, dimension)[1] / excess
     return (weight * _spread(slope, feature_axes) * wide).to(activations.dtype)
 
 
@@ -366,7 +410,7 @@ class PER(Method):
     def _term(self, record: Record, directions: SharedDirections) -> Tensor:
         samples, feature_axes = self._samples(record)
         if self.mode == "limit":
-            loss = limit_per_loss(samples, feature_axes)
+            loss = _limit_of_moderate(samples, feature_axes)
         else:
             vectors = record.vectors(self.features)
             shared = directions.of(vectors)

@@ -10,7 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reproduce.method import Method, Site, check_activations, fill_sites, in_float32, sites_with_role
+from reproduce.method import (
+    Method,
+    Site,
+    TransformableFunction,
+    check_activations,
+    fill_sites,
+    in_float32,
+    moderate_scale,
+    sites_with_role,
+)
 
 Output = Literal["uniform", "normal"]
 Context = Literal["fixed", "moving"]
@@ -69,40 +78,56 @@ def _transform_rows(rows: Tensor, output: Output, context: Context, steepest: fl
         )
     precise = in_float32(rows)
     ordered, order = precise.detach().contiguous().sort(dim=-1, stable=True)
-    result: Tensor = _BatchQuantile.apply(precise, ordered, order, output, context, steepest)  # type: ignore[no-untyped-call]
+    options = output, context, steepest, torch.is_grad_enabled()
+    result: Tensor = _BatchQuantile.apply(precise, ordered, order, *options)[0]  # type: ignore[no-untyped-call]
     return result.to(rows.dtype), ordered
 
 
-class _BatchQuantile(torch.autograd.Function):
+class _BatchQuantile(TransformableFunction):
     """Rows (..., n), and what sorting them gives, to quantiles within each row."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, ordered: Tensor, order: Tensor, output: Output, context: Context, steepest: float
-    ) -> Tensor:
+        rows: Tensor,
+        ordered: Tensor,
+        order: Tensor,
+        output: Output,
+        context: Context,
+        steepest: float,
+        with_slopes: bool,
+    ) -> tuple[Tensor, ...]:
         last_place = rows.shape[-1] - 1
         # Each value's ties are the places first to last; a NaN, above all values, would otherwise have none.
         first = torch.searchsorted(ordered, ordered).clamp_(max=last_place)
         last = torch.searchsorted(ordered, ordered, right=True) - 1
         outcome = _of_law((first + last + 1).to(rows.dtype) / (2 * rows.shape[-1]), output)
         result = torch.empty_like(ordered).scatter_(-1, order, outcome)
-        if ctx.needs_input_grad[0]:
-            reach = math.ceil(math.sqrt(rows.shape[-1]))
-            # Windows end with whole ties, so that tied samples have the same one.
-            start = first.gather(-1, (first - reach).clamp_(min=0))
-            end = last.gather(-1, (last + reach).clamp_(max=last_place))
-            rise = outcome.gather(-1, end) - outcome.gather(-1, start)
-            run = ordered.gather(-1, end) - ordered.gather(-1, start)
-            deviation = (ordered.var(-1, correction=0, keepdim=True) + _EPSILON).sqrt()
-            longest = steepest * (_UNIFORM_STD if output == "uniform" else 1.0)
-            slope = rise / torch.maximum(run, rise * deviation / longest).clamp_min_(torch.finfo(rows.dtype).tiny)
-            window = (start.int(), end.int()) if context == "moving" else ()
-            ctx.save_for_backward(order.int(), slope, *window)
-        return torch.where(rows.isnan(), rows, result)
+        result = torch.where(rows.isnan(), rows, result)
+        if not with_slopes:
+            return (result,)
+        reach = math.ceil(math.sqrt(rows.shape[-1]))
+        # Windows end with whole ties, so that tied samples have the same one.
+        start = first.gather(-1, (first - reach).clamp_(min=0))
+        end = last.gather(-1, (last + reach).clamp_(max=last_place))
+        rise = outcome.gather(-1, end) - outcome.gather(-1, start)
+        run = ordered.gather(-1, end) - ordered.gather(-1, start)
+        scale = moderate_scale(ordered[..., ::last_place])  # the least and the largest
+        variance = (ordered * scale).var(-1, correction=0, keepdim=True)
+        deviation = (variance + _EPSILON * scale.square()).sqrt() / scale
+        longest = steepest * (_UNIFORM_STD if output == "uniform" else 1.0)
+        slope = rise / torch.maximum(run, rise * deviation / longest).clamp_min_(torch.finfo(rows.dtype).tiny)
+        window = (start.int(), end.int()) if context == "moving" else ()
+        return result, order.int(), slope, *window
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        TransformableFunction.keep(ctx, output)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         order, slope, *window = ctx.saved_tensors
         order = order.long()
         pull = gradient.gather(-1, order) * slope
@@ -110,7 +135,7 @@ class _BatchQuantile(torch.autograd.Function):
             start, end = (place.long() for place in window)
             sums = nn.functional.pad((pull / (end - start + 1)).cumsum(-1), (1, 0))
             pull = pull - (sums.gather(-1, end + 1) - sums.gather(-1, start))
-        return torch.empty_like(pull).scatter_(-1, order, pull), None, None, None, None, None
+        return torch.empty_like(pull).scatter_(-1, order, pull), *(None,) * 6
 
 
 def _of_law(levels: Tensor, output: Output) -> Tensor:

@@ -19,6 +19,7 @@ from reproduce.method import (
     Record,
     Role,
     Trace,
+    TransformableFunction,
     accumulation_dtype,
     check_activations,
     clenshaw,
@@ -28,6 +29,7 @@ from reproduce.method import (
     in_float32,
     is_channels_last,
     losses_together,
+    moderate_scale,
     sample_rows,
     sum_of_each,
 )
@@ -67,15 +69,18 @@ def sigreg(
             the activations do not have; a group_size below 2.
     """
     n_groups, order = _groups(activations, feature_axes, group_size, generator)
-    return sigregs([activations], feature_axes, n_groups, None if order is None else [order]).squeeze(0)
+    orders = None if order is None else [order]
+    found: Tensor = _Exact.apply(feature_axes, True, n_groups, orders, activations)[0]  # type: ignore[no-untyped-call]
+    return found.squeeze(0)
 
 
 def sigregs(activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None) -> Tensor:
     """`sigreg` of each of several activations of one shape, (activations,), in few operations for all.
 
-    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``.
+    Their samples are cut into ``n_groups`` groups, as they come or each in its own order of ``orders``. Here the length
+    of a sample has to be below 1e19 in float32; `sigreg` looks for the largest number first.
     """
-    return _Exact.apply(feature_axes, n_groups, orders, *activations)  # type: ignore[no-untyped-call, no-any-return]
+    return _Exact.apply(feature_axes, False, n_groups, orders, *activations)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _groups(
@@ -113,7 +118,7 @@ def sliced_sigreg(
     theta = directions_for(activations, n_slices, generator, directions)
     with torch.autocast(activations.device.type, enabled=False):
         projections = activations.to(theta.dtype).reshape(-1, theta.shape[1]) @ theta.mT
-        return _EppsPulley.apply(projections, n_points, t_max)  # type: ignore[no-untyped-call, no-any-return]
+        return _EppsPulley.apply(projections, n_points, t_max)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
 def weak_sigreg(activations: Tensor, n_directions: int = 64, generator: torch.Generator | None = None) -> Tensor:
@@ -225,7 +230,11 @@ def _products(rows: Tensor, n_groups: int, order: Tensor | None) -> tuple[Tensor
 
 
 def _values_and_pulls(
-    activations: Sequence[Tensor], feature_axes: int, n_groups: int, orders: Sequence[Tensor | None]
+    activations: Sequence[Tensor],
+    feature_axes: int,
+    of_any_size: bool,
+    n_groups: int,
+    orders: Sequence[Tensor | None],
 ) -> tuple[Tensor, _Pull]:
     """The statistics of activations of one shape with the pairs of ``n_groups`` groups, and their gradients.
 
@@ -234,11 +243,17 @@ def _values_and_pulls(
     """
     dimension = math.prod(activations[0].shape[-feature_axes:])
     n = activations[0].numel() // dimension
-    in_order = zip(activations, orders, strict=True)
-    products = [_products(_rows(h, feature_axes), n_groups, order) for h, order in in_order]
+    rows = [_rows(h, feature_axes) for h in activations]
+    moderate = torch.stack([moderate_scale(h) for h in rows]) if of_any_size else None
+    if moderate is not None:
+        rows = [h * own for h, own in zip(rows, moderate, strict=True)]
+    products = [_products(h, n_groups, order) for h, order in zip(rows, orders, strict=True)]
     gram, rest = (torch.stack(each) for each in zip(*products, strict=True))
     precision, size = gram.dtype, gram.shape[-1]
     gram = gram.double()  # products in the rows' own precision, all that follows in float64
+    if moderate is not None:
+        squared = moderate.double().square()
+        gram, rest = gram / squared.view(-1, 1, 1, 1), rest / squared.unsqueeze(1)
     own = gram.diagonal(dim1=2, dim2=3)
     distance = (own.unsqueeze(3) + own.unsqueeze(2) - 2 * gram).clamp_min(0)
     square = torch.cat([own.flatten(1), rest], dim=1)
@@ -256,7 +271,7 @@ def _values_and_pulls(
     return value.to(precision), _Pull(pairs.to(precision), (pull[:, n_groups * size :] * scale).to(precision))
 
 
-class _Exact(torch.autograd.Function):
+class _Exact(TransformableFunction):
     """One product with each activation forward, and one backward; what lies between is done for all of them at once.
 
     The gradients have the activations' own shape and layout and no view behind them: autograd can then add the other
@@ -265,51 +280,69 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, feature_axes: int, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
-    ) -> Tensor:
-        ctx.feature_axes, ctx.n_groups, ctx.orders = feature_axes, n_groups, orders or [None] * len(activations)
+        feature_axes: int, of_any_size: bool, n_groups: int, orders: Sequence[Tensor] | None, *activations: Tensor
+    ) -> tuple[Tensor, ...]:
+        in_order: Sequence[Tensor | None] = orders or [None] * len(activations)
         with torch.autocast(activations[0].device.type, enabled=False):
-            value, pull = _values_and_pulls(activations, feature_axes, n_groups, ctx.orders)
-        ctx.save_for_backward(*pull, *activations)
-        return value
+            value, pull = _values_and_pulls(activations, feature_axes, of_any_size, n_groups, in_order)
+        return value, *pull
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        pairs, single, *activations = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *ctx.options, orders = inputs[:4]
+        ctx.n_activations = len(inputs) - 4
+        TransformableFunction.keep(ctx, output, *inputs[4:], *(orders or ()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
+        pairs, single, *saved = ctx.saved_tensors
+        count = ctx.n_activations
+        activations, orders = saved[:count], saved[count:] or [None] * count
         with torch.autocast(gradient.device.type, enabled=False):
             if torch.is_grad_enabled():  # create_graph: autograd differentiates the matrices, too
-                pairs, single = _values_and_pulls(activations, ctx.feature_axes, ctx.n_groups, ctx.orders)[1]
+                feature_axes, of_any_size, n_groups = ctx.options
+                pull = _values_and_pulls(activations, feature_axes, of_any_size, n_groups, orders)[1]
+                pairs, single = pull.pairs, pull.single
             pulls = map(_Pull, gradient.view(-1, 1, 1, 1) * pairs, gradient.view(-1, 1) * single)
-            given = zip(pulls, activations, ctx.orders, strict=True)
-            return None, None, None, *(_gradient(*each, ctx.feature_axes) for each in given)
+            given = zip(pulls, activations, orders, strict=True)
+            return None, None, None, None, *(_gradient(*each, ctx.options[0]) for each in given)
 
 
 def _gradient(pull: _Pull, activations: Tensor, order: Tensor | None, feature_axes: int) -> Tensor:
     found = pull.of(_rows(activations, feature_axes), order).to(activations.dtype)
     if is_channels_last(activations, feature_axes):
         n, c, h, w = activations.shape
-        return found.view(n, h, w, c).permute(0, 3, 1, 2)
-    return found.view(activations.shape)
+        return found.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return found.reshape(activations.shape)
 
 
-class _EppsPulley(torch.autograd.Function):
+class _EppsPulley(TransformableFunction):
     """Projections (N, slices) to the mean statistic, with memory for N x slices instead of N x slices x points.
 
     With ``z = exp(i dt p)`` the characteristic function at t_k is the mean of z^k, and the gradient a polynomial in z.
     """
 
     @staticmethod
-    def forward(ctx: Any, projections: Tensor, n_points: int, t_max: float) -> Tensor:
-        ctx.step, ctx.n_points = t_max / (n_points - 1), n_points
-        residuals = _residuals(_unit(projections, ctx.step), ctx.step, n_points)
-        ctx.save_for_backward(projections, *residuals)
-        weights = _knot_weights(ctx.step, n_points)
+    def forward(projections: Tensor, n_points: int, t_max: float) -> tuple[Tensor, ...]:
+        step = t_max / (n_points - 1)
+        residuals = _residuals(_unit(projections, step), step, n_points)
+        weights = _knot_weights(step, n_points)
         terms = [w * (r.real.square() + r.imag.square()) for w, r in zip(weights, residuals, strict=True)]
-        return len(projections) * torch.stack(terms).sum(0).mean()
+        return len(projections) * torch.stack(terms).sum(0).mean(), *residuals
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        projections, *residuals = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        projections, ctx.n_points, t_max = inputs
+        ctx.step = t_max / (ctx.n_points - 1)
+        TransformableFunction.keep(ctx, output, projections)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+        if gradient is None:
+            return None, None, None
+        *residuals, projections = ctx.saved_tensors
         unit = _unit(projections, ctx.step)
         weights = _knot_weights(ctx.step, ctx.n_points)
         if torch.is_grad_enabled():  # create_graph

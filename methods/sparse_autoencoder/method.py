@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from methods.sparse_autoencoder.weights import SHAPES, Weights, reconstruction, weights_of
 from reproduce.method import (
     Method,
     NonNegative,
@@ -18,6 +18,7 @@ from reproduce.method import (
     check_activations,
     errors_in,
     in_float32,
+    moderate_scale,
     sites_of,
     sites_with_role,
 )
@@ -26,6 +27,9 @@ Reduction = Literal["per_example", "batch_sum"]
 
 # A latent that is always silent has an infinite divergence; below this its mean activity counts as this.
 LEAST_ACTIVITY = 1e-7
+# Nor does a latent that is always active cost more than the largest number below 1 in float32 does.
+GREATEST_ACTIVITY = 1 - 2.0**-24
+_ROUNDING = 1e-5  # a mean of numbers up to 1 may come out above 1 by less than this
 ENCODER_SHARE = 0.2  # a resampled encoder row's norm over the mean of the living (Bricken et al. 2023)
 
 
@@ -48,7 +52,9 @@ def l1_code_penalty(code: Tensor, decoder: Tensor | None = None, reduction: Redu
     if decoder is not None:
         if decoder.dim() != 2 or len(decoder) != code.shape[-1]:
             raise ValueError(f"decoder must be (d_sae, d_in) with d_sae {code.shape[-1]}, got {tuple(decoder.shape)}")
-        magnitudes = magnitudes * decoder.to(magnitudes.dtype).norm(dim=1)
+        wide = decoder.to(magnitudes.dtype)
+        scale = moderate_scale(wide)
+        magnitudes = magnitudes * ((wide * scale).norm(dim=1) / scale)
     match reduction:
         case "per_example":
             return magnitudes.sum(-1).mean()
@@ -61,16 +67,18 @@ def kl_sparsity(code: Tensor, target: float) -> Tensor:
     """``sum_j KL(rho || rhohat_j)`` of Bernoulli laws, rhohat_j the mean over samples of latent j; 0-dim.
 
     Ng (2011), CS294A notes, where rhohat is taken over the whole training set. Codes (..., d_sae) lie in [0, 1], as
-    behind a sigmoid; a mean above 1 gives NaN. A mean below 1e-7 counts as that, so that a silent latent costs a
-    finite amount.
+    behind a sigmoid; a mean above 1 gives NaN. A mean below 1e-7 (6e-5 for codes in float16) counts as that, and one
+    above 1 - 6e-8 likewise, so that silent and saturated latents cost a finite amount and have no gradient.
 
     Raises:
         ValueError: an empty or integer code, or a target outside (0, 1).
     """
     if not 0.0 < target < 1.0:
         raise ValueError(f"target must lie in (0, 1), got {target!r}")
+    least = max(LEAST_ACTIVITY, torch.finfo(code.dtype).tiny)  # whose slope, 1 / least, fits into the code's type
     code = _checked(code)
-    mean = code.reshape(-1, code.shape[-1]).mean(0).clamp_min(LEAST_ACTIVITY)
+    found = code.reshape(-1, code.shape[-1]).mean(0)
+    mean = torch.where(found > 1 + _ROUNDING, torch.nan, found.clamp(least, GREATEST_ACTIVITY))
     silent = torch.log((1 - target) / (1 - mean))
     return (target * torch.log(target / mean) + (1 - target) * silent).sum()
 
@@ -157,15 +165,16 @@ class Resampling(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.batch: tuple[Tensor, Tensor] | None = None
 
-    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         """Forward hook of the autoencoder: keep this step's inputs and reconstructions."""
         if module.training:
-            self.batch = inputs[0].detach().flatten(1), output.detach().flatten(1)
+            read = inputs[0].detach()
+            self.batch = read.flatten(1), reconstruction(read, output).detach().flatten(1)
 
     @torch.no_grad()
     def after_step(
         self,
-        owner: Any,
+        weights: Weights,
         code: Tensor,
         optimizer: torch.optim.Optimizer,
         progress: Tensor,
@@ -180,18 +189,19 @@ class Resampling(nn.Module):
         self.idle.copy_(torch.where(fired, 0, self.idle + 1))
         due = (self.steps % self.every == 0) & (progress <= self.until)
         dead = (self.idle >= max(1, self.every // 2)) & due
-        directions = self._directions(owner, len(dead), generator)
-        self._write(_stored(owner, "W_dec"), directions, dead[:, None], optimizer)
-        self._write(owner.b_enc, torch.zeros_like(owner.b_enc), dead, optimizer)
-        if (encoder := _own_parameter(owner, "W_enc")) is not None:
-            norms, alive = encoder.norm(dim=0), ~dead
+        directions = self._directions(weights.b_dec, len(dead), generator)
+        weights.decoder.write(directions, dead, optimizer)
+        if weights.b_enc is not None:
+            weights.b_enc.write(torch.zeros_like(weights.b_enc.stored), dead, optimizer)
+        if weights.encoder is not None:
+            norms, alive = weights.encoder.latents_first.norm(dim=1), ~dead
             of_alive = (norms * alive).sum() / alive.sum().clamp_min(1)
             scale = ENCODER_SHARE * torch.where(alive.any(), of_alive, norms.mean())
-            self._write(encoder, scale * directions.t(), dead, optimizer)
+            weights.encoder.write(scale * directions, dead, optimizer)
         self.idle.masked_fill_(dead, 0)
         self.batch = None  # no activation outlives its step
 
-    def _directions(self, owner: Any, count: int, generator: torch.Generator) -> Tensor:
+    def _directions(self, centre: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
         """Unit vectors (count, d_in) towards inputs drawn with probability proportional to their squared loss."""
         if self.batch is None:
             raise ValueError("resampling needs a training-mode forward pass before each step")
@@ -200,39 +210,27 @@ class Resampling(nn.Module):
         cumulative = weights.cumsum(0)
         uniform = torch.rand(count, generator=generator, device=inputs.device, dtype=torch.float64)
         chosen = torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(len(inputs) - 1)
-        centre = _own_parameter(owner, "b_dec")
         vectors = inputs[chosen] if centre is None else inputs[chosen] - centre
         return nn.functional.normalize(vectors, dim=1)
 
-    @staticmethod
-    def _write(weight: Tensor, new: Tensor, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        weight.copy_(torch.where(mask, new.to(weight.dtype), weight))
-        for value in optimizer.state.get(weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.masked_fill_(mask, 0)
-
-
-def _own_parameter(owner: nn.Module, name: str) -> nn.Parameter | None:
-    return dict(owner.named_parameters(recurse=False)).get(name)
-
-
-def _stored(owner: Any, name: str) -> Tensor:
-    """The tensor that the optimiser moves: behind a parametrization, its original."""
-    return owner.parametrizations[name].original if parametrize.is_parametrized(owner, name) else getattr(owner, name)
-
 
 def _owner(model: nn.Module, site: Site) -> nn.Module:
-    """The module that holds a Site: for a code, the autoencoder."""
-    return model.get_submodule(site.name.rpartition(".")[0])
+    """The autoencoder whose code a Site is: the nearest module around it with a decoder, else the nearest."""
+    paths = [site.name]
+    while paths[-1]:
+        paths.append(paths[-1].rpartition(".")[0])
+    holders = [model.get_submodule(path) for path in paths[1:]]
+    return next((module for module in holders if weights_of(module) is not None), holders[0])
 
 
 class SparseAutoencoder(Method):
     """L1 on the code: ``l1_coefficient`` times `l1_code_penalty`, plus ``kl_coefficient`` times `kl_sparsity`.
 
     Both are summed over the Sites of role ``sites``. ``norm_weighted`` weights each latent by the norm of its row in
-    the ``W_dec`` of the module that owns the Site. Both coefficients rise linearly over the first ``warm_up`` of
-    training. With ``resample_every``, after that many steps and every so many again, until ``resample_until`` of
-    training, latents that were silent over the last half of them begin anew (`Resampling`, in `after_step`).
+    the ``W_dec`` of the module that owns the Site, or of its column in a linear layer ``decoder`` (`weights_of`). Both
+    coefficients rise linearly over the first ``warm_up`` of training. With ``resample_every``, after that many steps
+    and every so many again, until ``resample_until`` of training, latents that were silent over the last half of them
+    begin anew (`Resampling`, in `after_step`).
     """
 
     l1_coefficient: NonNegative = 1.0  # lambda; SAELens' default, for squared errors summed over features
@@ -255,14 +253,18 @@ class SparseAutoencoder(Method):
         """Give each autoencoder the counts that resampling needs.
 
         Raises:
-            ValueError: a model without a code Site, or whose code has no ``W_dec`` and ``b_enc`` to write anew.
+            ValueError: a model without a code Site, or whose code has no decoder and encoder's bias to write anew.
         """
         if self.resample_every is None:
             return
         for site in sites_with_role(model, self.sites):
             owner = _owner(model, site)
-            if not hasattr(owner, "W_dec") or _own_parameter(owner, "b_enc") is None:
-                raise ValueError(f"Site {site.name!r}: resampling needs W_dec and b_enc beside it")
+            weights = weights_of(owner)
+            if weights is None or weights.b_enc is None:
+                raise ValueError(f"Site {site.name!r}: resampling needs W_dec and b_enc beside it, that is {SHAPES}")
+            with errors_in(f"Site {site.name!r}"):
+                for weight in filter(None, weights[:3]):
+                    weight.stored  # noqa: B018  # or an error
             resampling = Resampling(site.features, self.resample_every, self.resample_until)
             owner.add_module("resampling", resampling)
             owner.register_forward_hook(resampling.remember)
@@ -288,10 +290,11 @@ class SparseAutoencoder(Method):
             if site.role == self.sites and site.trace is not None:
                 owner: Any = _owner(model, site)
                 code = next(record.activation for record in site.trace.records if record.site is site)
-                owner.resampling.after_step(owner, code.detach(), optimizer, progress, generator)
+                weights = weights_of(owner)
+                owner.resampling.after_step(weights, code.detach(), optimizer, progress, generator)
 
     def _decoder(self, model: nn.Module, site: Site) -> Tensor:
-        found = getattr(_owner(model, site), "W_dec", None)
-        if not isinstance(found, Tensor):
+        weights = weights_of(_owner(model, site))
+        if weights is None:
             raise ValueError(f"Site {site.name!r}: norm_weighted needs W_dec in the module that holds the Site")
-        return found
+        return weights.decoder.latents_first

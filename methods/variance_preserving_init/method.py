@@ -16,7 +16,8 @@ def relu_correlation_map(correlation: Tensor | float) -> Tensor:
 
     ``k(rho) = (sqrt(1 - rho^2) + rho (pi - arccos rho)) / pi``, the arc-cosine kernel of order 1 (Cho & Saul 2009).
     With ``rho = m^2 / sigma^2``, the squared sample mean of a pre-activation over its whole mean square, it is the
-    recursion of Luther & Seung (2019). Its only fixed point is 1.
+    recursion of Luther & Seung (2019). Its only fixed point is 1, its slope ``1 - arccos(rho) / pi``, at the ends too.
+    Values are looked at, which `torch.vmap` cannot; any shape is taken as it is.
 
     Args:
         correlation: uncentred cosine of two samples' pre-activations, any shape, in [-1, 1].
@@ -28,13 +29,16 @@ def relu_correlation_map(correlation: Tensor | float) -> Tensor:
         ValueError: a correlation outside [-1, 1].
     """
     rho = _checked(correlation)
-    return ((1 - rho.square()).sqrt() + rho * (torch.pi - rho.arccos())) / torch.pi
+    inner = torch.where(rho.abs() < 1, rho, 0.0)  # at the ends root and arc cosine have infinite slopes, their sum not
+    found = ((1 - inner.square()).sqrt() + inner * (torch.pi - inner.arccos())) / torch.pi
+    return torch.where(rho >= 1, rho, torch.where(rho <= -1, 0.0 * rho, found))
 
 
 def centred_correlation_map(correlation: Tensor | float) -> Tensor:
     """As `relu_correlation_map`, for weights whose rows sum to zero: ``(k(rho) - 1/pi) / (1 - 1/pi)``; ours.
 
-    ``1/pi = k(0)`` is what all units have in common. 0 is a fixed point of slope 0.73 and attracts, 1 repels.
+    ``1/pi = k(0)`` is what all units have in common. 0 is a fixed point of slope 0.73 and attracts, 1 repels. Not under
+    `torch.vmap`, as `relu_correlation_map`.
     """
     common = 1 / torch.pi
     return (relu_correlation_map(correlation) - common) / (1 - common)
@@ -43,7 +47,8 @@ def centred_correlation_map(correlation: Tensor | float) -> Tensor:
 def sample_variance_share(correlation: Tensor | float, depth: int, centred: bool = False) -> Tensor:
     """Share of a pre-activation's mean square that is variance over samples, ``depth`` layers on: ``1 - rho``.
 
-    Without ``centred`` it decays as ``9 pi^2 / (2 depth^2)``; with it, it tends to 1.
+    Without ``centred`` it decays as ``9 pi^2 / (2 depth^2)``; with it, it tends to 1. Not under `torch.vmap`, as
+    `relu_correlation_map`.
 
     Args:
         correlation: mean correlation of two samples in the first layer's pre-activations, in [-1, 1].

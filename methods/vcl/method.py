@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,11 +19,13 @@ from reproduce.method import (
     Role,
     Site,
     Trace,
+    TransformableFunction,
     check_activations,
     device_of,
     in_float32,
     losses_together,
     mean_of_each,
+    moderate_scale,
     sites_with_role,
 )
 
@@ -43,13 +46,15 @@ def variance_constancy_loss(
             that are not floating point.
     """
     _check(activations, beta, sample_size, unbiased)
-    return _losses([activations], beta, sample_size, unbiased).squeeze(0)
+    return _losses([activations], beta, sample_size, unbiased, of_any_size=True).squeeze(0)
 
 
 def variance_constancy_losses(
     activations: Sequence[Tensor], betas: Sequence[Tensor], sample_size: int = 5, unbiased: bool = True
 ) -> Tensor:
     """`variance_constancy_loss` of each of several activations of one shape, (activations,), in few operations for all.
+
+    Here variances have to be numbers that float32 holds.
 
     Raises:
         ValueError: as `variance_constancy_loss`.
@@ -58,13 +63,18 @@ def variance_constancy_losses(
     beta = torch.stack(list(betas))
     repeated = activations[0].dim() - beta.dim()  # axes of the units that share a beta
     beta = beta.reshape(len(beta), *(1,) * repeated, *beta.shape[1:])
-    return _losses(activations, beta, sample_size, unbiased)
+    return _losses(activations, beta, sample_size, unbiased, of_any_size=False)
 
 
-def _losses(activations: Sequence[Tensor], beta: Tensor | float, sample_size: int, unbiased: bool) -> Tensor:
+def _losses(
+    activations: Sequence[Tensor], beta: Tensor | float, sample_size: int, unbiased: bool, of_any_size: bool
+) -> Tensor:
     """Beta is one for all activations, or broadcasts against (activations, units...)."""
     samples = _FirstRows.apply(2 * sample_size, *activations)  # type: ignore[no-untyped-call]
     samples = in_float32(samples).unflatten(1, (2, sample_size))
+    if of_any_size:  # a ratio of variances, which float32 may not hold
+        scale = moderate_scale(samples)
+        samples, beta = samples * scale, beta * scale.square()
     centred = samples - samples.mean(2, keepdim=True)
     # torch's own variance takes over ten times as long over so short an axis.
     first, second = (centred.square().sum(2) / (sample_size - int(unbiased))).unbind(1)
@@ -81,7 +91,7 @@ def two_slice_variance_constancy_loss(
     return ((1 - first / (second + beta)) ** 2).mean()
 
 
-class _FirstRows(torch.autograd.Function):
+class _FirstRows(TransformableFunction):
     """``activations[:n]`` of each, stacked, in the memory layout of the activations, and so are the gradients.
 
     Slicing pads its gradient in the default layout, and adding that to the gradient of a map in channels_last
@@ -89,19 +99,51 @@ class _FirstRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, n: int, *activations: Tensor) -> Tensor:
-        ctx.layouts = [torch.empty_like(h, device="meta") for h in activations]  # without holding on to them
+    def forward(n: int, *activations: Tensor) -> Tensor:
         axes = range(activations[0].dim())
         memory_order = sorted(axes, key=activations[0].stride, reverse=True)
         stacked = torch.stack([h[:n].permute(memory_order) for h in activations])
         return stacked.permute(0, *(1 + memory_order.index(axis) for axis in axes))
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.layouts = [_Layout(tuple(h.shape), h.stride(), h.dtype) for h in inputs[1:]]  # without holding on to them
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        padded = [torch.zeros_like(layout, device=gradient.device) for layout in ctx.layouts]
-        for own, rows in zip(padded, gradient.unbind(), strict=True):
+        return None, *_Padded.apply(ctx.layouts, gradient)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def zeros(self, device: torch.device) -> Tensor:
+        like = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        return torch.zeros_like(like, device=device)
+
+
+class _Padded(TransformableFunction):
+    """Rows, stacked, to the gradients of the activations that they are the first rows of: zero below."""
+
+    @staticmethod
+    def forward(layouts: list[_Layout], stacked: Tensor) -> tuple[Tensor, ...]:
+        padded = [layout.zeros(stacked.device) for layout in layouts]
+        for own, rows in zip(padded, stacked.unbind(), strict=True):
             own[: len(rows)] = rows
-        return None, *padded
+        return tuple(padded)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.n = inputs[1].shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _FirstRows.apply(ctx.n, *gradients)  # type: ignore[no-untyped-call]
 
 
 def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased: bool) -> None:
@@ -161,6 +203,7 @@ class VCL(Method):
         for site, beta in zip(chosen, betas, strict=True):
             if self.learn_beta:
                 site.register_parameter("beta", nn.Parameter(beta))
+                site.register_forward_hook(_show_beta)
             else:
                 site.register_buffer("beta", beta)
 
@@ -179,6 +222,35 @@ class VCL(Method):
         if site.shape is None:
             raise ValueError(f"Site {site.name!r} has not seen a batch yet: give attach() an example input")
         return site.shape
+
+
+class _Shown(TransformableFunction):
+    """The activation as it is, with a beta that has no gradient from here."""
+
+    @staticmethod
+    def forward(activation: Tensor, beta: Tensor) -> Tensor:
+        return activation.view_as(activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is needed."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, None
+
+
+def _show_beta(site: nn.Module, inputs: Any, activation: Tensor) -> Tensor | None:
+    """Make beta a part of the forward pass's graph where several processes train.
+
+    `DistributedDataParallel` with ``find_unused_parameters`` takes what its output does not reach as unused, reports it
+    as ready before the backward pass, and fails at the gradient that the penalty then brings.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (several and site.training and torch.is_grad_enabled()):
+        return None
+    shown: Tensor = _Shown.apply(activation, site.beta)  # type: ignore[no-untyped-call]
+    return shown
 
 
 def _beta(site: Site) -> Tensor | None:

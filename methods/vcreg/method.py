@@ -15,6 +15,7 @@ from reproduce.method import (
     Positive,
     Role,
     Trace,
+    TransformableFunction,
     check_activations,
     errors_in,
     in_float32,
@@ -34,7 +35,7 @@ def variance_hinge(activations: Tensor, target_std: float = 1.0, epsilon: float 
     """
     if not target_std > 0 or not epsilon > 0:
         raise ValueError(f"target_std and epsilon must be positive, got {target_std} and {epsilon}")
-    variance: Tensor = _Variance.apply(_samples(activations))  # type: ignore[no-untyped-call]
+    variance: Tensor = _Variance.apply(_samples(activations))[0]  # type: ignore[no-untyped-call]
     return (target_std - (variance + epsilon).sqrt()).relu().mean()
 
 
@@ -52,7 +53,7 @@ def covariance_penalty(activations: Tensor) -> Tensor:
         ValueError: fewer than two samples, no units, not floating point.
     """
     samples = _samples(activations)
-    result: Tensor = _OffDiagonalSquares.apply(samples)  # type: ignore[no-untyped-call]
+    result: Tensor = _OffDiagonalSquares.apply(samples)[0]  # type: ignore[no-untyped-call]
     return result
 
 
@@ -65,23 +66,28 @@ def full_covariance_penalty(activations: Tensor) -> Tensor:
     return (covariance - covariance.diagonal().diag_embed()).square().sum() / samples.shape[1]
 
 
-class _Variance(torch.autograd.Function):
+class _Variance(TransformableFunction):
     """Of each unit of samples (n, units), over n - 1. Torch's own takes about twice as long over the first axis."""
 
     @staticmethod
-    def forward(ctx: Any, samples: Tensor) -> Tensor:
+    def forward(samples: Tensor) -> tuple[Tensor, Tensor]:
         centred = samples - samples.mean(0)
-        ctx.save_for_backward(centred)
-        return centred.square().sum(0) / (len(samples) - 1)
+        return centred.square().sum(0) / (len(samples) - 1), centred
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        TransformableFunction.keep(ctx, output)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         (centred,) = ctx.saved_tensors
-        return centred * (gradient * (2 / (len(centred) - 1)))
+        return (centred * (gradient * (2 / (len(centred) - 1))),)
 
 
-class _OffDiagonalSquares(torch.autograd.Function):
+class _OffDiagonalSquares(TransformableFunction):
     """`covariance_penalty` of samples (n, units).
 
     Autograd would multiply by both factors of a product of X with itself; they are equal, and one suffices. The
@@ -89,7 +95,7 @@ class _OffDiagonalSquares(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, samples: Tensor) -> Tensor:
+    def forward(samples: Tensor) -> tuple[Tensor, ...]:
         n, d = samples.shape
         centred = samples - samples.mean(0)
         if n < d:
@@ -102,18 +108,23 @@ class _OffDiagonalSquares(torch.autograd.Function):
             products.diagonal().zero_()
             diagonal = products.new_empty(0)
             total = products.square().sum()
-        ctx.save_for_backward(centred, products, diagonal)
-        return total / (d * (n - 1) ** 2)
+        return total / (d * (n - 1) ** 2), centred, products, diagonal
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        TransformableFunction.keep(ctx, output)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         centred, products, diagonal = ctx.saved_tensors
         n, d = centred.shape
         scale = 4 * gradient / (d * (n - 1) ** 2)
         if n < d:
-            return scale * _product(products, centred).sub_(centred * diagonal)
-        return _product(centred, scale * products)
+            return (scale * _product(products, centred).sub_(centred * diagonal),)
+        return (_product(centred, scale * products),)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

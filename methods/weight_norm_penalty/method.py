@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Method, NonNegative, Role, Trace, in_float32
+from reproduce.method import Kernel, Method, NonNegative, Role, Trace, in_float32, kernels_of
 
 
 def kernel_l1(weight: Tensor) -> Tensor:
@@ -40,9 +40,10 @@ def _checked(weight: Tensor) -> Tensor:
 class WeightNormPenalty(Method):
     """``strength`` times the sum over weights of `kernel_l1` or `kernel_l2`.
 
-    Weights are the parameters of two or more axes: no biases, no scales of normalizations. ``layers`` keeps those whose
-    name holds one of these fragments (all, where it is empty), and ``exclude`` then leaves out others: embeddings,
-    whose rows are activations rather than a kernel. A decoder tied to its embedding bears the embedding's name.
+    Weights are those of two or more axes as the layers use them (`kernels_of`): no biases, no scales of normalizations.
+    ``layers`` keeps those whose name holds one of these fragments, or whose kind it is ("linear", "conv", "recurrent",
+    "embedding"; all, where it is empty), and ``exclude`` then leaves out others: embeddings, whose rows are
+    activations rather than a kernel. A decoder tied to its embedding is one, and bears its name.
     """
 
     recorded_roles: ClassVar[frozenset[Role]] = frozenset()  # it reads weights
@@ -63,23 +64,26 @@ class WeightNormPenalty(Method):
         term = kernel_l1 if self.kind == "l1" else kernel_l2
         return self.strength * torch.stack([term(weight) for weight in self.weights(trace.model)]).sum()
 
-    def weights(self, model: nn.Module) -> list[nn.Parameter]:
+    def weights(self, model: nn.Module) -> list[Tensor]:
         """The weights that count, each once.
 
         Raises:
             ValueError: the model has none; the message lists the names it has.
         """
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+        found = kernels_of(model)
         kept = [
-            weight
-            for name, weight in named
-            if (not self.layers or any(part in name for part in self.layers))
-            and not any(part in name for part in self.exclude)
+            kernel.weight
+            for kernel in found
+            if (not self.layers or _is_meant(kernel, self.layers)) and not _is_meant(kernel, self.exclude)
         ]
         if not kept:
-            names = ", ".join(name for name, _ in named) or "none"
+            names = ", ".join(kernel.name for kernel in found) or "none"
             raise ValueError(
                 f"the penalty needs a weight with layers {list(self.layers)} and without {list(self.exclude)} in its "
                 f"name; the model has {names}"
             )
         return kept
+
+
+def _is_meant(kernel: Kernel, fragments: tuple[str, ...]) -> bool:
+    return any(part in kernel.name or part == kernel.kind for part in fragments)

@@ -101,6 +101,31 @@ def test_tied_weights_count_once() -> None:
     assert len(WeightNormPenalty().weights(net)) == 3
 
 
+def test_embeddings_are_known_by_type_and_so_is_a_head_that_is_tied_to_one() -> None:
+    words, head = nn.Embedding(9, 4), nn.Linear(4, 9)
+    head.weight = words.weight
+    model = nn.ModuleDict({"head": head, "wte": words, "body": nn.Linear(4, 4)})
+    assert [id(weight) for weight in WeightNormPenalty().weights(model)] == [id(model["body"].weight)]
+    assert [id(weight) for weight in WeightNormPenalty(layers=("embedding",), exclude=()).weights(model)] == [
+        id(words.weight)
+    ]
+
+
+def test_parametrized_weights_are_those_in_use() -> None:
+    """Weight normalization does not see the length of what it makes a weight from."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 6)
+    expected = [layer.weight.square().sum().item(), layer.weight.abs().sum().item()]
+    nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original1.mul_(10)
+    found = [penalty(layer, strength=1.0, kind=kind) for kind in ("l2", "l1")]
+    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-5)
+    found[0].backward()
+    along = (layer.parametrizations.weight.original1.grad * layer.parametrizations.weight.original1).sum()
+    assert along.abs().item() < 1e-6
+
+
 def test_penalty_sums_the_weights_and_is_weighted() -> None:
     net = Net()
     for kind, term in (("l1", kernel_l1), ("l2", kernel_l2)):

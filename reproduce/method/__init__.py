@@ -8,10 +8,13 @@ from reproduce.method.activations import (
     groups_of_samples,
     in_float32,
     is_channels_last,
+    moderate_scale,
     sample_rows,
 )
 from reproduce.method.chebyshev import clenshaw
+from reproduce.method.functions import TransformableFunction
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.kernels import Kernel, KernelKind, kernels_of
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
 from reproduce.method.sites import (
     Features,
@@ -28,6 +31,8 @@ from reproduce.method.together import losses_together, mean_of_each, sum_of_each
 
 __all__ = [
     "Features",
+    "Kernel",
+    "KernelKind",
     "Method",
     "NonNegative",
     "Positive",
@@ -37,6 +42,7 @@ __all__ = [
     "SharedDirections",
     "Site",
     "Trace",
+    "TransformableFunction",
     "Unregularized",
     "accumulation_dtype",
     "check_activations",
@@ -49,8 +55,10 @@ __all__ = [
     "groups_of_samples",
     "in_float32",
     "is_channels_last",
+    "kernels_of",
     "losses_together",
     "mean_of_each",
+    "moderate_scale",
     "sample_directions",
     "sample_rows",
     "sites_of",

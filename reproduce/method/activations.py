@@ -40,9 +40,28 @@ def in_float32(tensor: Tensor) -> Tensor:
     return tensor.to(accumulation_dtype(tensor))
 
 
+def moderate_scale(tensor: Tensor) -> Tensor:
+    """A power of two, 0-dim, times which no number of the tensor exceeds 2^40: 1 where none does, or one is not finite.
+
+    Sums of squares then do not overflow float32, and no bits change of what is divided by it again.
+    """
+    least, most = torch.aminmax(tensor.detach())  # in one pass
+    largest = in_float32(torch.maximum(-least, most))
+    excess = (torch.frexp(largest).exponent - 40).clamp_min(0)
+    return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), -excess), 1.0)
+
+
 def is_channels_last(activations: Tensor, feature_axes: int) -> bool:
     """Whether whole maps (n, c, h, w) lie in memory as (n, h, w, c)."""
-    return feature_axes == 3 and activations.dim() == 4 and activations.is_contiguous(memory_format=torch.channels_last)
+    if feature_axes != 3 or activations.dim() != 4:
+        return False
+    expected = 1
+    for axis in (1, 3, 2, 0):  # by strides, which `torch.vmap` knows too
+        if activations.shape[axis] != 1:
+            if activations.stride(axis) != expected:
+                return False
+            expected *= activations.shape[axis]
+    return True
 
 
 def sample_rows(activations: Tensor, feature_axes: int = 1) -> Tensor:

@@ -55,10 +55,17 @@ class Options(ModelOptions):
 
 
 class UnitRows(nn.Module):
-    """Rows divided by their norm. The gradient through it has no part along the row: it is already projected."""
+    """Rows divided by their norm. The gradient through it has no part along the row: it is already projected.
+
+    Of a decoder that is a linear layer a latent is a column: ``dim=0``.
+    """
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
 
     def forward(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows, dim=-1)
+        return F.normalize(rows, dim=self.dim)
 
     def right_inverse(self, rows: Tensor) -> Tensor:
         """What is stored for given rows: themselves."""

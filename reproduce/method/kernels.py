@@ -1,0 +1,158 @@
+"""The kernels of a model, found by what its modules are: for penalties on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from reproduce.method.sites import Site
+
+KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
+
+# Modules whose kernels hold several blocks of outputs, one for each gate or projection, and how many.
+_BLOCKS: dict[type[nn.Module], int] = {
+    nn.LSTM: 4,
+    nn.GRU: 3,
+    nn.RNN: 1,
+    nn.LSTMCell: 4,
+    nn.GRUCell: 3,
+    nn.RNNCell: 1,
+    nn.MultiheadAttention: 3,
+}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NO_KERNELS = (nn.LayerNorm, nn.RMSNorm, Site)  # scales of normalizations; what a method has put at a Site
+_ATTENTION_BIASES = {"bias_k", "bias_v"}
+_OF_OLD_HOOKS = ("_g", "_v", "_orig")  # what torch.nn.utils.weight_norm and spectral_norm make a weight from
+
+
+class Kernel(NamedTuple):
+    """A weight of two or more axes, as its module uses it: behind a parametrization the result, sharded the whole.
+
+    ``kind`` is "recurrent" for hidden-to-hidden kernels, "other" for further kernels of a known layer, and "unknown"
+    for those of a module of which it is not known which axis counts outputs. ``blocks`` kernels of their own (gates,
+    projections, groups of a convolution) lie one after another along the outputs.
+    """
+
+    name: str
+    kind: KernelKind
+    weight: Tensor  # in the layout of its module
+    blocks: int
+    layout: Literal["outputs_first", "inputs_first", "groups_of_inputs"]
+
+    @property
+    def outputs_first(self) -> Tensor:
+        """(out, ...), block by block: a view, but for a transposed convolution with several groups."""
+        if self.layout == "inputs_first":
+            return self.weight.transpose(0, 1)
+        if self.layout == "groups_of_inputs":  # (in, out / groups, ...)
+            return torch.cat([group.transpose(0, 1) for group in self.weight.chunk(self.blocks)])
+        return self.weight
+
+
+def kernels_of(model: nn.Module) -> list[Kernel]:
+    """Every weight of two or more axes, each once, in the order of the model's modules.
+
+    No biases, no scales of normalizations, and nothing that a method has added at a Site. A weight that an embedding
+    shares is an embedding. Parametrized weights (`torch.nn.utils.parametrizations`) are read as they are used, and
+    those that FSDP2 has sharded are gathered, which every rank has to do.
+
+    Raises:
+        ValueError: a lazy module that has no shape yet.
+    """
+    made = {id(part) for found in model.modules() if isinstance(found, ParametrizationList) for part in found.modules()}
+    modules = [(path, module) for path, module in model.named_modules() if id(module) not in made]
+    tables = {_identity(module, "weight") for _, module in modules if isinstance(module, _EMBEDDINGS)}
+    kernels: list[Kernel] = []
+    seen: set[Any] = set()
+    for path, module in modules:
+        for name, kind, blocks, layout in _named(path, module):
+            identity, full_name = _identity(module, name), f"{path}.{name}".lstrip(".")
+            if identity in seen or (identity in tables and kind != "embedding"):
+                continue
+            seen.add(identity)
+            weight = getattr(module, name)
+            if isinstance(weight, UninitializedParameter):
+                raise ValueError(f"{full_name!r} has no shape yet: call the model once on a batch before this")
+            if weight.dim() >= 2:
+                kernels.append(Kernel(full_name, kind, _whole(weight), blocks, layout))
+    return kernels
+
+
+def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
+    """Name, kind, blocks and layout of what may be a kernel of this module."""
+    if isinstance(module, _NO_KERNELS):
+        return
+    known = list(_known(path, module))
+    yield from known
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    if is_parametrized(module):
+        names += list(module.parametrizations)  # type: ignore[arg-type]
+    listed = {name for name, *_ in known}
+    for name in names:
+        is_part = any(name.endswith(end) and name.removesuffix(end) in listed for end in _OF_OLD_HOOKS)
+        if not (name in listed or is_part or (isinstance(module, nn.MultiheadAttention) and name in _ATTENTION_BIASES)):
+            yield name, "unknown", 1, "outputs_first"
+
+
+def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
+    if isinstance(module, nn.Linear):
+        yield "weight", "linear", 1, "outputs_first"
+    elif isinstance(module, nn.Bilinear):
+        yield "weight", "other", 1, "outputs_first"
+    elif isinstance(module, _EMBEDDINGS):
+        yield "weight", "embedding", 1, "outputs_first"
+    elif isinstance(module, _CONVOLUTIONS):
+        yield "weight", "conv", module.groups, "outputs_first"
+    elif isinstance(module, _TRANSPOSED):
+        yield "weight", "conv", module.groups, "inputs_first" if module.groups == 1 else "groups_of_inputs"
+    elif _is_conv1d_of_transformers(module):
+        inputs, outputs = module.weight.shape  # type: ignore[union-attr, misc]
+        packs = path.rpartition(".")[2] == "c_attn" and outputs % inputs == 0  # queries, keys and values
+        yield "weight", "linear", outputs // inputs if packs else 1, "inputs_first"
+    elif blocks := next((n for kind, n in _BLOCKS.items() if isinstance(module, kind)), 0):
+        for name in _names_of_packed(module):
+            is_cut = name.startswith(("weight_ih", "weight_hh", "in_proj"))
+            kind: KernelKind = "recurrent" if name.startswith("weight_hh") else "other"
+            yield name, kind, blocks if is_cut else 1, "outputs_first"
+
+
+def _names_of_packed(module: Any) -> list[str]:
+    if isinstance(module, nn.MultiheadAttention):
+        apart = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        return apart if module.in_proj_weight is None else ["in_proj_weight"]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    ends = [
+        f"{layer}{way}" for layer in range(module.num_layers) for way in ("", "_reverse")[: 1 + module.bidirectional]
+    ]
+    parts = ("ih", "hh", "hr") if module.proj_size else ("ih", "hh")
+    return [f"weight_{part}_l{end}" for end in ends for part in parts]
+
+
+def _is_conv1d_of_transformers(module: nn.Module) -> bool:
+    """Its weight is (in, out). By name: the library is not needed for this."""
+    is_named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    return is_named and isinstance(getattr(module, "nf", None), int)
+
+
+def _identity(module: nn.Module, name: str) -> Any:
+    """Equal for one weight in two modules, also where it is made anew each time that it is read."""
+    if is_parametrized(module, name):
+        made_by: Any = module.parametrizations[name]  # type: ignore[index]
+        originals = [id(original) for _, original in made_by.named_parameters(recurse=False)]
+        return (*originals, *map(type, made_by))
+    own = module._parameters.get(name)
+    return (id(module), name) if own is None else id(own)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """Of a weight that is sharded over processes all of it; the gradient goes back to each shard."""
+    gather = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()
