@@ -12,10 +12,10 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.records import Features, Record
 from reproduce.method.sites import (
-    Features,
-    Record,
     Role,
     Site,
     Trace,
@@ -39,6 +39,7 @@ __all__ = [
     "Trace",
     "Unregularized",
     "accumulation_dtype",
+    "batch_normalization",
     "check_activations",
     "clenshaw",
     "device_of",
