@@ -319,8 +319,8 @@ class Remembering(nn.Module):
 
 def _of_another_size(site: Site, activation: Tensor) -> str:
     return (
-        f"Site {site.name!r}: activations {tuple(activation.shape)} (axes {site.axes!r}), and it was prepared for units "
-        f"of shape {site.shape}: give it one size, or choose features = 'channels'"
+        f"Site {site.name!r}: activations {tuple(activation.shape)} (axes {site.axes!r}), and it was prepared for "
+        f"units of shape {site.shape}: give it one size, or choose features = 'channels'"
     )
 
 

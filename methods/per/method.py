@@ -347,9 +347,8 @@ class PER(Method):
         """The weighted loss."""
         records = trace.select(self.sites)
         if self.mode == "exact":
-            losses = losses_together(
-                self._exact, *zip(*(record.as_samples(self.features) for record in records), strict=True)
-            )
+            samples = [record.as_samples(self.features) for record in records]
+            losses = losses_together(self._exact, *zip(*samples, strict=True))
         else:
             sets = 2 if self.mode == "noisy" else 1
             directions = SharedDirections(sets * self.n_slices, generator)

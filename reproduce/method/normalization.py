@@ -29,7 +29,7 @@ def batch_normalization(site: Site, **options: Any) -> nn.BatchNorm1d | nn.Batch
     """
     if site.is_sequence:
         raise ValueError(
-            f"Site {site.name!r} holds a sequence (axes {site.axes!r}), whose time steps batch normalization cannot treat "
-            "apart: choose other `sites`"
+            f"Site {site.name!r} holds a sequence (axes {site.axes!r}), whose time steps batch normalization cannot "
+            "treat apart: choose other `sites`"
         )
     return _OF.get(site.known_axes, BatchNormOfLast)(site.features, **options)

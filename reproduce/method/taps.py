@@ -72,7 +72,8 @@ class Tap(nn.ModuleList):
         self.trace: StepTrace | None = None
         self.calls: list[int] = []
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
-        self.layouts_met: dict[int, list[tuple[Axes, ...]]] = {}  # by the number of axes
+        # By the number of axes: the layouts met, and the shapes that had them.
+        self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> Any:
@@ -172,29 +173,35 @@ class Tap(nn.ModuleList):
         shape = tuple(activation.shape)
         if len(shape) == 2:
             return ("nc",)
-        met = self.layouts_met.setdefault(len(shape), [])
-        if not met or not self.layouts.is_settled:
-            own = self.layouts.of_output(module, activation) if self.side == "output" else ()
-            found = own or self.layouts.beside(activation, self.path)
-            if not found:
-                raise ValueError(
-                    f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
-                    f"{get_args(Axes)}"
-                )
-            if found not in met:
-                met.append(found)
-            return found
-        fitting = [axes for axes in met if any(self._has_width(site, axes, shape) for site in self.sites())]
-        if len(met) > 1 and len(fitting) != 1:
+        met = self.layouts_met.setdefault(len(shape), {})
+        if met and self.layouts.is_settled:
+            return self._met(met, shape)
+        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
+        found = own or self.layouts.beside(activation, self.path)
+        if not found:
             raise ValueError(
-                f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each "
-                "call a module of its own"
+                f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
+                f"{get_args(Axes)}"
             )
-        return fitting[0] if len(met) > 1 else met[0]
+        met.setdefault(found, []).append(shape)
+        return found
 
-    @staticmethod
-    def _has_width(site: Site, axes: tuple[Axes, ...], shape: tuple[int, ...]) -> bool:
-        return site.axes == axes[0] and site.shape is not None and site.shape[0] == shape[axes[0].index("c")]
+    def _met(self, met: dict[tuple[Axes, ...], list[tuple[int, ...]]], shape: tuple[int, ...]) -> tuple[Axes, ...]:
+        """Of several layouts with as many axes the one whose activations had this size, or as many channels."""
+        if len(met) == 1:
+            return next(iter(met))
+        of_size = [axes for axes, shapes in met.items() if any(shape[1:] == other[1:] for other in shapes)]
+        channels = {axes: axes[0].index("c") for axes in met}
+        of_width = [
+            axes for axes, shapes in met.items() if shape[channels[axes]] in [s[channels[axes]] for s in shapes]
+        ]
+        for fitting in (of_size, of_width):
+            if len(fitting) == 1:
+                return fitting[0]
+        raise ValueError(
+            f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call a "
+            "module of its own"
+        )
 
 
 def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> list[Any]:
