@@ -157,8 +157,8 @@ class FirstBatchStandardisation(nn.Module):
         bias = getattr(kernel, "bias", None)
         if site.is_sequence or not isinstance(bias, Tensor) or len(bias) != site.features:
             raise ValueError(
-                f"Site {site.name!r} ({site.axes!r}, {site.features} features) needs a kernel with as many biases "
-                "right before it"
+                f"Site {site.name!r} ({site.axes!r}, {site.features} features) needs to be no sequence, and a kernel "
+                "with as many biases right before it"
             )
         self._kernel = (kernel,)  # in a tuple: it is no part of this module
         self.of_layer = of_layer

@@ -71,10 +71,10 @@ class MaskedRecord(Record):
     @property
     def activation(self) -> Tensor:  # type: ignore[override]
         """Refused: whoever reads it would read padding too."""
-        way = ", which features = 'flatten' takes as one sample: choose 'channels'" if self.site.is_map else ""
+        way = "choose features = 'channels', where it has them, or " if self.site.is_map else ""
         raise ValueError(
-            f"Site {self.site.name!r} (axes {self.site.axes!r}): the method cannot leave masked positions out of its "
-            f"activations{way or ', which it reads whole'}, or give no mask"
+            f"Site {self.site.name!r} (axes {self.site.axes!r}): the method reads its activations whole, and cannot "
+            f"leave masked positions out: {way}give no mask"
         )
 
     @property
