@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from reproduce.method.sites import Axes
 
 FIRST: dict[int, Axes] = {2: "nc", 3: "ncl", 4: "nchw", 5: "ncdhw"}  # channels are the second axis
-LAST: dict[int, Axes] = {2: "nc", 3: "ntc", 4: "nhwc"}
-UNKNOWN: dict[int, tuple[Axes, ...]] = {3: ("ntc", "tnc", "ncl"), 4: ("nchw", "nhwc")}
+LAST: dict[int, Axes] = {2: "nc", 3: "ntc", 4: "nhwc", 5: "ndhwc"}
+UNKNOWN: dict[int, tuple[Axes, ...]] = {3: ("ntc", "tnc", "ncl"), 4: ("nchw", "nhwc"), 5: ("ncdhw", "ndhwc")}
 NORMS_OF_CHANNELS = (batchnorm._NormBase, instancenorm._InstanceNorm, nn.GroupNorm)
 MAPS_TO_MAPS = (
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd),
@@ -44,7 +44,7 @@ class Layer:
 class Seen:
     """One output of a layer."""
 
-    axes: Axes
+    axes: Axes | None  # None: of a convolution whose input had no batch axis
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     batch_first: bool | None
@@ -114,7 +114,8 @@ class Layouts:
         if layer is None or not isinstance(value, Tensor) or value.is_nested:
             return
         axes = axes_of_output(layer, tuple(value.shape))
-        if axes is not None:
+        is_single = layer.features_last is False and value.dim() == layer.dim - 1
+        if axes is not None or is_single:
             self.seen.pop(id(module), None)  # the newest comes last
             self.seen[id(module)] = Seen(axes, tuple(value.shape), value.stride(), layer.batch_first)
 
@@ -129,6 +130,8 @@ class Layouts:
     def of_output(self, module: nn.Module, output: Tensor) -> tuple[Axes, ...]:
         """What a module says of its own output: the axes, and what else they may be; nothing where it says nothing."""
         shape = tuple(output.shape)
+        if isinstance(module, nn.RNNCellBase):
+            return ("tnc",) if len(shape) == 3 else ("nc",)
         if isinstance(module, nn.GLU):
             halved = {1: FIRST, len(shape) - 1: LAST}.get(module.dim % len(shape), {}).get(len(shape))
             return self._timed(halved, shape) if halved else ()
@@ -139,12 +142,23 @@ class Layouts:
         return (axes,) if layer.batch_first is not None else self._timed(axes, shape)
 
     def beside(self, activation: Tensor, name: str) -> tuple[Axes, ...]:
-        """What the newest layer that fits says of an activation, else the next one after module ``name``."""
-        for seen in reversed(self.seen.values()):
-            found = _carried(seen, activation)
-            if found:
-                return found if len(found) > 1 else self._timed(found[0], tuple(activation.shape))
+        """What the newest layer that fits says of an activation, else the next one after module ``name``.
+
+        Raises:
+            ValueError: it comes from a convolution without a batch axis.
+        """
         shape, place = tuple(activation.shape), self.places.get(name, -1)
+        for seen in reversed(self.seen.values()):
+            if seen.axes is None and seen.shape == shape:
+                raise ValueError(
+                    f"module {name!r}: activations {shape} follow a convolution whose input has no batch axis: give it "
+                    "one"
+                )
+            found = _carried(seen, activation)
+            if found and len(shape) > 2:
+                return found if len(found) > 1 else self._timed(found[0], tuple(activation.shape))
+        if len(shape) == 2:
+            return ("nc",)
         for other, layer in self.layers.items():
             axes = _place_of(layer, layer.inputs, shape) if self.places[other] > place and layer.inputs else None
             if axes is not None:
@@ -193,7 +207,7 @@ def _carried(seen: Seen, activation: Tensor) -> tuple[Axes, ...]:
     They fit where the number of channels is that of the output, or all other sizes are (channels were joined or cut).
     """
     shape, stride = tuple(activation.shape), activation.stride()
-    if len(shape) != len(seen.shape):
+    if seen.axes is None or len(shape) != len(seen.shape):
         return ()
     is_last = seen.axes.endswith("c")
     here, there = (-1, 1) if is_last else (1, -1)

@@ -50,7 +50,8 @@ class Record(NamedTuple):
         """The activation as (n, *units): units of a map in the order of ``site.shape``, of a sequence (t, c)."""
         if self.site.known_axes == "tnc":
             return self.activation.transpose(0, 1)
-        return self.activation.movedim(-1, 1) if self.site.axes == "nhwc" else self.activation
+        is_moved = self.site.is_map and self.site.has_features_last
+        return self.activation.movedim(-1, 1) if is_moved else self.activation
 
     @property
     def _features_last(self) -> Tensor:

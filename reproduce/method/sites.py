@@ -14,7 +14,7 @@ from reproduce.method.records import Record, without_masked
 
 Role = Literal["pre", "post", "dropped", "code"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
-Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "tnc", "ntc"]
+Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "ndhwc", "tnc", "ntc"]
 _Of = TypeVar("_Of")
 
 

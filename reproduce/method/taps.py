@@ -170,12 +170,15 @@ class Tap(nn.ModuleList):
 
     def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         """The axes, and what else they may be: found in the first forward pass, and remembered from then on."""
-        shape = tuple(activation.shape)
-        if len(shape) == 2:
-            return ("nc",)
-        met = self.layouts_met.setdefault(len(shape), {})
+        met = self.layouts_met.get(activation.dim())
         if met and self.layouts.is_settled:
-            return self._met(met, shape)
+            return self._met(met, tuple(activation.shape))
+        return self._find(module, activation)
+
+    @torch.compiler.disable
+    def _find(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        shape = tuple(activation.shape)
+        met = self.layouts_met.setdefault(len(shape), {})
         own = self.layouts.of_output(module, activation) if self.side == "output" else ()
         found = own or self.layouts.beside(activation, self.path)
         if not found:

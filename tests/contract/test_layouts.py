@@ -112,6 +112,14 @@ def test_channels_last_are_maps(configured: tuple[Any, Method]) -> None:
     same("nhwc", outcome(method, "nhwc", shape, value, plain), moved)
 
 
+def test_volumes_too(configured: tuple[Any, Method]) -> None:
+    _, method = configured
+    value, shape = values(N, 2, 3, 2), (C, 2, 3, 2)
+    expected = outcome(method, "ncdhw", shape, value, channels_second)
+    moved = expected if isinstance(expected, str) else expected.moved(channels_last)
+    same("ndhwc", outcome(method, "ndhwc", shape, value, plain), moved)
+
+
 def test_signals_are_maps_of_height_one(configured: tuple[Any, Method]) -> None:
     _, method = configured
     value = values(N, 6)

@@ -282,8 +282,8 @@ def test_overwritten_activations_are_noticed(inputs: Tensor) -> None:
         ({"axes": {"7": "nc"}}, "no module '7'"),
         ({"axes": "nchw", "example": torch.ones(2, 4)}, r"axes 'nchw' do not fit activations \(2, 6\)"),
         (
-            {"example": torch.ones(2, 1, 1, 1, 4)},
-            r"no layer says which axes activations \(2, 1, 1, 1, 6\) have: give axes=",
+            {"example": torch.ones(2, 1, 1, 1, 1, 4)},
+            r"no layer says which axes activations \(2, 1, 1, 1, 1, 6\) have: give axes=",
         ),
     ],
 )

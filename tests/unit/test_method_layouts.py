@@ -151,6 +151,12 @@ ZOO: dict[str, Case] = {
         "post",
         [("nhwc", (6, 5, 5))],
     ),
+    "mlp_on_volumes": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()),
+        torch.ones(3, 2, 5, 5, 4),
+        "post",
+        [("ndhwc", (6, 2, 5, 5))],
+    ),
     "transformer": (lambda: transformer(False), torch.ones(5, 3, 8), "post", [("tnc", (16,))] * 2),
     "transformer_batch_first": (lambda: transformer(True), torch.ones(3, 5, 8), "post", [("ntc", (16,))] * 2),
     "lstm": (lambda: nn.LSTM(4, 6), torch.ones(5, 3, 4), "post", [("tnc", (6,))]),
@@ -233,6 +239,15 @@ def test_what_nobody_says_is_refused_where_it_matters(method: Any) -> None:
 def test_what_nobody_says_is_refused_before_training(method: Any) -> None:
     with pytest.raises(ValueError, match=REFUSAL):
         attach(method, Functions(), example=torch.randn(4, 3, 10))
+
+
+@pytest.mark.parametrize("kernel", [nn.Conv1d(3, 8, 3), nn.Conv2d(3, 8, 3)], ids=["1d", "2d"])
+def test_a_convolution_without_a_batch_is_refused(kernel: nn.Module) -> None:
+    example = torch.ones(3, *[6] * len(kernel.kernel_size))
+    with pytest.raises(
+        ValueError, match=r"module '1': activations .* follow a convolution whose input has no batch axis"
+    ):
+        attach(L2, nn.Sequential(kernel, nn.ReLU()), example=example)
 
 
 def test_what_nobody_says_is_no_matter_to_a_sum_over_all_units() -> None:
