@@ -180,7 +180,7 @@ class Tap(nn.ModuleList):
         shape = tuple(activation.shape)
         met = self.layouts_met.setdefault(len(shape), {})
         own = self.layouts.of_output(module, activation) if self.side == "output" else ()
-        found = own or self.layouts.beside(activation, self.path)
+        found = own or self.layouts.beside(activation, self.name)
         if not found:
             raise ValueError(
                 f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
