@@ -173,11 +173,12 @@ class Trace:
                 f"a mask is Boolean, (n, positions...), True where a position is real; got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}"
             )
-        for record in self._records:
-            if record.site.transform is not None and record.site.known_axes != "nc":
+        own = [site for site in self.model.modules() if isinstance(site, Site) and site.trace is self]
+        for site in own:
+            if site.transform is not None and site.known_axes != "nc":
                 raise ValueError(
-                    f"Site {record.site.name!r} holds {type(record.site.transform).__name__}, which has seen padded "
-                    "positions before any mask: give no mask"
+                    f"Site {site.name!r} holds {type(site.transform).__name__}, which has seen padded positions before "
+                    "any mask: give no mask"
                 )
 
     def _given(self) -> list[Record]:
