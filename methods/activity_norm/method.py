@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from reproduce.method import Features, Method, NonNegative, Role, Trace, check_activations, in_float32
+from reproduce.method import Features, Method, NonNegative, Record, Role, Trace, check_activations, in_float32
 
 Reduction = Literal["sum", "mean"]
 
@@ -105,15 +105,15 @@ class ActivityNorm(Method):
     def _recurrent(self, trace: Trace) -> Tensor:
         total = trace.zero()
         if self.strength:
-            total = total + self.strength * activation_regularization(self._last(trace, "dropped"))
+            dropped = self._last(trace, "dropped").vectors("channels")
+            total = total + self.strength * activation_regularization(dropped)
         if self.temporal_strength:
-            total = total + self.temporal_strength * temporal_activation_regularization(self._last(trace, "post"))
+            outputs = self._last(trace, "post").examples.transpose(0, 1)
+            total = total + self.temporal_strength * temporal_activation_regularization(outputs)
         return total
 
-    def _last(self, trace: Trace, role: Role) -> Tensor:
+    def _last(self, trace: Trace, role: Role) -> Record:
         record = trace.select(role)[-1]
-        if record.site.axes == "tnc":
-            return record.activation
-        if record.site.axes == "ntc":
-            return record.activation.transpose(0, 1)
-        raise ValueError(f"AR and TAR need a recurrent output; Site {record.site.name!r} has {record.site.axes!r}")
+        if not record.site.is_sequence:
+            raise ValueError(f"AR and TAR need a recurrent output; Site {record.site.name!r} has {record.site.axes!r}")
+        return record

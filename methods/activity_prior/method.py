@@ -23,6 +23,7 @@ from reproduce.method import (
     Site,
     Trace,
     accumulation_dtype,
+    batch_normalization,
     check_activations,
     errors_in,
     fill_sites,
@@ -285,24 +286,50 @@ def _laws(priors: tuple[Prior, ...]) -> Laws:
         return Laws([prior.law() for prior in priors])
 
 
+class FlattenOneSize(nn.Flatten):
+    """Flattens maps (n, *shape); others are refused."""
+
+    def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._site, self.shape = (site,), shape
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if activation.shape[1:] != self.shape:
+            raise ValueError(_of_another_size(self._site[0], activation))
+        return super().forward(activation)
+
+
 class Remembering(nn.Module):
     """Passes activations on unchanged and, while training, keeps the most recent samples in ``memory``."""
 
-    def __init__(self, site: Site, capacity: int, features: Features) -> None:
+    def __init__(self, site: Site, capacity: int, features: Features, is_ordered: bool) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.is_ordered = features, is_ordered
         self._site = (site,)  # in a tuple: a Site is no part of its own transform
-        is_flat = site.axes == "nchw" and features == "flatten"
+        is_flat = features == "flatten" and site.is_map
         self.memory = Memory(capacity, math.prod(site.shape or ()) if is_flat else site.features)
 
     def forward(self, activation: Tensor) -> Tensor:
         if self.training:
-            self.memory.remember(_samples(Record(self._site[0], activation), self.features))
+            (site,) = self._site
+            samples = _samples(Record(site, activation), self.features, self.is_ordered)
+            if samples.shape[1] != self.memory.values.shape[1]:
+                raise ValueError(_of_another_size(site, activation))
+            self.memory.remember(samples)
         return activation
 
 
-def _samples(record: Record, features: Features) -> Tensor:
-    """(samples, units)."""
+def _of_another_size(site: Site, activation: Tensor) -> str:
+    return (
+        f"Site {site.name!r}: activations {tuple(activation.shape)} (axes {site.axes!r}), and it was prepared for "
+        f"units of shape {site.shape}: give it one size, or choose features = 'channels'"
+    )
+
+
+def _samples(record: Record, features: Features, is_ordered: bool) -> Tensor:
+    """(samples, units); those of maps in the order (channels, *space) where ``is_ordered``, else in that of memory."""
+    if is_ordered and features == "flatten" and record.site.is_map:
+        return record.examples.flatten(1)
     vectors = record.vectors(features)
     return vectors.reshape(-1, vectors.shape[-1])
 
@@ -347,18 +374,19 @@ class ActivityPrior(Method):
             raise ValueError(f"the model has no {self.sites!r} Site named *{self.site_name}*: choose other `sites`")
         fill_sites(model, chosen, self._memory_of if self.mode == "prior" else self._normalizer)
 
+    @property
+    def _has_a_law_for_each_unit(self) -> bool:
+        return isinstance(self.prior, tuple) and len(self.prior) > 1
+
     def _memory_of(self, site: Site) -> nn.Module:
-        return Remembering(site, self.memory, self.features)
+        return Remembering(site, self.memory, self.features, self._has_a_law_for_each_unit)
 
     def _normalizer(self, site: Site) -> nn.Module:
-        if site.axes == "nc":
-            return nn.BatchNorm1d(site.features)
-        if site.axes != "nchw":
-            raise ValueError(f"Site {site.name!r} holds a sequence ({site.axes!r}), which batchnorm cannot normalize")
-        if self.features == "channels":
-            return nn.BatchNorm2d(site.features)
-        shape = site.shape or ()
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(math.prod(shape)), nn.Unflatten(1, shape))
+        if self.features == "channels" or not site.is_map:
+            return batch_normalization(site)
+        channels, *space = site.shape or ()
+        shape = (*space, channels) if site.has_features_last else (channels, *space)
+        return nn.Sequential(FlattenOneSize(site, shape), nn.BatchNorm1d(math.prod(shape)), nn.Unflatten(1, shape))
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss.
@@ -373,7 +401,7 @@ class ActivityPrior(Method):
     def _term(self, record: Record, generator: torch.Generator) -> Tensor:
         if self.mode == "l2_after_batchnorm":
             return record.activation.float().square().mean()
-        samples = _samples(record, self.features)
+        samples = _samples(record, self.features, self._has_a_law_for_each_unit)
         earlier = samples[:0].detach()
         if self.memory:
             if not isinstance(record.site.transform, Remembering):

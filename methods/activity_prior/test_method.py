@@ -23,6 +23,7 @@ from methods.activity_prior.method import (
     SmoothedHistogram,
     prior_loss,
 )
+from reproduce.method.attach import attach
 from reproduce.method.sites import Site, watch
 
 SAMPLE_DISTANCES = ("wasserstein1", "wasserstein2", "cramer")
@@ -442,3 +443,28 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
 def test_unusable_input_is_refused_with_what_was_found(call: Callable[[], Tensor], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("options", [{"memory": 8}, {"mode": "l2_after_batchnorm"}])
+def test_maps_of_another_size_have_no_units_of_their_own(options: dict) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 2, 3), nn.ReLU())
+    handle = attach(ActivityPrior(**options), model, example=torch.ones(4, 3, 6))
+    model(torch.randn(4, 3, 6))
+    assert torch.isfinite(handle.penalty())
+    with pytest.raises(ValueError, match=r"activations \(4, 2, 5\) .* prepared for units of shape \(2, 4\)"):
+        model(torch.randn(4, 3, 7))
+
+
+@pytest.mark.parametrize("axes", ["ncl", "nchw", "nhwc"])
+def test_laws_of_units_of_a_map_go_by_channel_and_place(axes: str) -> None:
+    """However the map lies in memory: the law of unit (channel 1, place 0) is the third of four."""
+    values = torch.randn(50, 2, 2, generator=torch.Generator().manual_seed(0))  # (n, channels, places)
+    means = (0.0, 1.0, 5.0, 9.0)
+    priors = tuple({"kind": "normal", "mean": mean, "std": 1.0} for mean in means)
+    expected = prior_loss(values.flatten(1), [Normal(mean, 1.0) for mean in means])
+    laid = {"ncl": values, "nchw": values.unsqueeze(2), "nhwc": values.mT.unsqueeze(1)}[axes]
+    for one in (laid.contiguous(), laid.movedim(1, -1).contiguous().movedim(-1, 1)):
+        model = nn.Sequential(nn.Identity())
+        handle = attach(ActivityPrior(strength=1.0, prior=priors), model, sites=["0"], axes=axes)
+        model(one.requires_grad_())
+        torch.testing.assert_close(handle.penalty(), expected)

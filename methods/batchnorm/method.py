@@ -8,9 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from reproduce.method import Method, Positive, Site, fill_sites, sites_with_role
-
-_NORMALIZERS = {"nc": nn.BatchNorm1d, "nchw": nn.BatchNorm2d}
+from reproduce.method import Method, Positive, Site, batch_normalization, fill_sites, sites_with_role
 
 
 class BatchNorm(Method):
@@ -41,12 +39,7 @@ class BatchNorm(Method):
         fill_sites(model, sites_with_role(model, self.sites), self._normalizer)
 
     def _normalizer(self, site: Site) -> nn.Module:
-        if site.axes not in _NORMALIZERS:
-            raise ValueError(
-                f"Site {site.name!r} holds a sequence (axes {site.axes!r}), whose time steps batch "
-                "normalization cannot treat apart: use recurrent batch normalization"
-            )
-        layer = _NORMALIZERS[site.axes](site.features, eps=self.eps, momentum=self.momentum, affine=self.affine)
+        layer = batch_normalization(site, eps=self.eps, momentum=self.momentum, affine=self.affine)
         if self.affine:
             nn.init.constant_(layer.weight, self.initial_scale)
         return layer

@@ -332,8 +332,7 @@ class EnergyDistance(Method):
 
     def _site(self, record: Record, generator: torch.Generator) -> tuple[Tensor, int, int, Tensor | None]:
         """What `energy_distances` needs of a Site."""
-        if record.site.axes == "nchw" and self.features == "flatten":
-            return record.activation, 3, *_groups(record.activation, 3, self.group_size, None)
-        in_random_order = record.site.axes == "nc"
-        samples = record.vectors(self.features)
-        return samples, 1, *_groups(samples, 1, self.group_size, None if in_random_order else generator)
+        samples, feature_axes = record.as_samples(self.features)
+        in_random_order = feature_axes > 1 or record.site.axes == "nc"  # one sample an example
+        groups = _groups(samples, feature_axes, self.group_size, None if in_random_order else generator)
+        return samples, feature_axes, *groups

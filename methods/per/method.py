@@ -391,24 +391,19 @@ class PER(Method):
         """The weighted loss."""
         records = trace.select(self.sites)
         if self.mode == "exact":
-            losses = losses_together(self._exact, *zip(*map(self._samples, records), strict=True))
+            samples = [record.as_samples(self.features) for record in records]
+            losses = losses_together(self._exact, *zip(*samples, strict=True))
         else:
             sets = 2 if self.mode == "noisy" else 1
             directions = SharedDirections(sets * self.n_slices, generator)
             losses = torch.stack([self._term(record, directions) for record in records])
         return self.strength * losses.sum()
 
-    def _samples(self, record: Record) -> tuple[Tensor, int]:
-        """The activation, and how many of its last axes are one sample: a whole map needs no view."""
-        if record.site.axes == "nchw" and self.features == "flatten":
-            return record.activation, 3
-        return record.vectors(self.features), 1
-
     def _exact(self, samples: Sequence[Tensor], feature_axes: int) -> Tensor:
         return self._reduced(per_losses(samples, feature_axes), samples[0], feature_axes)
 
     def _term(self, record: Record, directions: SharedDirections) -> Tensor:
-        samples, feature_axes = self._samples(record)
+        samples, feature_axes = record.as_samples(self.features)
         if self.mode == "limit":
             loss = _limit_of_moderate(samples, feature_axes)
         else:

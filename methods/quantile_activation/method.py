@@ -219,10 +219,10 @@ class QuantileActivation(nn.Module):
         Raises:
             ValueError: a training batch of one sample.
         """
-        source = {"nc": (1, 0), "nchw": (1, 0, 2, 3), "tnc": (2, 0, 1), "ntc": (2, 1, 0)}[self.axes]
+        source = [self.axes.index(axis) for axis in sorted(self.axes, key="ctndlhw".index)]
         units_first = activation.permute(source)
         # (units, steps, samples): only sequences have several steps.
-        stepped = units_first.flatten(1).unsqueeze(1) if self.axes in ("nc", "nchw") else units_first
+        stepped = units_first if "t" in self.axes else units_first.flatten(1).unsqueeze(1)
         if self.training:
             result, ordered = _transform_rows(stepped, self.output, self.context, self.steepest)
             self._remember(ordered.to(self.reference.dtype))
@@ -270,4 +270,4 @@ class QAct(Method):
 
     def _layer(self, site: Site) -> nn.Module:
         fields = self.model_dump(exclude={"sites"})
-        return QuantileActivation(site.axes, site.features, **fields)
+        return QuantileActivation(site.known_axes, site.features, **fields)

@@ -393,9 +393,10 @@ class SIGReg(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        samples, feature_axes = zip(*map(self._samples, trace.select(self.sites)), strict=True)
+        records = trace.select(self.sites)
+        samples, feature_axes = zip(*map(self._samples, records), strict=True)
         if self.mode == "exact":
-            groups = [self._groups_of(h, axes, generator) for h, axes in zip(samples, feature_axes, strict=True)]
+            groups = [self._groups_of(*each, generator) for each in zip(records, samples, feature_axes, strict=True)]
             losses = losses_together(self._exact, samples, feature_axes, *zip(*groups, strict=True))
         else:
             losses = torch.stack([self._term(h, generator) for h in samples])
@@ -403,16 +404,18 @@ class SIGReg(Method):
 
     def _samples(self, record: Record) -> tuple[Tensor, int]:
         """What is one sample of a Site, and how many last axes it has."""
-        if record.site.axes == "nchw" and self.features == "flatten" and self.mode == "exact":
-            return record.activation, 3
         if self.features != "pooled":
-            return record.vectors(self.features), 1
-        if record.site.axes == "nchw":
-            return record.activation.mean((2, 3), dtype=accumulation_dtype(record.activation)), 1
-        return record.activation, 1
+            return record.as_samples(self.features) if self.mode == "exact" else (record.vectors(self.features), 1)
+        if not record.site.is_map:
+            return record.vectors("channels"), 1
+        locations = tuple(axis for axis, name in enumerate(record.site.known_axes) if name not in "nc")
+        return record.activation.mean(locations, dtype=accumulation_dtype(record.activation)), 1
 
-    def _groups_of(self, samples: Tensor, feature_axes: int, generator: torch.Generator) -> tuple[int, Tensor | None]:
-        per_example = feature_axes == 3 or samples.dim() == 2
+    def _groups_of(
+        self, record: Record, samples: Tensor, feature_axes: int, generator: torch.Generator
+    ) -> tuple[int, Tensor | None]:
+        is_pooled = self.features == "pooled" and record.site.is_map
+        per_example = feature_axes > 1 or is_pooled or record.site.axes == "nc"
         return _groups(samples, feature_axes, self.group_size, None if per_example else generator)
 
     def _exact(

@@ -145,7 +145,7 @@ class FirstBatchStandardisation(nn.Module):
     finds the state that it left. After `fold` nothing is computed any more.
 
     Args:
-        site: what it transforms; axes "nc" or "nchw".
+        site: what it transforms; no sequence.
         kernel: the layer before the Site, whose weight and bias `fold` rewrites.
         of_layer: one mean and one deviation for all units.
 
@@ -160,15 +160,16 @@ class FirstBatchStandardisation(nn.Module):
     def __init__(self, site: Site, kernel: nn.Module | None, of_layer: bool) -> None:
         super().__init__()
         bias = getattr(kernel, "bias", None)
-        if site.axes not in ("nc", "nchw") or not isinstance(bias, Tensor) or len(bias) != site.features:
+        if site.is_sequence or not isinstance(bias, Tensor) or len(bias) != site.features:
             raise ValueError(
-                f"Site {site.name!r} ({site.axes!r}, {site.features} features) needs a kernel with as many biases "
-                "right before it"
+                f"Site {site.name!r} ({site.axes!r}, {site.features} features) needs to be no sequence, and a kernel "
+                "with as many biases right before it"
             )
         self._kernel = (kernel,)  # in a tuple: it is no part of this module
         self.of_layer = of_layer
         self.is_folded = False  # in this process: a step has been taken
-        self.shape = (-1, 1, 1) if site.axes == "nchw" else (-1,)
+        self.channel = site.known_axes.index("c")
+        self.shape = (-1, *[1] * (len(site.axes) - 1 - self.channel))
         features = 1 if of_layer else site.features
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
@@ -182,7 +183,7 @@ class FirstBatchStandardisation(nn.Module):
 
     @torch.no_grad()
     def _remember(self, activation: Tensor) -> tuple[Tensor, Tensor]:
-        values = activation.to(self.mean.dtype).movedim(1, 0).flatten(1)
+        values = activation.to(self.mean.dtype).movedim(self.channel, 0).flatten(1)
         variance, mean = torch.var_mean(values.reshape(1, -1) if self.of_layer else values, dim=1, correction=0)
         varies = variance > 1e-10 * mean.square()  # below lies what rounding leaves of a constant
         scale = torch.where(varies, variance.clamp_min(torch.finfo(variance.dtype).tiny).rsqrt(), 1.0)

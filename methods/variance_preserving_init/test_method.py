@@ -365,7 +365,7 @@ def test_models_that_cannot_be_treated_are_refused() -> None:
     with pytest.raises(ValueError, match="no 'pre' Site"):
         prepared(nn.Sequential(nn.Linear(3, 3)), mode="sample_statistics")
     for network in (residual, nn.Sequential(nn.Linear(3, 4), Site("pre", "nc", (5,)))):
-        with pytest.raises(ValueError, match="needs a kernel with as many biases"):
+        with pytest.raises(ValueError, match="needs to be no sequence, and a kernel with as many biases"):
             prepared(network, mode="layer_statistics")
     for recurrent in (nn.LSTM(3, 4), nn.Sequential(nn.Embedding(5, 3), nn.LSTM(3, 4, num_layers=2))):
         with pytest.raises(ValueError, match="needs"):

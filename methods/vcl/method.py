@@ -214,13 +214,14 @@ class VCL(Method):
             raise ValueError("VCL needs betas at its Sites: call prepare() before training")
         losses = partial(variance_constancy_losses, sample_size=self.sample_size, unbiased=self.unbiased)
         betas = [_beta(record.site) for record in records]
-        return self.strength * losses_together(losses, [_batch_first(record) for record in records], betas).sum()
+        return self.strength * losses_together(losses, [_examples(record) for record in records], betas).sum()
 
     def _shape(self, site: Site) -> tuple[int, ...]:
         if _beta(site) is not None:
             raise ValueError(f"Site {site.name!r} already has betas")
         if site.shape is None:
             raise ValueError(f"Site {site.name!r} has not seen a batch yet: give attach() an example input")
+        _ = site.known_axes  # refused where they are a guess
         return site.shape
 
 
@@ -258,6 +259,12 @@ def _beta(site: Site) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _batch_first(record: Record) -> Tensor:
-    """(batch, units...): a recurrent output (time, batch, features) has a unit for each time and feature."""
-    return record.activation.transpose(0, 1) if record.site.axes == "tnc" else record.activation
+def _examples(record: Record) -> Tensor:
+    """(batch, units...): a recurrent output has a unit for each time and feature, a map one for each of its betas."""
+    examples, beta = record.examples, _beta(record.site)
+    if record.site.is_map and beta is not None and examples.shape[1:] != beta.shape:
+        raise ValueError(
+            f"Site {record.site.name!r}: maps of {tuple(examples.shape[1:])}, and VCL has a beta at each place of "
+            f"{tuple(beta.shape)}: give it maps of one size"
+        )
+    return examples

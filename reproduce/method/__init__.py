@@ -15,10 +15,10 @@ from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of
+from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.records import Features, Record
 from reproduce.method.sites import (
-    Features,
-    Record,
     Role,
     Site,
     Trace,
@@ -45,6 +45,7 @@ __all__ = [
     "TransformableFunction",
     "Unregularized",
     "accumulation_dtype",
+    "batch_normalization",
     "check_activations",
     "clenshaw",
     "device_of",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
-from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, StepTrace, Tap
+from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, StepTrace, Tap, watch_layouts
 
 _LISTED = 12  # module names in an error
 
@@ -52,8 +52,9 @@ def attach(
             says, else "post"; or a mapping from names to roles.
         example: one input (a tuple: positional, a dict: keyword arguments) for a dry run without gradient in eval
             mode, so that a method knows shapes before training; needed by those that put transforms into Sites.
-        axes: meaning of the axes, for all or by module name; else guessed: 2-D "nc", 4-D "nchw", 3-D "ntc", but
-            "tnc" after a recurrent layer without ``batch_first``.
+        axes: meaning of the axes, for all or by module name; else what the layers beside say (`Layouts`): "nc", "ncl"
+            "nchw" or "ncdhw" after a convolution, "ntc" or "nhwc" after a linear layer, "tnc" with recurrent layers
+            and attention without ``batch_first``. Where none says, a method to which it matters refuses the Site.
         seed: of the generator that the method draws from.
 
     Raises:
@@ -92,6 +93,7 @@ class Handle:
         """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model."""
         before = _members(self.model)
         self.hooks.append(self.model.register_forward_pre_hook(self.taps[0].start))
+        self.hooks.extend(watch_layouts(self.model, self.taps))
         try:
             for tap in self.taps:
                 self.hooks.append(tap.hook(self.model.get_submodule(tap.path)))
@@ -103,11 +105,12 @@ class Handle:
         finally:
             self.added = [(module, name) for key, (module, name) in _members(self.model).items() if key not in before]
 
-    def penalty(self, progress: float | Tensor | None = None) -> Tensor:
+    def penalty(self, progress: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The penalty on the last forward pass, already weighted: a 0-dim tensor to add to your loss.
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first
         one recorded. ``progress`` in [0, 1] drives schedules; where it is not given it stays as it was, 0 at first.
+        ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, a model on another device than when
@@ -124,7 +127,8 @@ class Handle:
                 raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
             if progress is not None:
                 self.progress.fill_(progress)
-            penalty = self.method.penalty(self.trace, self.progress, self.generator)
+            with self.trace.masked(mask):
+                penalty = self.method.penalty(self.trace, self.progress, self.generator)
             self.awaits_after_step = type(self.method).after_step is not Method.after_step
             return penalty
         finally:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.records import Record, without_masked
+
 Role = Literal["pre", "post", "dropped", "code"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
-Axes = Literal["nc", "nchw", "tnc", "ntc"]
-Features = Literal["flatten", "channels"]  # what a sample of a map is: all of it, or one location
+Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "ndhwc", "tnc", "ntc"]
+_Of = TypeVar("_Of")
 
 
 class Site(nn.Module):
@@ -21,18 +24,21 @@ class Site(nn.Module):
     Args:
         role: ``"pre"`` before a non-linearity, ``"post"`` after it (a recurrent output counts as post),
             ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's code.
-        axes: meaning of the tensor's axes: ``n`` batch, ``t`` time, ``c`` features, ``h`` ``w`` space.
-        shape: shape of one sample without batch and time, ``(features,)`` or ``(channels, height, width)``.
+        axes: meaning of the tensor's axes: ``n`` batch, ``t`` time, ``c`` features, ``l`` ``d`` ``h`` ``w`` space.
+        shape: shape of one sample, features first: ``(features,)`` without batch and time, or ``(channels, *space)``,
+            where space is that of the first map met.
+        could_be: what the axes may be as well, where they are a guess.
 
     A method may put a module into ``transform`` (batch normalisation, say): the Site then records its output.
     """
 
-    def __init__(self, role: Role, axes: Axes, shape: tuple[int, ...] | None) -> None:
+    def __init__(self, role: Role, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> None:
         super().__init__()
         if role not in get_args(Role) or axes not in get_args(Axes):
             raise ValueError(f"a Site has role {get_args(Role)} and axes {get_args(Axes)}; got {role!r}, {axes!r}")
         self.role: Role = role
         self.axes: Axes = axes
+        self.could_be = tuple(could_be)
         self.shape = shape
         self.name = ""  # its path in the model, given by `watch`
         self.transform: nn.Module | None = None
@@ -43,7 +49,39 @@ class Site(nn.Module):
         """Number of channels or units."""
         if self.shape is None:
             raise ValueError(f"Site {self.name!r} has not seen a batch yet: give attach() an example input")
+        self._known(lambda axes: axes.index("c"))
         return self.shape[0]
+
+    @property
+    def known_axes(self) -> Axes:
+        """The axes, for a method to which each of them matters.
+
+        Raises:
+            ValueError: they are a guess. The other properties refuse a guess too, where it matters to them.
+        """
+        return self._known(lambda axes: axes)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether a sample has locations in space, each with all channels."""
+        return self._known(lambda axes: not {"l", "h"}.isdisjoint(axes))
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether there is an axis of time."""
+        return self._known(lambda axes: "t" in axes)
+
+    @property
+    def has_features_last(self) -> bool:
+        """Whether features are the last axis, and not the second."""
+        return self._known(lambda axes: axes.endswith("c"))
+
+    def _known(self, of: Callable[[Axes], _Of]) -> _Of:
+        found = of(self.axes)
+        if any(of(other) != found for other in self.could_be):
+            choices = " or ".join(map(repr, (self.axes, *self.could_be)))
+            raise ValueError(f"Site {self.name!r}: no layer beside it says whether its axes are {choices}: give axes=")
+        return found
 
     def forward(self, activation: Tensor) -> Tensor:
         if self.transform is not None:
@@ -53,36 +91,7 @@ class Site(nn.Module):
         return activation
 
     def extra_repr(self) -> str:
-        return f"{self.role}, {self.axes}, {self.shape}"
-
-
-class Record(NamedTuple):
-    """One activation that passed one Site in this step."""
-
-    site: Site
-    activation: Tensor
-
-    @property
-    def samples(self) -> Tensor:
-        """The activation as (samples, features): space and time count as samples."""
-        value = self.activation
-        if self.site.axes == "nchw":
-            value = value.movedim(1, -1)
-        return value.reshape(-1, value.shape[-1])
-
-    def vectors(self, features: Features) -> Tensor:
-        """The activation as (..., features), without a copy where its layout allows.
-
-        A map (n, c, h, w) is one vector of all its values (``"flatten"``, in the order of memory: for methods to
-        which units are a set) or one vector of channels at each location (``"channels"``). Other activations have
-        their features last already.
-        """
-        if self.site.axes != "nchw":
-            return self.activation
-        if features == "channels" or self.activation.is_contiguous(memory_format=torch.channels_last):
-            last = self.activation.movedim(1, -1)
-            return last if features == "channels" else last.flatten(1)
-        return self.activation.flatten(1)
+        return f"{self.role}, {' or '.join((self.axes, *self.could_be))}, {self.shape}"
 
 
 class Trace:
@@ -99,6 +108,7 @@ class Trace:
         self._records: list[Record] = []
         self._passed_over = False  # a Site of another role, in this step
         self._is_read_by_penalty = False
+        self._mask: Tensor | None = None
         self._zero: Tensor | None = None
 
     def add(self, site: Site, activation: Tensor) -> None:
@@ -119,7 +129,7 @@ class Trace:
                 f"`records` is not all Sites: only {sorted(self.roles) or 'none'} are recorded. A method that reads "
                 "others needs its own `recorded_roles`; one that reads some says which by `select`"
             )
-        return self._records
+        return self._given()
 
     @contextlib.contextmanager
     def read_by_penalty(self) -> Iterator[None]:
@@ -139,6 +149,44 @@ class Trace:
         finally:
             self.roles = roles
 
+    @contextlib.contextmanager
+    def masked(self, mask: Tensor | None) -> Iterator[None]:
+        """Within it, records are without the positions at which ``mask`` (n, positions...) is False.
+
+        A Site without positions, (n, c), is left as it is: it holds one row an example, or what a packed sequence left.
+
+        Raises:
+            ValueError: a mask that is not Boolean; a Site whose positions it does not fit, or whose transform has seen
+                all positions; when a method reads an activation whole.
+        """
+        if mask is not None:
+            self._check_mask(mask)
+        self._mask = mask
+        try:
+            yield
+        finally:
+            self._mask = None
+
+    def _check_mask(self, mask: Tensor) -> None:
+        if mask.dtype != torch.bool or mask.dim() < 2:
+            raise ValueError(
+                f"a mask is Boolean, (n, positions...), True where a position is real; got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}"
+            )
+        own = [site for site in self.model.modules() if isinstance(site, Site) and site.trace is self]
+        for site in own:
+            if site.transform is not None and site.known_axes != "nc":
+                raise ValueError(
+                    f"Site {site.name!r} holds {type(site.transform).__name__}, which has seen padded positions before "
+                    "any mask: give no mask"
+                )
+
+    def _given(self) -> list[Record]:
+        if self._mask is None:
+            return self._records
+        calls = Counter(record.site for record in self._records)
+        return [without_masked(record, self._mask, calls[record.site]) for record in self._records]
+
     def clear(self) -> None:
         self._records.clear()
         self._passed_over = False
@@ -155,7 +203,7 @@ class Trace:
                 f"{role!r} Sites are not recorded, only {sorted(self.roles) or 'none'}: a method that reads them needs "
                 f"a field of type Role that says so, or its own `recorded_roles`"
             )
-        chosen = [record for record in self._records if record.site.role == role]
+        chosen = [record for record in self._given() if record.site.role == role]
         if not chosen:
             present = sorted({site.role for site in sites_of(self.model) if site.trace is self})
             raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.layouts import Layouts, shape_of_sample
 from reproduce.method.sites import Axes, Role, Site, Trace
 
 # Subclasses count too (ReLU6 is a Hardtanh).
@@ -69,8 +70,10 @@ class Tap(nn.ModuleList):
         self.side = side
         self.axes: Axes | None = axes
         self.trace: StepTrace | None = None
-        self.time_first = isinstance(module, RECURRENT) and not getattr(module, "batch_first", False)
         self.calls: list[int] = []
+        self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
+        # By the number of axes: the layouts met, and the shapes that had them.
+        self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> Any:
@@ -128,33 +131,33 @@ class Tap(nn.ModuleList):
         return found
 
     def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
-        index, site = self._site(activation)
+        index, site = self._site(module, activation)
         self.calls[index] += 1
         if site.training != module.training:
             site.train(module.training)
         return site(activation)
 
-    def _site(self, activation: Tensor) -> tuple[int, Site]:
-        axes = self.axes or self._guess(activation)
+    def _site(self, module: nn.Module, activation: Tensor) -> tuple[int, Site]:
+        axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
         if len(axes) != activation.dim():
             raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
-        width = activation.shape[axes.index("c")]
-        shape = tuple(activation.shape[1:]) if axes == "nchw" else (width,)
+        shape = shape_of_sample(axes, tuple(activation.shape))
         first = self.sites()[0]
         if first.shape is None:
-            first.axes, first.shape = axes, shape
+            first.axes, first.shape, first.could_be = axes, shape, tuple(could_be)
         for index, site in enumerate(self.sites()):
-            if (site.axes, site.features) == (axes, width):
+            is_alike = bool(could_be) or site.shape is None or site.shape[0] == shape[0]  # a guess has no sure width
+            if (site.axes, site.could_be) == (axes, tuple(could_be)) and is_alike:
                 return index, site
         if self._is_filled():
             raise ValueError(
-                f"module {self.name!r}: width {width} (axes {axes!r}) is new to it, and the method has prepared Sites "
-                "for other widths only: give attach() an example that meets all"
+                f"module {self.name!r}: width {shape[0]} (axes {axes!r}) is new to it, and the method has prepared "
+                "Sites for other widths only: give attach() an example that meets all"
             )
-        return len(self), self._add_site(axes, shape)
+        return len(self), self._add_site(axes, shape, could_be)
 
-    def _add_site(self, axes: Axes, shape: tuple[int, ...] | None) -> Site:
-        site = Site(self.role, axes, shape)
+    def _add_site(self, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> Site:
+        site = Site(self.role, axes, shape, could_be)
         site.name = self.name
         site.trace = self.trace
         self.append(site)
@@ -165,12 +168,53 @@ class Tap(nn.ModuleList):
         """Whether the method put something into a Site."""
         return any(site.transform is not None or site.state_dict() for site in self.sites())
 
-    def _guess(self, activation: Tensor) -> Axes:
-        guesses: dict[int, Axes] = {2: "nc", 3: "tnc" if self.time_first else "ntc", 4: "nchw"}
-        if activation.dim() not in guesses:
-            shape = tuple(activation.shape)
-            raise ValueError(f"module {self.name!r}: activations {shape}, and a Site needs 2, 3 or 4 axes")
-        return guesses[activation.dim()]
+    def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        """The axes, and what else they may be: found in the first forward pass, and remembered from then on."""
+        met = self.layouts_met.get(activation.dim())
+        if met and self.layouts.is_settled:
+            return self._met(met, tuple(activation.shape))
+        return self._find(module, activation)
+
+    @torch.compiler.disable
+    def _find(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        shape = tuple(activation.shape)
+        met = self.layouts_met.setdefault(len(shape), {})
+        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
+        found = own or self.layouts.beside(activation, self.name)
+        if not found:
+            raise ValueError(
+                f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
+                f"{get_args(Axes)}"
+            )
+        met.setdefault(found, []).append(shape)
+        return found
+
+    def _met(self, met: dict[tuple[Axes, ...], list[tuple[int, ...]]], shape: tuple[int, ...]) -> tuple[Axes, ...]:
+        """Of several layouts with as many axes the one whose activations had this size, or as many channels."""
+        if len(met) == 1:
+            return next(iter(met))
+        of_size = [axes for axes, shapes in met.items() if any(shape[1:] == other[1:] for other in shapes)]
+        channels = {axes: axes[0].index("c") for axes in met}
+        of_width = [
+            axes for axes, shapes in met.items() if shape[channels[axes]] in [s[channels[axes]] for s in shapes]
+        ]
+        for fitting in (of_size, of_width):
+            if len(fitting) == 1:
+                return fitting[0]
+        raise ValueError(
+            f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call a "
+            "module of its own"
+        )
+
+
+def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> list[Any]:
+    """Let Taps that were given no axes find them, in the first forward pass of the whole model; returns the hooks."""
+    if all(tap.axes is not None for tap in taps):
+        return []
+    layouts = Layouts(model)
+    for tap in taps:
+        tap.layouts = layouts
+    return layouts.watch(model)
 
 
 def at_first_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reproduce.method.records import Record
 from reproduce.method.rng import Generators
-from reproduce.method.sites import Record, Trace
+from reproduce.method.sites import Trace
 from reproduce.results.record import BINS, PROJECTIONS, QUANTILES, SiteStatistics
 from reproduce.tasks import Task
 

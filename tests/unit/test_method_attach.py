@@ -281,7 +281,10 @@ def test_overwritten_activations_are_noticed(inputs: Tensor) -> None:
         ({"axes": "cn"}, r"axes are .* got 'cn'"),
         ({"axes": {"7": "nc"}}, "no module '7'"),
         ({"axes": "nchw", "example": torch.ones(2, 4)}, r"axes 'nchw' do not fit activations \(2, 6\)"),
-        ({"example": torch.ones(2, 1, 1, 1, 4)}, "needs 2, 3 or 4 axes"),
+        (
+            {"example": torch.ones(2, 1, 1, 1, 1, 4)},
+            r"no layer says which axes activations \(2, 1, 1, 1, 1, 6\) have: give axes=",
+        ),
     ],
 )
 def test_what_cannot_be_attached_is_refused_and_changes_nothing(options: dict, message: str, inputs: Tensor) -> None:

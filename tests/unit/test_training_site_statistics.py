@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reproduce import load_method, models
+from reproduce.method.records import Record
 from reproduce.method.rng import Generators
-from reproduce.method.sites import Axes, Record, Site, watch
+from reproduce.method.sites import Axes, Site, watch
 from reproduce.models import Sizes
 from reproduce.results.record import BINS, PROJECTIONS, QUANTILES, SiteStatistics
 from reproduce.training.site_statistics import (

@@ -1,0 +1,113 @@
+"""What a Site recorded in a step, as samples: whole maps or locations, all positions or those that are no padding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from reproduce.method.sites import Site
+
+Features = Literal["flatten", "channels"]  # what a sample of a map is: all of it, or one location
+
+
+class Record(NamedTuple):
+    """One activation that passed one Site in this step."""
+
+    site: Site
+    activation: Tensor
+
+    @property
+    def samples(self) -> Tensor:
+        """The activation as (samples, features): space and time count as samples."""
+        value = self._features_last
+        return value.reshape(-1, value.shape[-1])
+
+    def vectors(self, features: Features) -> Tensor:
+        """The activation as (..., features), without a copy where its layout allows.
+
+        A map, (n, c, h, w) say, is one vector of all its values (``"flatten"``, in the order of memory: for methods to
+        which units are a set) or one vector of channels at each location (``"channels"``). Other activations have
+        their features last already.
+        """
+        if not self.site.is_map:
+            return self.activation
+        if features == "channels":
+            return self._features_last
+        here, there = (-1, 1) if self.site.axes.endswith("c") else (1, -1)
+        moved = self.activation.movedim(here, there)
+        return (moved if moved.is_contiguous() else self.activation).flatten(1)
+
+    def as_samples(self, features: Features) -> tuple[Tensor, int]:
+        """The activation, and how many of its last axes are one sample: a whole map needs no view."""
+        if features == "flatten" and self.site.is_map:
+            return self.activation, self.activation.dim() - 1
+        return self.vectors(features), 1
+
+    @property
+    def examples(self) -> Tensor:
+        """The activation as (n, *units): units of a map in the order of ``site.shape``, of a sequence (t, c)."""
+        if self.site.known_axes == "tnc":
+            return self.activation.transpose(0, 1)
+        is_moved = self.site.is_map and self.site.has_features_last
+        return self.activation.movedim(-1, 1) if is_moved else self.activation
+
+    @property
+    def _features_last(self) -> Tensor:
+        return self.activation if self.site.has_features_last else self.activation.movedim(1, -1)
+
+
+class MaskedRecord(Record):
+    """A Record of which only the positions where ``mask`` (n, positions...) holds are samples."""
+
+    mask: Tensor
+
+    @classmethod
+    def of(cls, record: Record, mask: Tensor) -> MaskedRecord:
+        masked = cls(*record)
+        masked.mask = mask
+        return masked
+
+    @property
+    def activation(self) -> Tensor:  # type: ignore[override]
+        """Refused: whoever reads it would read padding too."""
+        way = "choose features = 'channels', where it has them, or " if self.site.is_map else ""
+        raise ValueError(
+            f"Site {self.site.name!r} (axes {self.site.axes!r}): the method reads its activations whole, and cannot "
+            f"leave masked positions out: {way}give no mask"
+        )
+
+    @property
+    def samples(self) -> Tensor:
+        """(samples, features) of the positions that the mask keeps."""
+        whole = Record(*self)
+        positions = whole.examples if self.site.known_axes == "tnc" else whole._features_last
+        if self.mask.shape != positions.shape[:-1]:
+            raise ValueError(
+                f"Site {self.site.name!r}: a mask {tuple(self.mask.shape)} does not fit activations "
+                f"{tuple(whole.activation.shape)} with axes {self.site.axes!r}: (n, positions...) is needed, and other "
+                "Sites left out"
+            )
+        return positions[self.mask.to(positions.device)]
+
+    def vectors(self, features: Features) -> Tensor:
+        """`samples`; whole maps are refused."""
+        return self.activation if features == "flatten" and self.site.is_map else self.samples
+
+
+def without_masked(record: Record, mask: Tensor, calls: int) -> Record:
+    """The record without its masked positions; as it is where it has none, one row an example or a packed sequence.
+
+    Raises:
+        ValueError: rows without positions that are neither, as those of a cell that is called at each step.
+    """
+    if record.site.known_axes != "nc":
+        return MaskedRecord.of(record, mask)
+    rows = len(record.activation)
+    if calls == 1 and rows in (len(mask), int(mask.sum())):
+        return record
+    raise ValueError(
+        f"Site {record.site.name!r} holds {rows} rows without positions, met {calls} times in the forward pass, and a "
+        f"mask {tuple(mask.shape)} does not say which are real: leave it out of `sites`"
+    )
