@@ -11,6 +11,7 @@ import numpy as np
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.report import figures, tables
 from reproduce.report.drawings import Drawing
+from reproduce.report.evidence import link_of_column
 from reproduce.report.numbers import (
     NOTHING,
     decimals_of,
@@ -49,6 +50,7 @@ class MatrixCell:
     n: str
     chosen: str
     note: str
+    evidence: str  # the address of its runs; "" without any
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Matrix:
     arms: int
     present: tuple[str, ...]
     absent: tuple[str, ...]
+    evidence: tuple[str, ...]  # methods with a page of the runs behind these means
     choosing: tuple[int, ...]  # how many further seeds choose coefficients, column by column where that differs
     unreadable_files: tuple[str, ...] = ()
     confidence: str = f"{CONFIDENCE:.0%}".replace("%", " %")
@@ -112,6 +115,7 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unread
         arms=len(_labels(columns)),
         present=tuple(sorted({name for column in columns for name in column.methods.values()})),
         absent=_absent(methods, columns),
+        evidence=tuple(sorted({column.place(arm)[0] for column in columns for arm in _ran(column)})),
         choosing=tuple(sorted({len(column.experiment.choosing_seeds) for column in columns} - {0})),
         unreadable_files=unreadable,
     )
@@ -122,6 +126,11 @@ def matrix_page(content: Matrix, columns: Iterable[Column]) -> Page:
     drawings = tuple(part.drawing for part in content.columns if part.drawing is not None)
     csv = tables.comma_separated((column.file, column.task) for column in columns)
     return Page("matrix", "matrix", vars(content), drawings, csv)
+
+
+def _ran(column: Column) -> list[str]:
+    """Arms with runs behind them."""
+    return [arm for arm in column.rows if link_of_column(column, arm)]
 
 
 def _labels(columns: Sequence[Column]) -> list[tuple[str, str]]:
@@ -198,6 +207,7 @@ def _cell(column: Column, row: ArmRow) -> MatrixCell:
         n=f"n = {row.n}" + ("" if row.n == row.planned else f" of {row.planned}") if ran else "",
         chosen=chosen(row.runs),
         note=_note(column, row),
+        evidence=link_of_column(column, row.arm),
     )
 
 

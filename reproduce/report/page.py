@@ -164,7 +164,7 @@ def _is_of_paper(finding: Finding) -> bool:
 def _matrix(method: str, findings: Sequence[Finding], parts: dict[str, ExperimentPart]) -> MatrixPart | None:
     """None where nothing has run of it."""
     columns = [
-        Column(finding, task, {arm: method for arm in task.runs.arms if arm != finding.experiment.baseline})
+        Column(finding, task, {arm: method for arm in task.runs.arms if arm != finding.experiment.baseline}, method)
         for finding in findings
         for task in finding.tasks.values()
     ]
