@@ -47,7 +47,7 @@ class IndexContent:
 
     answer: str
     overview: Overview
-    counted: str  # what a claim is, and what its verdict shows
+    claims_say: str  # what a claim is, and what its verdict shows
     facts: tuple[tuple[str, str], ...]
     methods: tuple[MethodRow, ...]
     claims: tuple[ClaimsTable, ...]
@@ -97,7 +97,7 @@ def index_pages(
             {method.folder.name: tally(method.findings, ours=False) for method in methods},
             compared,
         ),
-        counted=counted_sentences(methods),
+        claims_say=counted_sentences(methods),
         facts=(*facts, ("Not run yet", listed(waiting))) if waiting else facts,
         methods=rows,
         claims=tuple(table for table in both if table.rows),

@@ -173,7 +173,7 @@ def _table(column: Column) -> TextTable:
     if "Note" not in table.columns:
         return table
     place = table.columns.index("Note")
-    notes = [_note(column, row) for row in column.rows.values()]
+    notes = [_note(row) for row in column.rows.values()]
     rows = zip(table.rows, notes, strict=True)
     return replace(table, rows=tuple((*row[:place], note, *row[place + 1 :]) for row, note in rows))
 
@@ -206,7 +206,7 @@ def _cell(column: Column, row: ArmRow) -> MatrixCell:
         significant=row.significant,
         n=f"n = {row.n}" + ("" if row.n == row.planned else f" of {row.planned}") if ran else "",
         chosen=chosen(row.runs),
-        note=_note(column, row),
+        note=_note(row),
         evidence=link_of_column(column, row.arm),
     )
 
@@ -220,9 +220,9 @@ def chosen(arm: ArmRuns) -> str:
     return "; ".join(parts)
 
 
-def _note(column: Column, row: ArmRow) -> str:
+def _note(row: ArmRow) -> str:
     """What is unusual: the rule by which coefficients are chosen is said once for the whole page."""
-    usual = f"chosen: best mean validation {column.task.runs.metric} of {len(row.runs.points)} points"
+    usual = "" if row.runs.chosen_on_test else f"chosen: {row.runs.chosen_by}"
     return "; ".join(note for note in row.notes if note != usual)
 
 

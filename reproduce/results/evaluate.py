@@ -21,7 +21,7 @@ def no_interval(estimate: Estimate | None) -> str:
     """Why an estimate has no interval; "" where it has one."""
     if estimate is None or estimate.interval is not None:
         return ""
-    return "one seed gives no interval" if estimate.n == 1 else "equal at every seed: nothing tells how seeds scatter"
+    return "one run gives no interval" if estimate.n == 1 else "equal at every seed: nothing tells how seeds scatter"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ArmRow:
             notes.append(f"{chosen.repeats} seeds gave one and the same run, which counts once")
         lacking = no_interval(self.estimate)
         if lacking or (self.difference is not None and no_interval(self.difference.estimate)):
-            notes.append(lacking or "the gap has no interval: the baseline has one seed")
+            notes.append(lacking or "the gap has no interval: one run counts of the baseline")
         if self.runs.missing:
             notes.append(f"seed {', '.join(map(str, self.runs.missing))} not run")
         if self.runs.chosen_by:

@@ -149,6 +149,19 @@ def test_names_from_right_to_left_stand_apart():
     assert isolated("plain") == "plain"
 
 
+def test_signs_that_turn_what_follows_are_on_no_page(make_experiment, make_results, per_findings, tmp_path):
+    """A right-to-left override in any text of an experiment would turn the numbers after it."""
+    turning = "\u202e\u202b\u2067"
+    experiment = make_experiment()
+    claims = tuple(one.model_copy(update={"source": f"Table{turning} 9"}) for one in experiment.claims)
+    turned = experiment.model_copy(update={"claims": claims, "title": f"Title{turning} 9", "source": f"By{turning} us"})
+    path = write_page(per_findings({"t": turned}, make_results(turned)), [f"x{turning}.json: broken"], tmp_path)
+    for text in (path.read_text("utf-8"), path.with_suffix(".md").read_text("utf-8")):
+        assert not set(turning) & set(text)
+        assert "Table 9" in text
+        assert "Title 9" in text
+
+
 def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(figures=("seeds", "unit_quantiles"))
     results = make_results(experiment)
