@@ -176,8 +176,8 @@ def test_a_training_in_the_background_is_running_and_then_interrupted(
 
     ends = time.monotonic() + PATIENCE
     def trains() -> bool:
-        """Whether steps are behind it: a checkpoint of none would say little."""
-        return states() == (0, 1, 0) and any(runs.glob("*/checkpoint.pt"))
+        """Whether it takes steps: its log is opened before the first one."""
+        return states() == (0, 1, 0) and any(runs.glob("*/events.out.tfevents.*"))
 
     while not trains():
         assert training.poll() is None
