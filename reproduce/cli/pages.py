@@ -63,11 +63,15 @@ def write_pages(
         matrix = next((page.content["overview"] for page in pages if page.name == "matrix"), None)
         beside = front(evaluated, merged, matrix)
     drawings = [drawing for page in (*pages, beside) if page is not None for drawing in page.drawings]
-    complete(drawings, processes, kept_folder("figures"))
+
+    def tables() -> None:
+        if beside is not None:
+            write_data(evaluated, results, output, address)
+
+    complete(drawings, processes, kept_folder("figures"), tables)
     written = [page.write(output) for page in pages]
     if beside is not None:
         beside.write(output)
-        write_data(evaluated, results, output, address)
     main = {method.folder.name for method in evaluated} | {"index"}
     return [path for path in written if path.stem in main]
 

@@ -175,6 +175,7 @@ def test_a_training_in_the_background_is_running_and_then_interrupted(
         return len(content["sealed"]), len(content["running"]), len(content["interrupted"])
 
     ends = time.monotonic() + PATIENCE
+
     def trains() -> bool:
         """Whether it takes steps: its log is opened before the first one."""
         return states() == (0, 1, 0) and any(runs.glob("*/events.out.tfevents.*"))
