@@ -16,7 +16,7 @@ from reproduce.report.first_screen import FirstScreen, first_screen
 from reproduce.report.matrix import MatrixRow, cell_text, matrix_rows
 from reproduce.report.method_card import MethodCard
 from reproduce.report.numbers import metric_text
-from reproduce.report.own_figures import own_drawings
+from reproduce.report.own_figures import colors_of_results, own_drawings
 from reproduce.report.provenance import DeviationsPart, deviations, provenance, unreadable
 from reproduce.report.render import Page
 from reproduce.report.waiting import Timing, WaitingRow, waiting_rows, waiting_table
@@ -148,7 +148,7 @@ def _content(
         waiting=waiting,
         waiting_table=waiting_table(waiting),
         deviations=deviations(findings),
-        drawings=own_drawings(method.folder, results),
+        drawings=own_drawings(method.folder, results, colors_of_results(findings, colors)),
         provenance=provenance(results, superseded, problems),
         runs=len({result.id for result in results}),
     )

@@ -14,8 +14,10 @@ from rich.console import Console
 from reproduce.errors import UserError
 from reproduce.experiment.folder import ROOT, MethodFolder
 from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
+from reproduce.report import style
 from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.numbers import with_interval
+from reproduce.report.own_figures import colors_of_results, own_drawings
 from reproduce.report.page import write_page
 from reproduce.report.render import isolated
 from reproduce.report.terminal import terminal_summary
@@ -258,6 +260,30 @@ def test_a_method_draws_its_own_figures(make_experiment, card_folder, per_findin
     )
     page = write_page(per_findings({"t": make_experiment()}, []), [], tmp_path).read_text("utf-8")
     assert "<figcaption>How many Results there are.</figcaption>" in page
+
+
+def test_a_methods_own_figure_has_the_colors_of_the_page(make_experiment, make_results, card_folder, per_findings):
+    experiment = make_experiment(figures=("seeds",))
+    results = make_results(experiment)
+    finding = per_findings({"t": experiment}, results).findings[0]
+    colors = style.arm_colors([experiment])
+    found = colors_of_results([finding], colors)
+    assert {found[result.id] for result in results if result.config.method == "vanilla"} == {style.ARMS[0]}
+    assert {found[result.id] for result in results if result.config.method == "per"} == {colors.color("per")}
+    assert set(found) == {result.id for result in results}
+    (card_folder / "figures.py").write_text(
+        "from matplotlib.figure import Figure\n\n"
+        "def plain(results):\n    return Figure()\n\n"
+        "def lines(results, colors):\n    figure = Figure()\n    axis = figure.subplots()\n"
+        "    for result in results:\n        axis.plot([1], color=colors[result.id])\n    return figure\n\n"
+        "FIGURES = {'plain': ('Plain.', plain), 'lines': ('Lines.', lines)}\n",
+        "utf-8",
+    )
+    one, other = own_drawings(MethodFolder("per", card_folder), results, found)
+    drawn = [line.get_color() for line in other.draw().axes[0].lines]
+    assert drawn == [found[result.id] for result in results]
+    again = own_drawings(MethodFolder("per", card_folder), results, dict.fromkeys(found, style.ARMS[1]))
+    assert (again[0].key == one.key, again[1].key == other.key) == (True, False)
 
 
 @pytest.mark.parametrize(
