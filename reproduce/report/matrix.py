@@ -23,7 +23,7 @@ from reproduce.report.numbers import (
 )
 from reproduce.report.provenance import protocol
 from reproduce.report.render import Page
-from reproduce.report.sentences import best_of, complete_means, extreme
+from reproduce.report.sentences import best_of, complete_means, extreme, sampling_sentence
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import TextTable
 from reproduce.results.chance import expected_best
@@ -76,6 +76,7 @@ class ColumnPart:
     caveat: str
     notes: tuple[str, ...]
     data: DatasetCard
+    sampling: str
     table: TextTable
     drawing: Drawing | None
     deviations: tuple[str, ...]
@@ -159,7 +160,8 @@ def _column(column: Column) -> ColumnPart:
         sentence=sentence(column),
         caveat=experiment.caveat,
         notes=column.task.runs.notes,
-        data=column.finding.datasets[experiment.tasks[column.task.name].dataset],
+        data=(card := column.finding.datasets[experiment.tasks[column.task.name].dataset]),
+        sampling=sampling_sentence(column.task, card),
         table=_table(column),
         drawing=differences(column),
         deviations=experiment.deviations,
