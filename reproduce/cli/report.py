@@ -79,6 +79,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
 
     found, problems = read_results(files)
     experiments = chosen_experiments(method, None)
+    known = {one.name: of_one for one, of_one in experiments.items()} if method == "all" else experiments_known()
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {
             folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
@@ -89,7 +90,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
         found,
         problems,
         output,
-        known=experiments_known(),
+        known=known,
         processes=processors(),
         address=beside_pages if results == EVIDENCE else found_in(files, output),
     )
