@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 INK, QUIET = "#14181f", "#6b7280"
-ARMS = ("#575c68", "#006eca", "#ae4301", "#00856a", "#ab4791", "#a87d07", "#3694c2", "#7a1f3d")
 WIDTH = 0.2  # of a bin of the regression task, which counts outputs from 0 on
 
 Numbers = NDArray[np.floating[Any]]
 
 
-def histograms(results: list[Any]) -> Figure | None:
+def histograms(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     groups = _groups(results)
     if not groups:
         return None
@@ -25,9 +24,11 @@ def histograms(results: list[Any]) -> Figure | None:
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for row, (dataset, arms) in zip(grid, groups.items(), strict=True):
         for output, axes in enumerate(row):
-            for colour, (label, members) in zip(ARMS, arms.items(), strict=False):
+            for label, members in arms.items():
                 heights = np.mean([_bins(result.epochs[-1].test, output) for result in members], axis=0) / WIDTH
-                axes.stairs(heights, np.arange(len(heights) + 1) * WIDTH, color=colour, lw=1.3, label=label)
+                axes.stairs(
+                    heights, np.arange(len(heights) + 1) * WIDTH, color=_color(members, colors), lw=1.3, label=label
+                )
             prior = next((law for members in arms.values() for law in _laws(members[0])[output : output + 1]), None)
             edges = np.arange(len(heights) + 1) * WIDTH
             if prior is not None:
@@ -38,24 +39,29 @@ def histograms(results: list[Any]) -> Figure | None:
     return figure
 
 
-def distance(results: list[Any]) -> Figure | None:
+def distance(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     groups = _groups(results)
     if not groups:
         return None
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (dataset, arms) in zip(panels, groups.items(), strict=True):
-        for colour, (label, members) in zip(ARMS, arms.items(), strict=False):
+        for label, members in arms.items():
             for index, result in enumerate(members):
                 points = [(record.step, record.test["histogram_distance"]) for record in result.epochs]
-                axes.plot(*zip(*points, strict=True), color=colour, lw=1.1, label=label if index == 0 else None)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=_color(members, colors),
+                    lw=1.1,
+                    label=label if index == 0 else None,
+                )
         axes.set(title=dataset, xlabel="optimiser step", yscale="log")
     panels[0].set_ylabel("distance")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[..., Figure | None]]] = {  # a caption, and what draws it
     "histograms": (
         "Histograms of both outputs on test images (mean over seeds), and the laws that they were to follow (grey).",
         histograms,
@@ -75,6 +81,11 @@ def _groups(results: list[Any]) -> dict[str, dict[str, list[Any]]]:
             arms = groups.setdefault(result.config.task.dataset, {})
             arms.setdefault(_label(result), []).append(result)
     return {dataset: dict(sorted(arms.items())) for dataset, arms in sorted(groups.items())}
+
+
+def _color(members: Sequence[Any], colors: Mapping[str, str] | None) -> str:
+    """That of the arm on the whole page."""
+    return (colors or {}).get(members[0].id, INK)
 
 
 def _label(result: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-QUIET, HE, CENTRED = "#6b7280", "#ae4301", "#006eca"
-ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
+INK, QUIET, HE, CENTRED = "#14181f", "#6b7280", "#ae4301", "#006eca"
 STARTS = (0.0, 0.5, 0.9)  # correlations of two samples in the first layer
 DEPTH, WIDTH, N_SAMPLES, N_NETWORKS = 50, 128, 32, 8
 NORMAL_QUARTERS = 2.0729  # between the 15th and the 85th percentile of a normal law, in standard deviations
@@ -50,15 +49,22 @@ def drawn_shares(correlation: float, centred: bool, generator: np.random.Generat
 
 
 def measured_shares(results: list[Any]) -> dict[str, list[Array]]:
-    """By arm of the deepest task on digits, for each seed: the share at each layer's pre-activation at the start.
+    """By arm of `at_the_start`, for each seed: the share at each layer's pre-activation at the start.
 
-    The first evaluation of that experiment comes before anything has moved. Where a Result keeps no variance over
-    samples, it is that of one normal unit with the recorded percentiles; in a wide layer all units have the same.
+    Where a Result keeps no variance over samples, it is that of one normal unit with the recorded percentiles; in a
+    wide layer all units have the same.
     """
+    arms = at_the_start(results)
+    return {label: [_by_layer(result.epochs[0].sites) for result in seeds] for label, seeds in arms.items()}
+
+
+def at_the_start(results: list[Any]) -> dict[str, list[Any]]:
+    """By arm of the deepest task on digits, the Result of each seed: the first evaluation there comes before anything
+    has moved."""
     path = Path(__file__).parent / "experiments" / "quick_digits.toml"
     experiment = tomllib.loads(path.read_text("utf-8"))
     task = max(experiment["tasks"].values(), key=lambda task: task["model_options"]["depth"])
-    found: dict[str, list[Array]] = {}
+    found: dict[str, list[Any]] = {}
     for arm in experiment["arms"].values():
         for result in sorted(results, key=lambda result: result.config.seed):
             config = result.config
@@ -67,7 +73,7 @@ def measured_shares(results: list[Any]) -> dict[str, list[Array]]:
             if not same or not still or config.params != {**result.defaults, **arm.get("params", {})}:
                 continue
             if config.method == arm.get("method", "vanilla") and result.epochs:
-                found.setdefault(arm["label"], []).append(_by_layer(result.epochs[0].sites))
+                found.setdefault(arm["label"], []).append(result)
     return found
 
 
@@ -90,19 +96,20 @@ def decay_and_cure(results: list[Any]) -> Figure:
     return figure
 
 
-def measured(results: list[Any]) -> Figure | None:
+def measured(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     found = measured_shares(results)
+    shades = [(colors or {}).get(seeds[0].id, INK) for seeds in at_the_start(results).values()]
     if not found:
         return None
     figure, (axis,) = _panels(1)
     for index, (label, seeds) in enumerate(found.items()):
         layers, mean = np.arange(1, len(seeds[0]) + 1), np.mean(seeds, axis=0)
-        axis.plot(layers, mean, color=ARMS[index % len(ARMS)], lw=1.4, label=label)
+        axis.plot(layers, mean, color=shades[index], lw=1.4, label=label)
         if index == 0:  # networks that start as He's follow the recursion; those of other starts have laws of their own
             theory = shares(1 - min(1.0, float(mean[0])), len(mean) - 1, centred=False)
             axis.plot(layers, theory, color=QUIET, lw=0.9, ls=":", label="He, by the recursion from the first layer on")
         for one in seeds:
-            axis.plot(layers, one, ".", color=ARMS[index % len(ARMS)], ms=3)
+            axis.plot(layers, one, ".", color=shades[index], ms=3)
     axis.set(xlabel="layer", ylabel="variance over samples / mean square", ylim=(0, None))
     axis.legend(frameon=False, loc="center right")
     return figure
@@ -118,7 +125,7 @@ def price(results: list[Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[..., Figure | None]]] = {  # a caption, and what draws it
     "decay_and_cure": (
         "Share of variance over samples in random ReLU networks by depth: recursion (lines) and draws of width 128.",
         decay_and_cure,

@@ -42,7 +42,7 @@ def test_measured_shares_order_layers_by_number_and_arms_by_file() -> None:
         )
         epoch = SimpleNamespace(sites=dict(sorted(sites.items())))
         defaults = {"mode": "closed_form"} if params else {}
-        return SimpleNamespace(config=config, defaults=defaults, epochs=(epoch,))
+        return SimpleNamespace(id=f"{method} {seed}", config=config, defaults=defaults, epochs=(epoch,))
 
     ours = result("variance_preserving_init", {"mode": "layer_statistics"}, 0)
     found = figures.measured_shares([ours, result("vanilla", {}, 1), result("vanilla", {}, 0)])
@@ -50,6 +50,12 @@ def test_measured_shares_order_layers_by_number_and_arms_by_file() -> None:
     np.testing.assert_allclose(found["He"][0], 1 / np.arange(1, 13), rtol=1e-4)
     (seed,) = figures.measured_shares([result("vanilla", {}, 0, kept=3.0)])["He"]
     np.testing.assert_allclose(seed, 3 / np.arange(1, 13))
+    colors = {"vanilla 0": "#575c68", "variance_preserving_init 0": "#006eca"}
+    both = {
+        line.get_label(): line.get_color()
+        for line in figures.measured([ours, result("vanilla", {}, 0)], colors).axes[0].lines
+    }
+    assert (both["He"], both["first batch, whole layer"]) == ("#575c68", "#006eca")
     (panel,) = figures.measured([result("vanilla", {}, 0, kept=0.5)]).axes
     theory = next(line for line in panel.lines if str(line.get_label()).startswith("He, by"))
     np.testing.assert_allclose(theory.get_ydata(), figures.shares(0.5, 11, centred=False))

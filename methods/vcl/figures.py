@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from scipy import stats
 
 Array = NDArray[Any]
 
-QUIET = "#6b7280"
-ARMS = ("#575c68", "C0", "C1", "C2", "C3", "C4", "C5", "C6")  # the first, a baseline, is grey as on the whole page
+INK, QUIET = "#14181f", "#6b7280"
 N = 5  # sample size of the authors' code
 WITHIN = np.diag([9.0, 0.25])  # covariance within a class of the two-class example
 BETWEEN = np.array([3.0, 1.5])  # difference of its class means
@@ -120,7 +119,7 @@ def modes(results: list[Any]) -> Figure:
     return figure
 
 
-def reference_log(results: list[Any]) -> Figure | None:
+def reference_log(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     path = Path(__file__).parent / "experiments" / "reference_log.toml"
     experiment = tomllib.loads(path.read_text("utf-8"))
     (task,) = experiment["tasks"].values()
@@ -135,7 +134,13 @@ def reference_log(results: list[Any]) -> Figure | None:
         return None
     figure, (axis,) = _panels(1)
     for result in ours:
-        axis.plot([e.epoch for e in result.epochs], [e.test["error"] for e in result.epochs], lw=0.8, alpha=0.7)
+        axis.plot(
+            [e.epoch for e in result.epochs],
+            [e.test["error"] for e in result.epochs],
+            color=_color(result, colors),
+            lw=0.8,
+            alpha=0.7,
+        )
     for claim in experiment["claims"]:
         if claim.get("value") is not None and "over" not in claim:
             epochs = experiment["arms"][claim["arm"]].get("recipe", {}).get("epochs", experiment["recipe"]["epochs"])
@@ -160,7 +165,7 @@ def laws_by_arm(results: list[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def pre_activations(results: list[Any]) -> Figure | None:
+def pre_activations(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     arms = laws_by_arm(results)
     if not arms:
         return None
@@ -174,23 +179,25 @@ def pre_activations(results: list[Any]) -> Figure | None:
             mean = np.average(middles, weights=counts)
             std = math.sqrt(np.average((middles - mean) ** 2, weights=counts))
             width = (high - low) / len(counts) / std
-            axis.step((middles - mean) / std, counts / counts.sum() / width, where="mid", lw=0.9)
+            axis.step(
+                (middles - mean) / std, counts / counts.sum() / width, where="mid", color=_color(result, colors), lw=0.9
+            )
         axis.set(title=label, xlabel="standard deviations", xlim=(-4, 4))
     axes[0].set_ylabel("density")
     return figure
 
 
-def kurtosis_by_layer(results: list[Any]) -> Figure | None:
+def kurtosis_by_layer(results: list[Any], colors: Mapping[str, str] | None = None) -> Figure | None:
     arms = laws_by_arm(results)
     if not arms:
         return None
     figure, (axis,) = _panels(1)
-    for index, (label, found) in enumerate(arms.items()):
+    for label, found in arms.items():
         rows = [[s.excess_kurtosis for n, s in result.epochs[-1].sites.items() if "pre" in n] for result in found]
         layers = np.arange(1, len(rows[0]) + 1)
-        axis.plot(layers, np.mean(rows, axis=0), color=ARMS[index % len(ARMS)], label=label)
+        axis.plot(layers, np.mean(rows, axis=0), color=_color(found[0], colors), label=label)
         for row in rows:
-            axis.plot(layers, row, ".", color=ARMS[index % len(ARMS)], ms=4)
+            axis.plot(layers, row, ".", color=_color(found[0], colors), ms=4)
         axis.set_xticks(layers)
     axis.axhline(0, color=QUIET, lw=0.6)
     axis.set(xlabel="layer", ylabel="excess kurtosis before the activation")
@@ -198,7 +205,7 @@ def kurtosis_by_layer(results: list[Any]) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a caption, and what draws it
+FIGURES: dict[str, tuple[str, Callable[..., Figure | None]]] = {  # a caption, and what draws it
     "closed_form": (
         "The expected loss with the true variance falls with the sample size and with the kurtosis (points: draws).",
         closed_form,
@@ -225,6 +232,11 @@ FIGURES: dict[str, tuple[str, Callable[[list[Any]], Figure | None]]] = {  # a ca
         reference_log,
     ),
 }
+
+
+def _color(result: Any, colors: Mapping[str, str] | None) -> str:
+    """That of the Result's arm on the whole page."""
+    return (colors or {}).get(result.id, INK)
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

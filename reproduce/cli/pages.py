@@ -9,7 +9,7 @@ from typing import Any
 
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Cell, Experiment
-from reproduce.report.data_files import DATA_PAGE, write_data
+from reproduce.report.data_files import FOLDER, write_data
 from reproduce.report.drawings import complete
 from reproduce.report.evidence import Address, beside_pages
 from reproduce.report.front import front
@@ -59,15 +59,19 @@ def write_pages(
         pages += method_pages(method, problems, address, timing, alone=len(methods) == 1)
     beside = None
     if len(methods) > 1:
-        pages += index_pages(evaluated, merged, problems, DATA_PAGE)
+        pages += index_pages(evaluated, merged, problems, f"{FOLDER}/")
         matrix = next((page.content["overview"] for page in pages if page.name == "matrix"), None)
         beside = front(evaluated, merged, matrix)
     drawings = [drawing for page in (*pages, beside) if page is not None for drawing in page.drawings]
-    complete(drawings, processes, kept_folder("figures"))
+
+    def tables() -> None:
+        if beside is not None:
+            write_data(evaluated, results, output, address)
+
+    complete(drawings, processes, kept_folder("figures"), tables)
     written = [page.write(output) for page in pages]
     if beside is not None:
         beside.write(output)
-        write_data(evaluated, results, output, address)
     main = {method.folder.name for method in evaluated} | {"index"}
     return [path for path in written if path.stem in main]
 

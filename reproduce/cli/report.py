@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -40,13 +44,33 @@ def report(
     files = [*results.glob("*.json"), *results.glob("*/result.json")]
     options = [method, str(output), str(results == EVIDENCE)]
     made_of = sources(options, [*all_methods().values()], results, files)  # arms of all methods share the matrix
-    made = unchanged(output, made_of) or _new_report(method, results, files, output, made_of)
+    with _undisturbed():
+        made = unchanged(output, made_of) or _new_report(method, results, files, output, made_of)
     if output == REPORTS and method == "all":
         refresh(WORKING_FOLDER / "README.md", output / "README.md")
         refresh(WORKING_FOLDER / "docs" / "cookbook.md", output / "README.md", CHOICE)
     print(made.said)
     for problem in made.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
+
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without threads of linear algebra, which wait for each other at full speed beside the processes that draw, and
+    without the search for garbage: of a report's many objects nearly none is any."""
+    if "numpy" not in sys.modules:  # it reads this once
+        for name in THREADS:
+            os.environ.setdefault(name, "1")
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _new_report(method: str, results: Path, files: list[Path], output: Path, made_of: str) -> Report:
@@ -56,6 +80,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
 
     found, problems = read_results(files)
     experiments = chosen_experiments(method, None)
+    known = {one.name: of_one for one, of_one in experiments.items()} if method == "all" else experiments_known()
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {
             folder: {name: one for name, one in of_method.items() if one.scale != "quick"}
@@ -66,7 +91,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
         found,
         problems,
         output,
-        known=experiments_known(),
+        known=known,
         processes=processors(),
         address=beside_pages if results == EVIDENCE else found_in(files, output),
     )

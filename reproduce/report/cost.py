@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from reproduce.report.drawings import Drawing
+from reproduce.report.evidence import link_of_column
 from reproduce.report.numbers import decimals_of, metric_name, metric_text, number, with_interval
 from reproduce.report.reach import ends_of, in_reach
 from reproduce.report.style import ARMS, INK, QUIET, panels, plain
@@ -41,6 +42,7 @@ class CostPoint:
     ratio: float  # its time per step over the baseline's, on the same kind of device
     gain: Estimate  # how much better than the baseline
     significant: bool
+    evidence: str  # the address of its runs
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class CostRow:
     ratio: str
     gain: str
     significant: bool
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class CostPanel:
                 ratio=f"{number(point.ratio, 2)} ×",
                 gain=with_interval(point.gain, self.decimals, sign=True),
                 significant=point.significant,
+                evidence=point.evidence,
             )
             for point in self.points
         ]
@@ -131,7 +135,8 @@ def _panel(column: Column) -> CostPanel:
         ratio = time_ratio(row.runs, column.baseline)
         if ratio is not None and row.difference is not None:
             gain = _improvement(row.difference.estimate, column.metric)
-            points.append(CostPoint(row.label, method, ratio, gain, row.significant))
+            runs = link_of_column(column, arm)
+            points.append(CostPoint(row.label, method, ratio, gain, row.significant, runs))
     points.sort(key=lambda point: (point.ratio, point.label))
     return CostPanel(column.task.name, column.metric, column.baseline.label, tuple(points))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reproduce.results.evaluate import Finding
 from reproduce.results.judge import DIRECTIONS, WORDS, Verdict
+from reproduce.results.stats import SIGNIFICANCE
 
 NOT_RUN = "not run"
 # A verdict at reduced scale is known by where it points; one of a value points nowhere.
@@ -19,6 +20,17 @@ WHOSE = {False: "The papers' claims", True: "Our own claims"}
 def kind_of(verdict: Verdict) -> str:
     """Its word; at reduced scale its direction, where it has one."""
     return verdict.direction or verdict.word
+
+
+def points(verdict: Verdict) -> bool:
+    """Whether it says of a gap which way it points: the interval of that gap alone excludes zero."""
+    interval = verdict.ours.interval if verdict.ours and verdict.claim.over is not None else None
+    return interval is not None and not interval.contains(0.0) and kind_of(verdict) not in ("undecided", "inconclusive")
+
+
+def only_alone(verdict: Verdict) -> bool:
+    """Whether it points one way taken by itself, and not after adjustment over its table."""
+    return points(verdict) and verdict.p_adjusted is not None and verdict.p_adjusted >= SIGNIFICANCE
 
 
 def label(kind: str) -> str:

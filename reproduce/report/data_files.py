@@ -26,7 +26,6 @@ from reproduce.results.evaluate import Finding, MethodFindings
 from reproduce.results.record import Result
 
 FOLDER = "data"
-DATA_PAGE = f"{FOLDER}/README.md"
 TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
@@ -54,8 +53,16 @@ def write_data(
     write(folder / "references.bib", bibliography(cited))
     example = worked_example(methods)
     names = [method.folder.name for method in methods]
-    content = {"tables": tables, "example": example, "names": names, "apart": APART}
+    content = {"tables": tables, "example": example, "names": names, "apart": APART, "counting": counting(tables)}
     write(folder / "README.md", filled("data.md.j2", content))
+    write(folder / "index.html", filled("data.html.j2", content))
+
+
+def counting(tables: Sequence[DataTable]) -> int:
+    """How many runs count on the pages."""
+    (runs,) = (table for table in tables if table.name == "runs")
+    place = runs.schema.columns.index("counts")
+    return sum(bool(row[place]) for row in runs.rows)
 
 
 def arrow(table: DataTable) -> pa.Table:

@@ -74,12 +74,18 @@ class Drawing:
         return style.svg(figure, description) + ends_table(ends)
 
 
-def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None = None) -> None:
+def complete(
+    drawings: Iterable[Drawing],
+    processes: int = 1,
+    kept: Path | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Give each drawing its figure: as it is kept, else drawn, and kept from then on.
 
     Args:
         processes: at most so many draw side by side.
         kept: a folder; without one, nothing is kept.
+        meanwhile: what this process does while others draw.
     """
     missing = []
     for drawing in drawings:
@@ -88,7 +94,7 @@ def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None 
             missing.append(drawing)
         else:
             drawing.text = text
-    for drawing, text in zip(missing, _all_drawn(missing, processes), strict=True):
+    for drawing, text in zip(missing, _all_drawn(missing, processes, meanwhile), strict=True):
         drawing.text = text
         if kept is not None:
             keep(kept / drawing.key, text)
@@ -104,7 +110,7 @@ def processors() -> int:
 _missing: list[Drawing] = []  # what a forked process finds: drawings hold Results, which are long to send
 
 
-def _all_drawn(missing: list[Drawing], processes: int) -> list[str]:
+def _all_drawn(missing: list[Drawing], processes: int, meanwhile: Callable[[], None]) -> list[str]:
     """Python looks for garbage after each figure, in nothing but that figure: Results are long to look through."""
     processes = min(processes, len(missing))
     is_enabled = gc.isenabled()
@@ -113,9 +119,12 @@ def _all_drawn(missing: list[Drawing], processes: int) -> list[str]:
     _missing[:] = missing
     try:
         if processes < 2 or sys.platform != "linux":  # elsewhere, a fork of a process with threads may hang
+            meanwhile()
             return [_drawn(place) for place in range(len(missing))]
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            return list(pool.map(_drawn, range(len(missing))))
+            texts = pool.map(_drawn, range(len(missing)))
+            meanwhile()
+            return list(texts)
     finally:
         _missing.clear()
         gc.unfreeze()

@@ -13,6 +13,7 @@ from reproduce.report import repeat
 from reproduce.report.numbers import metric_text, number, printed_decimals
 from reproduce.report.render import Page
 from reproduce.report.tables import TextTable
+from reproduce.results.columns import Column
 from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
 from reproduce.results.match import ArmRuns, Point
 from reproduce.results.record import Result
@@ -93,9 +94,22 @@ def anchor(finding: Finding, task: TaskFinding, arm: str) -> str:
 
 def link(method: str, finding: Finding, task: TaskFinding, arm: str) -> str:
     """The address of an arm's runs, from the method's page; "" where it has none."""
+    return _address(method, anchor(finding, task, arm)) if _ran(task, arm) else ""
+
+
+def link_of_column(column: Column, arm: str) -> str:
+    """The address of the runs of an arm of the matrix, on its method's page of evidence; "" where it has none."""
+    method, name = column.place(arm)
+    return _address(method, anchor(column.finding, column.task, name)) if _ran(column.task, arm) else ""
+
+
+def _address(method: str, place: str) -> str:
+    return f"{page_name(method)}.html#{place}"
+
+
+def _ran(task: TaskFinding, arm: str) -> bool:
     runs = task.runs.arms.get(arm)
-    ran = runs is not None and any(point.results for point in runs.points)
-    return f"{page_name(method)}.html#{anchor(finding, task, arm)}" if ran else ""
+    return runs is not None and any(point.results for point in runs.points)
 
 
 def evidence_page(method: MethodFindings, title: str, address: Address) -> Page:

@@ -15,7 +15,13 @@ from reproduce.report.drawings import Drawing
 from reproduce.report.numbers import NOTHING, metric_text
 from reproduce.report.provenance import protocol
 from reproduce.report.seed_plots import seed_plots
-from reproduce.report.sentences import best_arm_sentence, claims_sentences, correlation_sentence, waiting_sentence
+from reproduce.report.sentences import (
+    best_arm_sentence,
+    claims_sentences,
+    correlation_sentence,
+    sampling_sentence,
+    waiting_sentence,
+)
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import ClaimText, RowText, TextTable
 from reproduce.results.evaluate import Finding, TaskFinding
@@ -64,6 +70,7 @@ class TaskPart:
     data: DatasetCard
     sentence: str
     correlation: str
+    sampling: str
     metrics: tuple[MetricPart, ...]
     tables: tuple[tuple[str, TextTable], ...]  # the same for Markdown, by metric
     beside: TextTable | None
@@ -170,9 +177,10 @@ def _task(method: str, finding: Finding, task: TaskFinding, colors: ArmColors) -
     return TaskPart(
         name=task.name,
         notes=task.runs.notes,
-        data=finding.datasets[finding.experiment.tasks[task.name].dataset],
+        data=(card := finding.datasets[finding.experiment.tasks[task.name].dataset]),
         sentence=best_arm_sentence(task),
         correlation=correlation_sentence(task),
+        sampling=sampling_sentence(task, card),
         metrics=tuple(_metric(method, finding, task, metric, colors) for metric in task.metrics),
         tables=tuple((metric_text(metric), tables.of_metric(task, metric)) for metric in task.metrics),
         beside=tables.side_by_side(task),

@@ -7,7 +7,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Site", "a place in a network where a method acts: the output of a layer, before or after its non-linearity."),
     (
         "sealed Result",
-        "the record of one finished run with a hash of its content. A Result that was edited does not read.",
+        "the record of one finished run with a hash of its content: one run, one Result. A Result that was edited does "
+        "not read.",
     ),
     ("n", "the number of seeds that a mean or a gap rests on: runs that differ in nothing but their random numbers."),
     ("gap", "an arm's mean minus the baseline's, on the test set."),
@@ -25,6 +26,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "reduced scale",
         "fewer examples, a smaller network or fewer epochs than the paper's. Then a verdict only says which way a gap "
         "points, and values are not compared.",
+    ),
+    (
+        "same direction, opposite",
+        "the interval of that gap alone excludes zero. Where many gaps of a table are tested, some do so by chance: a "
+        "claim whose p is above 0.05 after adjustment over its table says so beside the word.",
     ),
     ("undecided", "the interval of a gap holds zero: these seeds cannot tell which way it points."),
     ("L0", "how many units of a code are active on one example, in the mean."),

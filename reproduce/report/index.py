@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.report.answer import answer, listed
 from reproduce.report.cost import Cost, cost
-from reproduce.report.counts import WHOSE, Tally, tally, total
+from reproduce.report.counts import NOT_RUN, WHOSE, Tally, kind_of, only_alone, points, tally, total
 from reproduce.report.first_screen import first_sentence
 from reproduce.report.glossary import GLOSSARY
 from reproduce.report.matrix import Matrix, matrix, matrix_page
 from reproduce.report.method_card import MethodCard
 from reproduce.report.overview import Overview, overview
-from reproduce.report.provenance import unreadable
+from reproduce.report.provenance import machines, unreadable
 from reproduce.report.render import Page
 from reproduce.results.columns import Column
 from reproduce.results.evaluate import MethodFindings
 from reproduce.results.judge import rule
-from reproduce.results.record import Result, device_kind
+from reproduce.results.record import Result
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class IndexContent:
 
     answer: str
     overview: Overview
+    claims_say: str  # what a claim is, and what its verdict shows
     facts: tuple[tuple[str, str], ...]
     methods: tuple[MethodRow, ...]
     claims: tuple[ClaimsTable, ...]
@@ -77,7 +77,7 @@ def index_pages(
 
     Args:
         problems: one line for each Result file that could not be read.
-        data: the address of the page that describes the data behind the pages, where there is one.
+        data: the address of the folder with the data behind the pages, where there is one.
 
     Raises:
         UserError: no usable card.
@@ -97,6 +97,7 @@ def index_pages(
             {method.folder.name: tally(method.findings, ours=False) for method in methods},
             compared,
         ),
+        claims_say=counted_sentences(methods),
         facts=(*facts, ("Not run yet", listed(waiting))) if waiting else facts,
         methods=rows,
         claims=tuple(table for table in both if table.rows),
@@ -109,6 +110,33 @@ def index_pages(
     )
     index = Page("index", "index", vars(content), (costs.drawing,) if costs else ())
     return [index] if crossed is None else [matrix_page(crossed, columns), index]
+
+
+def counted_sentences(methods: Sequence[MethodFindings]) -> str:
+    """What is counted as a published claim, and how many of those that point one way do so among others too."""
+    verdicts = [
+        verdict
+        for method in methods
+        for finding in method.findings
+        for verdict in finding.verdicts
+        if not verdict.claim.ours
+    ]
+    if not verdicts:
+        return ""
+    places = len({verdict.claim.source for verdict in verdicts})
+    said = (
+        f"A claim is one number, or one gap between two, of one experiment: {len(verdicts)} claims are fewer "
+        f"statements, from {places} place{'s' if places != 1 else ''} in the papers, since a statement that is tested "
+        "on two networks or at two scales counts in each."
+    )
+    one_way = [verdict for verdict in verdicts if kind_of(verdict) != NOT_RUN and points(verdict)]
+    if one_way:
+        alone = sum(map(only_alone, one_way))
+        said += (
+            f" A verdict is of its claim alone: of {len(one_way)} gap{'s' if len(one_way) != 1 else ''} whose interval "
+            f"excludes zero, {alone or 'none'} {'have' if alone > 1 else 'has'} an adjusted p above 0.05."
+        )
+    return said
 
 
 def _claims(methods: Sequence[MethodFindings], rows: Sequence[MethodRow], ours: bool) -> ClaimsTable:
@@ -145,13 +173,12 @@ def _facts(methods: Sequence[MethodFindings], columns: Sequence[Column]) -> tupl
     runs = _runs(methods) | {result.id: result for column in columns for result in column.task.runs.results}
     if not runs:
         return (("Runs", "none yet"),)
-    environments = [result.environment for result in runs.values()]
-    machines = Counter(device_kind(one.device) for one in environments)
-    newest = max(one.finished for one in environments)
-    said = ", ".join(
-        kind if len(machines) == 1 else f"{kind} ({count} runs)" for kind, count in sorted(machines.items())
-    )
-    facts = [("Runs", str(len(runs))), ("Newest Result", newest.partition("T")[0]), ("Machines", said)]
+    newest = max(result.environment.finished for result in runs.values())
+    facts = [
+        ("Runs", f"{len(runs)} that count, each with its sealed Result"),
+        ("Newest Result", newest.partition("T")[0]),
+        ("Machines", machines(runs.values())),
+    ]
     seeds = _seeds(columns)
     return (*facts, ("Seeds (n)", seeds)) if seeds else tuple(facts)
 

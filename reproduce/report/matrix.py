@@ -11,6 +11,7 @@ import numpy as np
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.report import figures, tables
 from reproduce.report.drawings import Drawing
+from reproduce.report.evidence import link_of_column
 from reproduce.report.numbers import (
     NOTHING,
     decimals_of,
@@ -22,7 +23,7 @@ from reproduce.report.numbers import (
 )
 from reproduce.report.provenance import protocol
 from reproduce.report.render import Page
-from reproduce.report.sentences import best_of, complete_means, extreme
+from reproduce.report.sentences import best_of, complete_means, extreme, sampling_sentence
 from reproduce.report.style import ArmColors
 from reproduce.report.tables import TextTable
 from reproduce.results.chance import expected_best
@@ -49,6 +50,7 @@ class MatrixCell:
     n: str
     chosen: str
     note: str
+    evidence: str  # the address of its runs; "" without any
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ColumnPart:
     caveat: str
     notes: tuple[str, ...]
     data: DatasetCard
+    sampling: str
     table: TextTable
     drawing: Drawing | None
     deviations: tuple[str, ...]
@@ -92,6 +95,7 @@ class Matrix:
     arms: int
     present: tuple[str, ...]
     absent: tuple[str, ...]
+    evidence: tuple[str, ...]  # methods with a page of the runs behind these means
     choosing: tuple[int, ...]  # how many further seeds choose coefficients, column by column where that differs
     unreadable_files: tuple[str, ...] = ()
     confidence: str = f"{CONFIDENCE:.0%}".replace("%", " %")
@@ -112,6 +116,7 @@ def matrix(methods: Mapping[str, Experiments], columns: Sequence[Column], unread
         arms=len(_labels(columns)),
         present=tuple(sorted({name for column in columns for name in column.methods.values()})),
         absent=_absent(methods, columns),
+        evidence=tuple(sorted({column.place(arm)[0] for column in columns for arm in _ran(column)})),
         choosing=tuple(sorted({len(column.experiment.choosing_seeds) for column in columns} - {0})),
         unreadable_files=unreadable,
     )
@@ -122,6 +127,11 @@ def matrix_page(content: Matrix, columns: Iterable[Column]) -> Page:
     drawings = tuple(part.drawing for part in content.columns if part.drawing is not None)
     csv = tables.comma_separated((column.file, column.task) for column in columns)
     return Page("matrix", "matrix", vars(content), drawings, csv)
+
+
+def _ran(column: Column) -> list[str]:
+    """Arms with runs behind them."""
+    return [arm for arm in column.rows if link_of_column(column, arm)]
 
 
 def _labels(columns: Sequence[Column]) -> list[tuple[str, str]]:
@@ -150,7 +160,8 @@ def _column(column: Column) -> ColumnPart:
         sentence=sentence(column),
         caveat=experiment.caveat,
         notes=column.task.runs.notes,
-        data=column.finding.datasets[experiment.tasks[column.task.name].dataset],
+        data=(card := column.finding.datasets[experiment.tasks[column.task.name].dataset]),
+        sampling=sampling_sentence(column.task, card),
         table=_table(column),
         drawing=differences(column),
         deviations=experiment.deviations,
@@ -164,7 +175,7 @@ def _table(column: Column) -> TextTable:
     if "Note" not in table.columns:
         return table
     place = table.columns.index("Note")
-    notes = [_note(column, row) for row in column.rows.values()]
+    notes = [_note(row) for row in column.rows.values()]
     rows = zip(table.rows, notes, strict=True)
     return replace(table, rows=tuple((*row[:place], note, *row[place + 1 :]) for row, note in rows))
 
@@ -197,7 +208,8 @@ def _cell(column: Column, row: ArmRow) -> MatrixCell:
         significant=row.significant,
         n=f"n = {row.n}" + ("" if row.n == row.planned else f" of {row.planned}") if ran else "",
         chosen=chosen(row.runs),
-        note=_note(column, row),
+        note=_note(row),
+        evidence=link_of_column(column, row.arm),
     )
 
 
@@ -210,9 +222,9 @@ def chosen(arm: ArmRuns) -> str:
     return "; ".join(parts)
 
 
-def _note(column: Column, row: ArmRow) -> str:
+def _note(row: ArmRow) -> str:
     """What is unusual: the rule by which coefficients are chosen is said once for the whole page."""
-    usual = f"chosen: best mean validation {column.task.runs.metric} of {len(row.runs.points)} points"
+    usual = "" if row.runs.chosen_on_test else f"chosen: {row.runs.chosen_by}"
     return "; ".join(note for note in row.notes if note != usual)
 
 

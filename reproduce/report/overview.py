@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from reproduce.report import tables
 from reproduce.report.answer import differing
 from reproduce.report.counts import NOT_RUN, Tally, total
+from reproduce.report.evidence import link_of_column
 from reproduce.report.numbers import NOTHING, decimals_of, metric_text, number, p_equals, with_interval, with_unit
 from reproduce.report.reach import ends_of, reach
 from reproduce.report.tables import TextTable
@@ -30,6 +31,7 @@ class Mark:
     text: str
     significant: bool = False
     gap: str = ""  # with its interval
+    evidence: str = ""  # the address of the arm's runs
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class OverviewRow:
     tally: Tally
     arms: tuple[str, ...]
     cells: tuple[tuple[Mark, ...], ...]
-    baseline: tuple[str, ...]  # a column's mean, where this method is what the others are compared with
+    baseline: tuple[tuple[str, str], ...]  # a column's mean and its runs, where this method is what others are over
     places: tuple[int, ...]  # by each of `Overview.sorts`
 
 
@@ -93,7 +95,7 @@ class Overview:
                 row.tally.listed or NOTHING,
                 *(
                     f"baseline, {text}" if text else _listed(marks)
-                    for text, marks in zip(row.baseline, row.cells, strict=True)
+                    for (text, _), marks in zip(row.baseline, row.cells, strict=True)
                 ),
             )
             for row in self.rows
@@ -134,7 +136,7 @@ def overview(titles: Mapping[str, str], tallies: Mapping[str, Tally], columns: S
                     tuple(of_column.get((name, label), Mark(label, Markup(), NOTHING)) for label in arms)
                     for of_column in marks
                 ),
-                baseline=tuple(_baseline_text(name, column) for column in columns),
+                baseline=tuple(_baseline(name, column) for column in columns),
                 places=tuple(order.index(name) for order in orders),
             )
             for name in by_title
@@ -176,11 +178,13 @@ def _baseline_method(column: Column) -> str:
     return column.baseline.arm.method
 
 
-def _baseline_text(method: str, column: Column) -> str:
+def _baseline(method: str, column: Column) -> tuple[str, str]:
+    """The mean of the column's baseline and the address of its runs; both empty for another method."""
     row = column.rows[column.baseline.name]
     if method != _baseline_method(column) or row.mean is None:
-        return ""
-    return with_unit(row.mean.mean, column.metric, decimals_of([row.mean.mean]))
+        return "", ""
+    text = with_unit(row.mean.mean, column.metric, decimals_of([row.mean.mean]))
+    return text, link_of_column(column, row.arm)
 
 
 def _column(column: Column) -> OverviewColumn:
@@ -210,13 +214,15 @@ def _marks(column: Column) -> dict[tuple[str, str], Mark]:
 
 def _mark(column: Column, row: ArmRow, far: float, decimals: int) -> Mark:
     if row.difference is None:
-        return Mark(row.label, Markup(), "not run" if not row.ran else "diverged" if row.diverged else "no gap")
+        why = "not run" if not row.ran else "diverged" if row.diverged else "no gap"
+        return Mark(row.label, Markup(), why, evidence=link_of_column(column, row.arm))
     gap = row.difference.estimate
     told = f"{p_equals(row.p_holm)} after Holm's adjustment" if row.p_holm is not None else "not tested"
     text = with_interval(gap, decimals, sign=True)
     description = f"{row.label}, {column.task.name}: {text}, {told}"
     picture = _picture(gap, _toward_worse(column), far, row.significant, description)
-    return Mark(row.label, picture, number(gap.mean, decimals, sign=True), row.significant, text)
+    shown = number(gap.mean, decimals, sign=True)
+    return Mark(row.label, picture, shown, row.significant, text, link_of_column(column, row.arm))
 
 
 def _reach(column: Column) -> float:

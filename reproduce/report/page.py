@@ -16,7 +16,7 @@ from reproduce.report.first_screen import FirstScreen, first_screen
 from reproduce.report.matrix import MatrixRow, cell_text, matrix_rows
 from reproduce.report.method_card import MethodCard
 from reproduce.report.numbers import metric_text
-from reproduce.report.own_figures import own_drawings
+from reproduce.report.own_figures import colors_of_results, own_drawings
 from reproduce.report.provenance import DeviationsPart, deviations, provenance, unreadable
 from reproduce.report.render import Page
 from reproduce.report.waiting import Timing, WaitingRow, waiting_rows, waiting_table
@@ -148,7 +148,7 @@ def _content(
         waiting=waiting,
         waiting_table=waiting_table(waiting),
         deviations=deviations(findings),
-        drawings=own_drawings(method.folder, results),
+        drawings=own_drawings(method.folder, results, colors_of_results(findings, colors)),
         provenance=provenance(results, superseded, problems),
         runs=len({result.id for result in results}),
     )
@@ -164,7 +164,7 @@ def _is_of_paper(finding: Finding) -> bool:
 def _matrix(method: str, findings: Sequence[Finding], parts: dict[str, ExperimentPart]) -> MatrixPart | None:
     """None where nothing has run of it."""
     columns = [
-        Column(finding, task, {arm: method for arm in task.runs.arms if arm != finding.experiment.baseline})
+        Column(finding, task, {arm: method for arm in task.runs.arms if arm != finding.experiment.baseline}, method)
         for finding in findings
         for task in finding.tasks.values()
     ]

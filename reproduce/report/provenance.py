@@ -11,7 +11,7 @@ from typing import Any
 from reproduce.experiment.folder import WORKING_FOLDER
 from reproduce.experiment.schema import Experiment
 from reproduce.results.evaluate import Finding
-from reproduce.results.record import Result
+from reproduce.results.record import Result, device_kind
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ def provenance(
     old = {result.id for result in superseded} - set(runs)
     lines = {
         "Runs": [_runs(ordered)],
-        "Code": _counted(
+        "Code": counted(
             f"commit {e.commit[:12]}" + (", with uncommitted changes" if e.dirty else "") for e in environments
         ),
-        "Versions": _counted(_version(result) for result in ordered),
-        "Device": _counted(f"{e.device}, {e.precision}, {e.threads} threads" for e in environments),
-        "Software": _counted(_software(result) for result in ordered),
-        "Data": _counted(f"{r.config.task.dataset}, checksum {r.config.dataset_checksum[:12]}" for r in ordered),
-        "Selection": _counted(f"{r.final.selection.replace('_', ' ')}" + _warning(r) for r in ordered if r.final),
+        "Versions": counted(_version(result) for result in ordered),
+        "Device": counted(f"{e.device}, {e.precision}, {e.threads} threads" for e in environments),
+        "Software": counted(_software(result) for result in ordered),
+        "Data": counted(f"{r.config.task.dataset}, checksum {r.config.dataset_checksum[:12]}" for r in ordered),
+        "Selection": counted(f"{r.final.selection.replace('_', ' ')}" + _warning(r) for r in ordered if r.final),
         "Time": [_time(ordered)],
         "Superseded": [f"{len(old)} Results of older versions or other data are not shown."] if old else [],
         "Unreadable": [f"{len(problems)} Result files could not be read and count nowhere.", *problems]
@@ -164,9 +164,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _counted(values: Iterable[str]) -> list[str]:
-    """Each distinct value once, with how many runs share it where they differ."""
-    counted = Counter(values)
-    if len(counted) == 1:
-        return list(counted)
-    return [f"{value} ({count} runs)" for value, count in sorted(counted.items())]
+def counted(values: Iterable[str], what: str = "runs") -> list[str]:
+    """Each distinct value once, those of most runs first, with how many share it where they differ."""
+    found = Counter(values)
+    if len(found) == 1:
+        return list(found)
+    ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [f"{value} ({count} {what if count != 1 else what.removesuffix('s')})" for value, count in ordered]
+
+
+def machines(results: Iterable[Result]) -> str:
+    """The kinds of processors and devices that runs were made on."""
+    return "; ".join(counted(device_kind(result.environment.device) for result in results))

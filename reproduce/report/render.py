@@ -21,6 +21,8 @@ from reproduce.report.numbers import metric_text
 from reproduce.report.svg import rules_once
 
 RIGHT_TO_LEFT = r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+# Signs that turn what follows them, until another one or the paragraph ends: in no text of a page are they needed.
+OVERRIDES = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 TAG = re.compile(r"<(?=[A-Za-z/])")
 APART = re.compile(rf"“(?P<name>[^”]+)”|(?P<words>{RIGHT_TO_LEFT}+(?:[\W_]+{RIGHT_TO_LEFT}+)*)")
 
@@ -66,8 +68,9 @@ def write(path: Path, text: str) -> None:
 
 
 def filled(template: str, content: Mapping[str, Any]) -> str:
-    """A filled template without trailing spaces and without runs of empty lines."""
+    """A filled template without trailing spaces, runs of empty lines, and signs that turn text around."""
     text = rules_once(_environment(template.endswith(".md.j2")).get_template(template).render(content))
+    text = text.translate(OVERRIDES)
     lines = [line.rstrip() for line in text.splitlines()]
     kept = [line for index, line in enumerate(lines) if line or (index and lines[index - 1])]
     return "\n".join(kept).strip() + "\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Experiment
 from reproduce.report.counts import Tally, kind_of
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
 from reproduce.report.tables import baseline_label
+from reproduce.results.chance import ERRORS, another_test_set, rows_of_test
 from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
 from reproduce.results.judge import Verdict
 from reproduce.results.match import higher_is_better
@@ -214,6 +216,28 @@ def correlation_sentence(task: TaskFinding) -> str:
     return (
         f"By {metric_name(metric)}, two arms correlate over seeds by {number(seeds.correlation, 2)}, {sure}: "
         f"differences are {how if paired else 'of two means, not paired'}."
+    )
+
+
+def sampling_sentence(task: TaskFinding, card: DatasetCard) -> str:
+    """How far another test set would move the errors of a task; "" where they are no shares of rows, or none is known.
+
+    Of the baseline's mean, or of the best one.
+    """
+    metric = task.metrics[0]
+    rows = rows_of_test(task.experiment.tasks[task.name], card)
+    means = complete_means(task.tables[metric])
+    if metric.removeprefix("test.") not in ERRORS or rows is None or not means:
+        return ""
+    shown = {row.arm: mean for row, mean in means}
+    error = shown.get(task.experiment.baseline or "", best_of(means, metric)[1])
+    moved = another_test_set(error, rows)
+    about = "about " if card.table else ""  # folds differ by a row or so
+    reached = with_unit(error, metric, decimals_of([error]))
+    return (
+        f"Test sampling: on {about}{rows:,} other test rows an error of {reached} may lie up to "
+        f"±{number(moved, decimals_of([moved]))} away (95 %, binomial). Intervals are over seeds, and hold none of "
+        "that; a gap moves by less, as far as two arms err on the same rows."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reproduce.experiment.schema import Claim, Experiment
-from reproduce.report.counts import kind_of
+from reproduce.report.counts import kind_of, only_alone
 from reproduce.report.csv_text import csv_text
 from reproduce.report.fitted import Fitted
 from reproduce.report.numbers import (
@@ -19,7 +19,7 @@ from reproduce.report.numbers import (
     printed_decimals,
     with_interval,
 )
-from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
+from reproduce.results.evaluate import ArmRow, Finding, TaskFinding, no_interval
 from reproduce.results.judge import Verdict
 from reproduce.results.power import seeds_text
 
@@ -284,9 +284,11 @@ def claim_texts(finding: Finding) -> list[ClaimText]:
 
 
 def _outlook(verdict: Verdict) -> str:
-    """What may come of an undecided claim."""
+    """How far a verdict reaches, and what may come of an undecided claim."""
+    alone = "of this gap alone: after adjustment over its table, chance is not ruled out" if only_alone(verdict) else ""
     zero = "the tolerance holds zero" if verdict.word == "inconclusive" and verdict.claim.holds_zero else ""
-    return "; ".join(filter(None, (zero, seeds_text(verdict))))
+    lacking = no_interval(verdict.ours) if verdict.word == "reduced scale" else ""  # elsewhere the verdict says it
+    return "; ".join(filter(None, (alone, zero, lacking, seeds_text(verdict))))
 
 
 def claims_table(texts: Iterable[ClaimText]) -> TextTable:

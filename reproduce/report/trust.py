@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from reproduce.report.provenance import counted, machines
 from reproduce.results.evaluate import Finding
 from reproduce.results.match import ArmRuns
-from reproduce.results.record import Result, device_kind
+from reproduce.results.record import Result
 
 MOST = 3  # names of one kind that a line spells out
 EPOCHS = {
@@ -28,10 +29,10 @@ def trust(findings: Sequence[Finding], problems: Sequence[str]) -> list[tuple[st
         ("Seeds", _seeds(ran)),
         ("Data", _data(ran)),
         ("Coefficients", _coefficients(ran)),
-        ("Epoch", _counted((EPOCHS[result.final.selection] for result in results if result.final), "runs")),
+        ("Epoch", "; ".join(counted(EPOCHS[result.final.selection] for result in results if result.final))),
         ("Failures", _ended_badly(ran, results)),
         *_files(findings, problems),
-        ("Devices", _counted((device_kind(result.environment.device) for result in results), "runs")),
+        ("Devices", machines(results)),
     ]
 
 
@@ -123,10 +124,3 @@ def _files(findings: Iterable[Finding], problems: Sequence[str]) -> list[tuple[s
     old -= {result.id for finding in findings for result in finding.results}
     unreadable = f"{len(problems)} unreadable" if problems else "all readable"
     return [("Files", f"{unreadable}, {f'{len(old)} superseded' if old else 'none superseded'}")]
-
-
-def _counted(values: Iterable[str], what: str) -> str:
-    counted = Counter(values)
-    if len(counted) < 2:
-        return "".join(counted)
-    return "; ".join(f"{value} ({count} {what})" for value, count in counted.most_common())

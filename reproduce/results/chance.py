@@ -1,12 +1,16 @@
-"""What chance alone gives: runs that learned nothing, and the best of many arms that do not differ."""
+"""What chance alone gives: runs that learned nothing, the best of many arms that do not differ, another test set."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from scipy import special
 
 from reproduce.experiment.dataset_card import DatasetCard
+from reproduce.experiment.schema import TaskSpec
 
+ERRORS = ("error", "classifier_error")  # shares of test rows, in percent
 NEAR = 0.97  # of chance level: one class answered to all is a little better or worse than drawing among classes
 
 
@@ -16,7 +20,7 @@ def chance_level(metric: str, card: DatasetCard) -> float | None:
     None for other metrics, and where the card has no such number.
     """
     name = metric.rpartition(".")[2]
-    if name in ("error", "classifier_error") and card.classes is not None:
+    if name in ERRORS and card.classes is not None:
         return 100 * (1 - 1 / card.classes)
     if name == "perplexity" and card.words is not None and card.words.vocabulary is not None:
         return float(card.words.vocabulary)
@@ -27,6 +31,32 @@ def collapsed(values: dict[int, float], metric: str, card: DatasetCard) -> tuple
     """The seeds that ended at chance level: they count as any other, and a reader must know."""
     level = chance_level(metric, card)
     return () if level is None else tuple(seed for seed, value in values.items() if value >= NEAR * level)
+
+
+def rows_of_test(spec: TaskSpec, card: DatasetCard) -> int | None:
+    """How many rows of the card's data a task is tested on; of a table by its folds, which differ by a row or so.
+
+    None where rows are not what is counted.
+    """
+    if card.table is not None:
+        inside = card.table.rows / card.table.folds
+        return round(card.table.rows - inside if spec.fold_convention == "swapped" else inside)
+    return card.splits.get("test")
+
+
+def another_test_set(error: float, rows: int) -> float:
+    """How far another test set of so many rows may move an error in percent: half of Wilson's 95 % interval (1927),
+    ``z / (1 + z^2/n) sqrt(p (1 - p) / n + z^2 / (4 n^2))``, p the error, n the rows.
+
+    Seeds that are tested on the same rows share this; of their mean it is the most.
+
+    Raises:
+        ValueError: an error that is no percentage, or no rows.
+    """
+    if not 0 <= error <= 100 or rows < 1:
+        raise ValueError(f"expected an error from 0 to 100 and 1 row or more, got {error} and {rows}")
+    p, z = error / 100, float(special.ndtri(0.975))
+    return 100 * z / (1 + z**2 / rows) * math.sqrt(p * (1 - p) / rows + z**2 / (4 * rows**2))
 
 
 def expected_best(arms: int) -> float:

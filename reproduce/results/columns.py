@@ -29,6 +29,7 @@ class Column:
     finding: Finding
     task: TaskFinding
     methods: Mapping[str, str]
+    home: str  # the method in whose file the baseline is looked up; all have it
 
     @property
     def file(self) -> str:
@@ -46,6 +47,11 @@ class Column:
     @property
     def baseline(self) -> ArmRuns:
         return self.task.runs.arms[self.experiment.baseline or ""]
+
+    def place(self, arm: str) -> tuple[str, str]:
+        """The method in whose file an arm stands, and what it is called there."""
+        method = self.methods.get(arm, self.home)
+        return method, arm.removeprefix(f"{method}.")
 
     @property
     def rows(self) -> dict[str, ArmRow]:
@@ -69,7 +75,9 @@ def columns(methods: Mapping[str, Experiments], results: ResultIndex) -> list[Co
         parts = {name: experiments[file] for name, experiments in methods.items() if file in experiments}
         merged, owners = _merged(file, parts)
         whole = evaluate(file, merged, results)
-        found += [Column(whole, task, owners) for task in whole.tasks.values()]
+        baseline = merged.arms[merged.baseline or ""].method
+        home = baseline if baseline in parts else next(iter(parts))
+        found += [Column(whole, task, owners, home) for task in whole.tasks.values()]
     return found
 
 

@@ -17,6 +17,13 @@ from reproduce.results.record import Result
 from reproduce.results.stats import SIGNIFICANCE, Difference, Estimate, holm
 
 
+def no_interval(estimate: Estimate | None) -> str:
+    """Why an estimate has no interval; "" where it has one."""
+    if estimate is None or estimate.interval is not None:
+        return ""
+    return "one run gives no interval" if estimate.n == 1 else "equal at every seed: nothing tells how seeds scatter"
+
+
 @dataclass(frozen=True)
 class ArmRow:
     """One arm under one metric: a row of a table, with the statistics of its seeds; what is unknown is None."""
@@ -95,6 +102,9 @@ class ArmRow:
             notes.append(f"{len(self.collapsed)} of {self.n} seeds ended at chance level")
         if chosen.repeats:
             notes.append(f"{chosen.repeats} seeds gave one and the same run, which counts once")
+        lacking = no_interval(self.estimate)
+        if lacking or (self.difference is not None and no_interval(self.difference.estimate)):
+            notes.append(lacking or "the gap has no interval: one run counts of the baseline")
         if self.runs.missing:
             notes.append(f"seed {', '.join(map(str, self.runs.missing))} not run")
         if self.runs.chosen_by:

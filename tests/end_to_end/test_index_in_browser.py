@@ -113,11 +113,11 @@ def test_focus_follows_what_is_seen(index: Path, window: Any) -> None:
     seen = window.page.evaluate(SEEN)
     window.page.locator("#by-2").focus()
     visited = []
-    for _ in range(len(seen) + 4):
+    for _ in range(window.page.locator(".overview a").count()):
         window.page.keyboard.press("Tab")
         visited.append(
             window.page.evaluate(
-                "document.activeElement.closest('tbody') && document.activeElement.getAttribute('href')"
+                "document.activeElement.matches('tbody th a') && document.activeElement.getAttribute('href')"
             )
         )
     assert [link for link in visited if link][: len(seen)] == seen

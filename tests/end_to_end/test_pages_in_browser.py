@@ -20,7 +20,8 @@ from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
 from reproduce.results.store import read_result, read_results
 
-PAGES = sorted((ROOT / "reports").glob("*.html"))
+REPORTS = ROOT / "reports"
+PAGES = [*sorted(REPORTS.glob("*.html")), *sorted(REPORTS.glob("data/*.html"))]
 LARGEST = sorted(PAGES, key=lambda path: path.stat().st_size)[-3:]
 METHOD_PAGES = [path for path in PAGES if path.stem in all_methods()]
 EVIDENCE_PAGES = [path for path in PAGES if path.stem.endswith(".evidence")]
@@ -75,16 +76,16 @@ def test_a_page_is_quiet_fits_and_can_be_read_by_all(path: Path, window: Window)
 
 
 def test_every_link_and_anchor_resolves() -> None:
-    texts = {path.name: path.read_text("utf-8") for path in PAGES}
-    ids = {name: set(re.findall(r' id="([^"]+)"', text)) for name, text in texts.items()}
-    links = [(name, link) for name, text in texts.items() for link in re.findall(r'<a [^>]*?href="([^"]+)"', text)]
+    texts = {path: path.read_text("utf-8") for path in PAGES}
+    ids = {path: set(re.findall(r' id="([^"]+)"', text)) for path, text in texts.items()}
+    links = [(path, link) for path, text in texts.items() for link in re.findall(r'<a [^>]*?href="([^"]+)"', text)]
     broken = []
-    for name, link in links:
+    for path, link in links:
         parts = urlsplit(html.unescape(link))
-        target = unquote(parts.path) or name
-        exists = (ROOT / "reports" / target).exists()
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
         known = not parts.fragment or parts.fragment in ids.get(target, ())
-        broken += [] if parts.scheme in ("http", "https") or (exists and known) else [(name, link)]
+        fits = parts.scheme in ("http", "https") or (target.exists() and known and target.suffix != ".md")
+        broken += [] if fits or path.with_suffix(".md") == target or target.name == "README.md" else [(path.name, link)]
     assert broken == []
     assert len(links) > 100
 
@@ -115,11 +116,30 @@ def test_the_answers_stand_in_the_first_screen(path: Path, window: Window) -> No
         assert verdict["y"] + verdict["height"] < most
 
 
-def test_from_a_number_to_its_sealed_result_in_two_clicks(window: Window) -> None:
-    window.show(ROOT / "reports" / "per.html", WIDE)
-    link = window.page.locator("table.verdicts td a").first
+def test_every_mean_of_the_matrix_leads_to_the_runs_that_it_is_the_mean_of() -> None:
+    page = (REPORTS / "matrix.html").read_text("utf-8")
+    shown = re.findall(r'<td><a href="([^"#]+)#([^"]+)">([\d.]+)</a><small>n = (\d+)', page)
+    for name, anchor, mean, n in shown:
+        (part,) = re.findall(
+            rf'<tbody id="{re.escape(anchor)}">(.*?)</tbody>', (REPORTS / name).read_text("utf-8"), re.S
+        )
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", part, re.S)]
+        values = [float(next(text for text in row if re.fullmatch(r"[\d.]+", text))) for row in rows if "counts" in row]
+        assert len(values) == int(n)
+        assert sum(values) / len(values) == pytest.approx(float(mean), abs=0.51 * 10.0 ** -len(mean.partition(".")[2]))
+    assert len(shown) > 20
+    assert len(re.findall(r"<td>\(?[\d.]+\)?<small>", page)) == 0  # none without its runs
+
+
+NUMBERS = {"per": "table.verdicts td a", "matrix": "#matrix ~ .wide td a", "index": ".overview .gap-text a"}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_from_a_number_to_its_sealed_result_in_two_clicks(window: Window, name: str) -> None:
+    window.show(REPORTS / f"{name}.html", WIDE)
+    link = window.page.locator(NUMBERS[name]).first
     link.click()
-    assert "per.evidence.html#" in window.page.url
+    assert ".evidence.html#" in window.page.url
     rows = window.page.locator("tbody:target tr:has(td)")
     assert rows.count() >= 3
     row = rows.first
@@ -133,7 +153,7 @@ def test_from_a_number_to_its_sealed_result_in_two_clicks(window: Window) -> Non
 
 def test_all_that_is_folded_is_printed(window: Window) -> None:
     """Curves, protocols, claims that wait: all have a height on paper, and nothing is wider than that."""
-    window.show(ROOT / "reports" / "per.html", PAPER, media="print")
+    window.show(REPORTS / "per.html", PAPER, media="print")
     window.page.evaluate("() => new Promise(requestAnimationFrame)")
     assert window.page.locator("details:not([open]) figure svg").count() > 4
     flat = window.page.evaluate(

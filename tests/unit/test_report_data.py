@@ -202,6 +202,12 @@ def test_the_page_names_every_column_and_its_example_gives_the_means(experiment,
         part = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
         columns = parquet.read_schema(files[f"{name}.parquet"]).names
         assert re.findall(r"^\| `([^`]+)` \|", part, re.M) == columns
+    shown = files["index.html"].read_text("utf-8")
+    for name in ("runs", "epochs", "verdicts"):
+        part = shown.partition(f'<h2 id="{name}">')[2].partition("</section>")[0]
+        columns = parquet.read_schema(files[f"{name}.parquet"]).names
+        assert re.findall(r'<th scope="row">([^<]+)</th>', part) == columns
+    assert f"there are {len(results)}, of which {len(results)} count on the pages" in page
     load, example = re.findall(r"```python\n(.*?)```", page, re.S)
     said = [
         run_in(tmp_path / "data", code) for code in (load + "print(len(runs), len(epochs), len(verdicts))", example)

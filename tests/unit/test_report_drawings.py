@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from reproduce.cli.report import THREADS
 from reproduce.errors import UserError
 from reproduce.report import drawings, figures, render, style
 from reproduce.report.drawings import Drawing, complete
@@ -97,6 +99,38 @@ def test_processes_draw_what_one_draws():
     several = [Drawing("a line", [height], lambda height=height: line(height)) for height in heights]
     complete(several, processes=2)
     assert [str(one.svg) for one in several] == [one.drawn() for one in several]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_done_meanwhile_is_done_once_whether_figures_are_drawn_or_kept(tmp_path, processes):
+    done = []
+    for _ in range(2):
+        several = [Drawing("a line", [height], lambda height=height: line(height)) for height in (1.0, 2.0)]
+        complete(several, processes, tmp_path, lambda: done.append(len(done)))
+        assert all(one.svg for one in several)
+    assert done == [0, 1]
+
+
+def test_a_report_has_one_thread_of_linear_algebra_and_leaves_the_search_for_garbage_as_it_was():
+    code = (
+        "import gc, os, sys\n"
+        "from reproduce.cli.report import THREADS, _undisturbed\n"
+        "assert 'numpy' not in sys.modules\n"
+        "for enabled in (True, False):\n"
+        "    gc.enable() if enabled else gc.disable()\n"
+        "    try:\n"
+        "        with _undisturbed():\n"
+        "            assert not gc.isenabled()\n"
+        "            raise KeyError\n"
+        "    except KeyError:\n"
+        "        print(gc.isenabled() == enabled)\n"
+        "import numpy\n"
+        "from threadpoolctl import threadpool_info\n"
+        "print({one['num_threads'] for one in threadpool_info()}, sorted({os.environ[name] for name in THREADS}))\n"
+    )
+    unset = {name: value for name, value in os.environ.items() if name not in THREADS}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=unset, check=True, capture_output=True, text=True)
+    assert said.stdout.splitlines() == ["True", "True", "{1} ['1']"]
 
 
 def test_the_key_follows_what_a_figure_shows(make_experiment, make_results):

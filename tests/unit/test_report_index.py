@@ -180,7 +180,9 @@ def test_a_mark_says_its_numbers_and_an_arm_far_beyond_is_an_arrow(column):
     assert "<circle" in marks["PER"].picture
     assert marks["QAct"].text == "+20.03"
     assert (marks["VCL"].text, marks["VCL"].picture) == ("not run", "")
-    assert [row.baseline for row in table.rows if row.name == "vanilla"] == [("7.10 %",)]
+    assert [row.baseline for row in table.rows if row.name == "vanilla"] == [
+        (("7.10 %", "vanilla.evidence.html#matrix_images-digits-vanilla"),)
+    ]
     assert table.columns[0].differing == "2 of 4 differ"
 
 
@@ -299,10 +301,10 @@ def test_the_page_holds_together_and_has_every_method(methods, column, tmp_path)
 
 
 def test_data_behind_the_pages_are_linked_where_there_are_some(methods, column, tmp_path):
-    for data, expected in (("", False), ("data/index.html", True)):
+    for data, expected in (("", False), ("data/", True)):
         index = index_pages(methods, [column], data=data)[-1].write(tmp_path)
         assert ('<a href="data/index.html">' in index.read_text("utf-8")) is expected
-        assert ("](data/index.html)" in index.with_suffix(".md").read_text("utf-8")) is expected
+        assert ("](data/README.md)" in index.with_suffix(".md").read_text("utf-8")) is expected
 
 
 def test_the_index_counts_verdicts_per_method(make_experiment, make_results, per_findings, tmp_path):

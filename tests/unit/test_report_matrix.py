@@ -116,6 +116,17 @@ def test_a_column_has_the_baseline_once_and_every_methods_arms(column):
     assert column.file == "matrix_images"
 
 
+def test_an_arm_is_looked_up_on_the_page_of_its_method_and_the_baseline_on_its_own(files, results, column):
+    assert column.place("per.exact") == ("per", "exact")
+    assert column.place("vanilla") == ("vanilla", "vanilla")
+    without = {name: files[name] for name in ("per", "batchnorm")}
+    assert columns_of(without, results)[0].place("vanilla") == ("per", "vanilla")
+    cells = {row.label: row.cells[0] for row in matrix_of(files, results).rows}
+    assert cells["PER"].evidence == "per.evidence.html#matrix_images-digits-exact"
+    assert cells["none"].evidence == "vanilla.evidence.html#matrix_images-digits-vanilla"
+    assert cells["VCL"].evidence == ""
+
+
 def test_p_values_are_adjusted_over_the_arms_of_all_methods(column):
     """Two comparisons stand in two files: one file alone would adjust over one."""
     over = values_of("vanilla", "vanilla")
@@ -179,6 +190,25 @@ def test_a_rule_that_is_the_same_for_all_is_not_repeated_but_an_exception_is_sai
     cell = next(row.cells[0] for row in content.rows if row.label == "PER")
     assert cell.note == "seed 2 not run"
     assert cell.n == "n = 2 of 3"
+
+
+def test_the_seeds_that_chose_are_not_repeated_in_every_cell(files, make_result):
+    chosen = {
+        name: {"matrix_images": of["matrix_images"].model_copy(update={"choosing_seeds": (7, 8)})}
+        for name, of in files.items()
+    }
+    results = [
+        make_result(cell, 7.0 + 0.1 * (cell.seed % 3), 6.5 - cell.params.get("strength", 0))
+        for of in chosen.values()
+        for cell in cells(of["matrix_images"])
+        if cell.arm_name != "vcl"
+    ]
+    content = matrix_of(chosen, list({result.id: result for result in results}.values()))
+    arm = columns_of(chosen, results)[0].task.runs.arms["per.exact"]
+    assert "on seeds 7, 8, which are not judged" in arm.chosen_by
+    notes = [cell.note for row in content.rows for cell in row.cells if cell is not None and cell.ran]
+    assert len(notes) == 4
+    assert not any("chosen:" in note for note in notes)
 
 
 def test_a_diverged_seed_leaves_no_difference_and_is_named(files, results, make_result):

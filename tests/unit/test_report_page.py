@@ -14,8 +14,10 @@ from rich.console import Console
 from reproduce.errors import UserError
 from reproduce.experiment.folder import ROOT, MethodFolder
 from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
+from reproduce.report import style
 from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.numbers import with_interval
+from reproduce.report.own_figures import colors_of_results, own_drawings
 from reproduce.report.page import write_page
 from reproduce.report.render import isolated
 from reproduce.report.terminal import terminal_summary
@@ -149,6 +151,19 @@ def test_names_from_right_to_left_stand_apart():
     assert isolated("plain") == "plain"
 
 
+def test_signs_that_turn_what_follows_are_on_no_page(make_experiment, make_results, per_findings, tmp_path):
+    """A right-to-left override in any text of an experiment would turn the numbers after it."""
+    turning = "\u202e\u202b\u2067"
+    experiment = make_experiment()
+    claims = tuple(one.model_copy(update={"source": f"Table{turning} 9"}) for one in experiment.claims)
+    turned = experiment.model_copy(update={"claims": claims, "title": f"Title{turning} 9", "source": f"By{turning} us"})
+    path = write_page(per_findings({"t": turned}, make_results(turned)), [f"x{turning}.json: broken"], tmp_path)
+    for text in (path.read_text("utf-8"), path.with_suffix(".md").read_text("utf-8")):
+        assert not set(turning) & set(text)
+        assert "Table 9" in text
+        assert "Title 9" in text
+
+
 def test_the_same_results_give_the_same_bytes_in_any_order(make_experiment, make_results, per_findings, tmp_path):
     experiment = make_experiment(figures=("seeds", "unit_quantiles"))
     results = make_results(experiment)
@@ -245,6 +260,30 @@ def test_a_method_draws_its_own_figures(make_experiment, card_folder, per_findin
     )
     page = write_page(per_findings({"t": make_experiment()}, []), [], tmp_path).read_text("utf-8")
     assert "<figcaption>How many Results there are.</figcaption>" in page
+
+
+def test_a_methods_own_figure_has_the_colors_of_the_page(make_experiment, make_results, card_folder, per_findings):
+    experiment = make_experiment(figures=("seeds",))
+    results = make_results(experiment)
+    finding = per_findings({"t": experiment}, results).findings[0]
+    colors = style.arm_colors([experiment])
+    found = colors_of_results([finding], colors)
+    assert {found[result.id] for result in results if result.config.method == "vanilla"} == {style.ARMS[0]}
+    assert {found[result.id] for result in results if result.config.method == "per"} == {colors.color("per")}
+    assert set(found) == {result.id for result in results}
+    (card_folder / "figures.py").write_text(
+        "from matplotlib.figure import Figure\n\n"
+        "def plain(results):\n    return Figure()\n\n"
+        "def lines(results, colors):\n    figure = Figure()\n    axis = figure.subplots()\n"
+        "    for result in results:\n        axis.plot([1], color=colors[result.id])\n    return figure\n\n"
+        "FIGURES = {'plain': ('Plain.', plain), 'lines': ('Lines.', lines)}\n",
+        "utf-8",
+    )
+    one, other = own_drawings(MethodFolder("per", card_folder), results, found)
+    drawn = [line.get_color() for line in other.draw().axes[0].lines]
+    assert drawn == [found[result.id] for result in results]
+    again = own_drawings(MethodFolder("per", card_folder), results, dict.fromkeys(found, style.ARMS[1]))
+    assert (again[0].key == one.key, again[1].key == other.key) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import re
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
+from reproduce.experiment.dataset_card import read_card
 from reproduce.experiment.schema import Claim, TaskSpec, cells
 from reproduce.report.page import write_page
-from reproduce.report.sentences import claims_sentences
+from reproduce.report.sentences import claims_sentences, sampling_sentence
 from reproduce.report.terminal import terminal_summary
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
@@ -133,3 +135,17 @@ def test_our_own_claims_are_told_apart_and_reduced_experiments_neither_hold_nor_
     )
     assert "Of our own one claim judged at reduced scale on test error, 1 points our way (“BN” below" in text
     assert not re.search(r"\b(holds?|fails?|reproduced)\b", text)
+
+
+def test_test_sampling_is_said_of_errors_and_of_nothing_else(judged):
+    task = judged(claim("per", "vanilla")).tasks["digits"]
+    card = read_card("digits")
+    text = sampling_sentence(task, card)
+    mean = task.row("test.error", "vanilla").mean.mean
+    interval = stats.binomtest(round(mean * 4), 400).proportion_ci(method="wilson")
+    half = 50 * (interval.high - interval.low)
+    assert f"on 400 other test rows an error of {mean:.2f} % may" in text
+    (moved,) = re.findall(r"±([\d.]+)", text)
+    assert float(moved) == pytest.approx(half, abs=0.05)
+    assert sampling_sentence(task, read_card("ptb")) == ""
+    assert sampling_sentence(judged(results=False).tasks["digits"], card) == ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reproduce.experiment.schema import Arm, cells
+from reproduce.experiment.schema import Arm, Claim, cells
 from reproduce.report import tables
 from reproduce.report.numbers import metric_text, number
 from reproduce.report.seed_plots import seed_plots
@@ -111,8 +111,51 @@ def test_a_gap_that_is_the_same_at_every_seed_is_not_certain(make_experiment, ma
     assert "1.00 below “Vanilla” on one seed, which decides nothing" in best_arm_sentence(same)
     assert same.row("test.error", "per").notes == (
         "3 seeds gave one and the same run, which counts once",
+        "one run gives no interval",
         "chosen: best mean test error of 2 points (there is no validation: too good)",
     )
+
+
+def test_a_gap_without_an_interval_says_why(make_experiment, make_result):
+    """Every seed of the baseline ends alike, so that one run counts; the others scatter."""
+    experiment = make_experiment(seeds=(0, 1, 2), scale="reduced")
+    levels = [7.0 + (0.1 * c.seed if c.arm_name != "vanilla" else 0) for c in cells(experiment)]
+    finding = evaluate("t", experiment, ResultIndex(list(map(make_result, cells(experiment), levels))))
+    rows = {row.arm: row for row in finding.tasks["digits"].tables["test.error"]}
+    assert rows["vanilla"].notes[1] == "one run gives no interval"
+    assert rows["batchnorm"].difference.estimate.interval is None
+    assert "the gap has no interval: one run counts of the baseline" in rows["batchnorm"].notes
+    texts = tables.claim_texts(finding)
+    lacking = [text for text in texts if text.n == "1"]
+    assert lacking
+    assert all(text.reason.endswith("; one run gives no interval") for text in lacking)
+    assert not any("no interval" in text.reason for text in texts if text.n == "3")
+
+
+def test_a_direction_that_holds_alone_and_not_among_its_table_says_so(make_experiment, make_result):
+    """The interval of one gap excludes zero by a little, by far, or not; the other gap is of nothing."""
+    claims = tuple(
+        Claim(task="digits", arm=arm, over="vanilla", metric="test.error", direction="lower", source="text")
+        for arm in ("batchnorm", "per")
+    )
+    experiment = make_experiment(claims=claims, seeds=(0, 1, 2), scale="reduced")
+    scatter = {
+        "vanilla": (7.0, 7.2, 7.1),
+        "batchnorm": (6.86, 7.07, 6.96),
+        "per": (7.0, 7.1, 7.2),
+        "vcl": (7.1, 7, 7.2),
+    }
+    for shift, alone, among in ((0.0, True, False), (0.8, True, True), (-0.2, False, False)):
+        results = [
+            make_result(c, scatter[c.arm_name][c.seed] - (shift if c.arm_name == "batchnorm" else 0), 9.0)
+            for c in cells(experiment)
+        ]
+        finding = evaluate("t", experiment, ResultIndex(results))
+        verdict, text = finding.verdicts[0], tables.claim_texts(finding)[0]
+        assert (verdict.direction == "same direction") is alone
+        assert (verdict.p_adjusted < 0.05) is among
+        assert ("of this gap alone" in text.reason) is (alone and not among)
+        assert "of this gap alone" not in tables.claim_texts(finding)[1].reason
 
 
 def test_csv_round_trips_the_numbers(task):
