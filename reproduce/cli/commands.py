@@ -21,6 +21,7 @@ from reproduce.cli.plan import plan
 from reproduce.cli.report import publish, report
 from reproduce.cli.run import HELP as RUN_HELP
 from reproduce.cli.run import run
+from reproduce.cli.schema import schema
 from reproduce.cli.status import status
 from reproduce.experiment.folder import all_methods
 
@@ -72,6 +73,7 @@ app.command()(one_line_errors(calibrate))
 app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
 app.command()(one_line_errors(pack))
 app.command()(one_line_errors(unpack))
+app.command()(one_line_errors(schema))
 
 
 @app.command("new")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from reproduce.errors import UserError
 from reproduce.experiment.identity import canonical_json
@@ -27,43 +27,48 @@ class DataError(UserError):
 class File(Strict):
     """One file of a dataset: its checksums, and which split it is (where one file is one split)."""
 
-    md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    split: Split | None = None
+    md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$", description="Of the file, in hexadecimal digits.")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="Likewise.")
+    split: Split | None = Field(default=None, description="Which split it is, where one file is one split.")
 
 
 class Statistics(Strict):
     """Channel means and standard deviations of pixels in [0, 1], as customarily used."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str
+    mean: tuple[float, ...] = Field(description="One number a channel.")
+    std: tuple[float, ...] = Field(description="One number a channel.")
+    source: str = Field(description="Where these numbers come from.")
 
 
 class Words(Strict):
     """What a word-level corpus must come out as, and how rare words are treated."""
 
-    tokens: dict[Split, int] = {}  # with one <eos> a line; asserted where given
-    vocabulary: int | None = None  # with <eos>; asserted where given
-    minimum_count: int = Field(default=1, ge=1)  # rarer words in train become <unk>
+    tokens: dict[Split, int] = Field(
+        default={}, description="How many a split has, with one `<eos>` a line; data that has others is refused."
+    )
+    vocabulary: int | None = Field(
+        default=None, description="How many different words, with `<eos>`; checked likewise."
+    )
+    minimum_count: int = Field(default=1, ge=1, description="Words that are rarer in training become `<unk>`.")
 
 
 class Table(Strict):
     """What a table must come out as."""
 
-    rows: int
-    features: int
-    folds: int  # splits into a test part and the rest, as the source gives them
-    validation: Literal["last fifth of each class"]  # of the rows outside a fold; named, so that it is in the checksum
+    rows: int = Field(description="How many it has.")
+    features: int = Field(description="Columns beside the class.")
+    folds: int = Field(description="Splits into a test part and the rest, as the source gives them.")
+    # named, so that it is in the checksum
+    validation: Literal["last fifth of each class"] = Field(description="What is held out of the rows outside a fold.")
 
 
 class HuggingFace(Strict):
     """Where the library `datasets` finds the data."""
 
-    repository: str
-    configuration: str | None = None
-    revision: str | None = None
-    splits: dict[Split, str]
+    repository: str = Field(description="Owner and name.")
+    configuration: str | None = Field(default=None, description="Of a repository that has several.")
+    revision: str | None = Field(default=None, description="A branch, tag or commit.")
+    splits: dict[Split, str] = Field(description="By our name of a split: its name there.")
 
 
 _NEEDED = {
@@ -79,28 +84,55 @@ _NEEDED = {
 class DatasetCard(Strict):
     """One dataset: one TOML file in ``datasets/``."""
 
+    # What the validator below holds, for editors.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["words"]},
+                {"required": ["table", "classes"]},
+                {"required": ["shape", "classes", "statistics", "splits"]},
+            ],
+            "allOf": [
+                {"if": {"properties": {"format": {"enum": list(formats)}}}, "then": {"required": [field]}}
+                for field, formats in _NEEDED.items()
+            ],
+        }
+    )
+
     name: str = ""  # the file's name, filled in by `read_card`
-    title: str
-    format: Literal["idx", "cifar", "svhn", "parquet", "digits", "text", "pydoc_topics", "uci"]
-    source: str
-    licence: str
-    get: str  # how a user gets the files: one instruction, part of every error
-    exact: bool
-    note: str = ""
-    files: dict[str, File] = {}  # by path inside the data folder; a path may hold one * (shards)
-    archive: dict[str, File] = {}  # files that hold all of `files`, accepted instead of them
-    splits: dict[Split, int] = {}  # images of each split
-    shape: tuple[int, int, int] | None = None  # channels, height, width
-    classes: int | None = None
-    repeated: float | None = Field(default=None, ge=0, le=100)  # percent of test rows that training holds, over folds
-    statistics: Statistics | None = None
-    pixels: dict[Split, str] = {}  # sha256 of the decoded uint8 images (N, C, H, W)
-    columns: tuple[str, ...] = ()  # of the table: image, label; or the text
-    torchvision: str | None = None  # class in torchvision.datasets
-    hugging_face: HuggingFace | None = None
-    split_seed: int | None = None  # of the fixed permutation, where the source has no split
-    words: Words | None = None
-    table: Table | None = None
+    title: str = Field(description="What pages call the dataset.")
+    format: Literal["idx", "cifar", "svhn", "parquet", "digits", "text", "pydoc_topics", "uci"] = Field(
+        description="How its files are read: a loader in reproduce/data."
+    )
+    source: str = Field(description="Who made it, and where it comes from.")
+    licence: str = Field(description="Under which it is given.")
+    get: str = Field(description="How a user gets the files: one instruction, part of every error.")
+    exact: bool = Field(description="Whether this is the data of the papers, and no stand-in for it.")
+    note: str = Field(default="", description="What a reader must know of it; of a stand-in, how it differs.")
+    files: dict[str, File] = Field(
+        default={}, description="By path inside the data folder; a path may hold one `*`, for shards."
+    )
+    archive: dict[str, File] = Field(
+        default={}, description="Files that hold all of `files`, accepted in place of them."
+    )
+    splits: dict[Split, int] = Field(default={}, description="Images: how many each split has.")
+    shape: tuple[int, int, int] | None = Field(default=None, description="Images: channels, height, width.")
+    classes: int | None = Field(default=None, description="How many classes there are.")
+    repeated: float | None = Field(
+        default=None, ge=0, le=100, description="Percent of test rows that training holds too, over folds."
+    )
+    statistics: Statistics | None = Field(default=None, description="Images: mean and deviation of channels.")
+    pixels: dict[Split, str] = Field(
+        default={}, description="SHA-256 of a split's decoded images, uint8 (n, channels, height, width)."
+    )
+    columns: tuple[str, ...] = Field(default=(), description="Of the source's table: image and label, or the text.")
+    torchvision: str | None = Field(default=None, description="The class in torchvision.datasets that downloads it.")
+    hugging_face: HuggingFace | None = Field(default=None, description="Where Hugging Face's `datasets` finds it.")
+    split_seed: int | None = Field(
+        default=None, description="Of the fixed permutation that splits it, where the source has no split."
+    )
+    words: Words | None = Field(default=None, description="A corpus: what it must come out as.")
+    table: Table | None = Field(default=None, description="A table: what it must come out as.")
 
     @property
     def remarks(self) -> str:

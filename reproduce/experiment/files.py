@@ -27,12 +27,12 @@ COLUMN = "matrix_"  # how the names of those workloads begin that are columns of
 class Share(Strict):
     """What one method adds to a workload. All else, its task, recipe, seeds and baseline, is one for all methods."""
 
-    arms: dict[str, Arm] = Field(min_length=1)
-    title: str = ""  # this and the two below: the workload's own where it is left out
-    question: str = ""
-    source: str = Field(default="", min_length=1)
-    deviations: tuple[str, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    arms: dict[str, Arm] = Field(min_length=1, description="By name: what the method adds beside the baseline.")
+    title: str = Field(default="", description="What pages call it. Left out: as the workload.")
+    question: str = Field(default="", description="What it asks. Left out: as the workload.")
+    source: str = Field(default="", min_length=1, description="The table of the paper. Left out: as the workload.")
+    deviations: tuple[str, ...] = Field(default=(), description="How this differs from the paper, one sentence each.")
+    claims: tuple[Claim, ...] = Field(default=(), description="What the paper states, each with its address.")
 
 
 def read_experiment(path: Path, workloads: Path = WORKLOADS) -> Experiment:

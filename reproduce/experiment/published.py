@@ -21,12 +21,12 @@ PLACEHOLDERS = ("task", "metric", "row", "arm", "over")
 class Row(Strict):
     """One row of the table: what the paper reports of each arm on one task by one metric."""
 
-    task: str
-    metric: MetricName  # "test.error"
-    cells: dict[str, float] = Field(min_length=1)  # by arm
-    tolerance: Tolerance
-    gap_tolerance: Tolerance | None = None  # of differences between two cells
-    row: str = ""  # what the paper calls this row, where its task alone does not say it
+    task: str = Field(description="A task of this file.")
+    metric: MetricName = Field(description="Split and metric: `test.error`.")
+    cells: dict[str, float] = Field(min_length=1, description="By arm: the number that the paper prints.")
+    tolerance: Tolerance = Field(description="Of each cell, set before the runs.")
+    gap_tolerance: Tolerance | None = Field(default=None, description="Of differences between two cells.")
+    row: str = Field(default="", description="What the paper calls this row, where its task alone does not say it.")
 
 
 class Published(Strict):
@@ -37,11 +37,19 @@ class Published(Strict):
     a cell has ``{arm}``, or ``gap_source``.
     """
 
-    source: Text
-    gap_source: Text | None = None
-    names: dict[str, Text] = {}
-    compare: tuple[tuple[str, str], ...] = ()  # arms: the first minus the second, in rows that have both
-    rows: tuple[Row, ...] = Field(min_length=1)
+    source: Text = Field(description="The address of a cell; may hold `{arm}`, `{task}`, `{metric}` and `{row}`.")
+    gap_source: Text | None = Field(
+        default=None,
+        description="The address of a difference; may hold `{over}` too. Left out: `source`, with "
+        "`{arm} minus {over}` for `{arm}`.",
+    )
+    names: dict[str, Text] = Field(
+        default={}, description="What the paper calls a task, a metric or an arm, by our name for it."
+    )
+    compare: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Pairs of arms: the first minus the second, in rows that have both."
+    )
+    rows: tuple[Row, ...] = Field(min_length=1, description="The rows of the table.")
 
     @model_validator(mode="after")
     def _placeholders_exist(self) -> Published:
