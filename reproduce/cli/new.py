@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import keyword
+import os
 import pkgutil
 import re
 import shutil
@@ -17,6 +18,7 @@ from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, MORE_METHODS, ROOT, WORKING_FOLDER, methods_outside
 
 TEMPLATE = "_template"
+SCHEMA_HINT = "#:schema "  # begins the first line of a TOML file
 # A method's name is that of a folder, a package, a page and a word of the command line: it may hide none of these.
 TAKEN = {
     "the command line's word for every method": {"all"},
@@ -58,9 +60,18 @@ def create_method(name: str, methods: Path = METHODS, template: Path | None = No
     with tempfile.TemporaryDirectory(dir=methods, prefix="_new_") as temporary:
         copy = Path(shutil.copytree(template, Path(temporary) / chosen, ignore=shutil.ignore_patterns("__pycache__")))
         for path in copy.rglob("*.*"):
-            path.write_text(path.read_text("utf-8").replace(TEMPLATE, chosen), "utf-8")
+            text = path.read_text("utf-8").replace(TEMPLATE, chosen)
+            path.write_text(_with_schema_in_reach(text, folder / path.relative_to(copy)), "utf-8")
         copy.rename(folder)
     return folder
+
+
+def _with_schema_in_reach(text: str, path: Path) -> str:
+    """A file's text without the schema that its first line names to editors, where none is there from its place."""
+    first, _, rest = text.partition("\n")
+    hint = first.removeprefix(SCHEMA_HINT)
+    reached = os.path.normpath(path.parent / hint)  # resolved as text: the folder is not there yet
+    return rest if hint != first and not os.path.isfile(reached) else text
 
 
 def new(name: str) -> None:

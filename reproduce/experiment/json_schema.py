@@ -28,20 +28,21 @@ WORKLOAD = {
 def experiment_schema() -> Schema:
     """Of a file in ``experiments/``: an experiment of its own, or a method's arms for a workload."""
     definitions = {**_definitions(Experiment), **_definitions(Published), **_definitions(Share)}
-    del definitions["Experiment"]["properties"]["axes"]  # it is found while reading
-    definitions["Experiment"]["properties"]["published"] = _reference(
-        "Published", "A table of the paper, from which claims follow."
-    )
     _let_tasks_span(definitions["TaskSpec"])
     _let_arms_change(definitions)
-    share = definitions.pop("Share")
-    definitions["OnWorkload"] = {
-        **share,
-        "properties": {"workload": WORKLOAD, **share["properties"]},
-        "required": ["workload", *share["required"]],
+    share, whole = definitions.pop("Share"), definitions.pop("Experiment")
+    del whole["properties"]["axes"]  # it is found while reading
+    published = _reference("Published", "A table of the paper, from which claims follow.")
+    # One table of keys, with what else they ask for below it: from two tables in an anyOf, editors tell no error.
+    root = {
+        **whole,
+        "properties": {**whole["properties"], "published": published, "workload": WORKLOAD},
+        "required": ["arms"],
+        "if": {"required": ["workload"]},
+        "then": {"propertyNames": {"enum": ["workload", *share["properties"]]}},
+        "else": {"required": whole["required"]},
     }
-    title = "An experiment of a method: experiments/*.toml"
-    return _document(title, {"anyOf": [_reference("Experiment"), _reference("OnWorkload")]}, definitions)
+    return _document("An experiment of a method: experiments/*.toml", root, definitions)
 
 
 def matrix_schema() -> Schema:
@@ -96,6 +97,8 @@ def _as_toml(node: Any) -> Any:
         node = {**choices[0], **node}
     elif choices:
         node["anyOf"] = choices
+    if "prefixItems" in node:  # as draft 7 spells it
+        node["items"] = node.pop("prefixItems")
     if "$ref" in node and len(node) > 1:  # draft 7 reads nothing beside a reference
         node = {"allOf": [{"$ref": node.pop("$ref")}], **node}
     if isinstance(node.get("description"), str):

@@ -35,9 +35,10 @@ FoldConvention = Literal["standard", "swapped"]
 class TaskSpec(Strict):
     """A problem held fixed: dataset x model x loss x metric.
 
-    Fields that may be None are options of some kinds of Tasks. All of them stand here, so that a misspelled one is
-    found with its file and line before torch is loaded; each kind says which ones it takes in its own ``Options``.
+    What may be left out are options of some kinds of Tasks; each kind says which ones it takes in its own ``Options``.
     """
+
+    # All of them stand here, so that a misspelled one is found with its file and line before torch is loaded.
 
     kind: str = Field(description="What is learned: a file in reproduce/tasks, by its name.")
     dataset: str = Field(description="A card in datasets/, by its name.")

@@ -115,6 +115,19 @@ def test_outside_the_repository_a_name_of_its_methods_is_refused(tmp_path: Path)
     assert create_method("my-idea", tmp_path, METHODS / "_template") == tmp_path / "my_idea"
 
 
+def test_files_name_a_schema_to_editors_where_it_is_in_reach(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "checkout" / "methods", tmp_path / "ideas"
+    shutil.copytree(ROOT / "docs" / "schemas", tmp_path / "checkout" / "docs" / "schemas")
+    for methods in (inside, outside):
+        methods.mkdir()
+        folder = create_method("idea", methods, METHODS / "_template")
+        for path in sorted(folder.rglob("*.toml")):
+            hint = re.match("#:schema (.+)\n", path.read_text("utf-8"))
+            assert (hint is not None) == (methods == inside), path
+            if hint:
+                assert (path.parent / hint[1]).resolve().parent == tmp_path / "checkout" / "docs" / "schemas"
+
+
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the template to copy is missing"):
         create_method("x", tmp_path)
