@@ -12,7 +12,7 @@ some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if 
 train  := --scale $(SCALE) $(common) $(where) $(some)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test test-oldest soak bench check architecture new-method clean
+.PHONY: help setup matrix report test test-oldest soak bench check architecture references docs new-method clean
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method"
@@ -85,5 +85,12 @@ new-method: $(ready) ## a new method's folder: make new-method NAME=x
 architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
 	@$(python) docs/architecture.py
 
+references: $(ready) ## rewrite the tables of keys in docs/ and docs/schemas/*.json from the code
+	@$(python) docs/references.py
+
+docs: references ## build the documentation, strictly, into site/: open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@echo "page: site/index.html"
+
 clean: ## remove local results, caches and the environment; downloaded data stays
-	rm -rf runs $(venv) $(oldest) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs site $(venv) $(oldest) .pytest_cache .mypy_cache .ruff_cache .hypothesis
