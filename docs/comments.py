@@ -1,4 +1,4 @@
-"""How sources are read for the site: comments that say what a field is, examples of docstrings, and what is left out."""
+"""How sources are read for the site: comments that describe fields, examples in docstrings, what is left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?!\s*\n).+)*", re.M)
 
 
 class FieldsAndExamples(griffe.Extension):
-    """Fields are described by the comment at their line's end, examples shown as code, what ``__init__`` keeps left out."""
+    """A field is described by the comment at its line's end; examples are code; what ``__init__`` keeps is left out."""
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
         targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -152,16 +153,12 @@ def _source(target: str) -> str:
 
 def _method(folder: MethodFolder) -> str:
     """The card, and all that the method's files offer."""
-    parts = [
-        MethodCard(folder.path).path.read_text("utf-8"),
-        f"## In Python\n\nIts page of results: [{folder.title}](../../reports/{folder.name}.md).\n",
-    ]
+    results = f"Its page of results: [{folder.title}](../../reports/{folder.name}.md)."
+    parts = [(folder.path / "card.md").read_text("utf-8"), f"## In Python\n\n{results}\n"]
     for path in sorted(folder.path.glob("*.py"), key=lambda path: path.stem != "method"):
         if path.stem != "figures" and not path.stem.startswith("test_"):
             module = f"methods.{folder.name}.{path.stem}"
-            parts.append(
-                f"### `{module}`\n\n::: {module}\n    options: {{ heading_level: 4, show_root_heading: false, show_root_toc_entry: false }}\n"
-            )
+            parts.append(f"### `{module}`\n\n{_described(module, heading_level=4)}")
     return "\n\n".join(parts)
 
 
@@ -176,20 +173,23 @@ def _methods() -> str:
 
 def _api() -> Iterator[tuple[str, str]]:
     """The pages of the API: name and text."""
-    face = "::: reproduce\n    options: { show_root_heading: false, members: [attach, load_method] }\n"
-    handle = "::: reproduce.method.attach.Handle\n"
+    face = _described("reproduce", members=["attach", "load_method"])
+    handle = _described("reproduce.method.attach.Handle", show_root_heading=True, show_root_toc_entry=True)
     yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{handle}"
-    names = ", ".join(_offered(ROOT / "reproduce" / "method" / "__init__.py"))
-    made = f"::: reproduce.method\n    options: {{ show_root_heading: false, show_root_toc_entry: false, members: [{names}] }}\n"
-    yield "method", f"# What a method is made of: `reproduce.method`\n\n{made}"
+    interface = _described("reproduce.method", members=_offered(ROOT / "reproduce" / "method" / "__init__.py"))
+    yield "method", f"# What a method is made of: `reproduce.method`\n\n{interface}"
     for room, title in (("models", "Models"), ("tasks", "Tasks")):
         blocks = [
-            f"## {path.stem}\n\n::: reproduce.{room}.{path.stem}\n"
-            "    options: { show_root_heading: false, show_root_toc_entry: false, heading_level: 3 }\n"
+            f"## {path.stem}\n\n{_described(f'reproduce.{room}.{path.stem}', heading_level=3)}"
             for path in sorted((ROOT / "reproduce" / room).glob("*.py"))
             if "class Options" in path.read_text("utf-8")
         ]
         yield room, f"# {title}\n\nFiles of reproduce/{room}; each has its `Options`.\n\n" + "\n".join(blocks)
+
+
+def _described(name: str, **options: Any) -> str:
+    """Where mkdocstrings puts what a module or class says of itself; JSON is YAML."""
+    return f"::: {name}\n    options: {json.dumps(options)}\n"
 
 
 def _offered(path: Path) -> list[str]:
