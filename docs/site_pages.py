@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from reproduce.experiment.folder import MethodFolder, all_methods
+from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
 from reproduce.report.method_card import MethodCard, mathml
 
 DOCS = Path(__file__).parent
@@ -48,7 +48,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Every method into the navigation."""
     for entry in config.nav:
         if "Methods" in entry:
-            entry["Methods"] = [entry["Methods"], *(f"methods/{name}.md" for name in all_methods())]
+            entry["Methods"] = [entry["Methods"], *(f"methods/{name}.md" for name in _of_the_repository())]
     config.nav[:] = [
         entry for entry in config.nav if entry != {"Cookbook": "cookbook.md"} or (DOCS / "cookbook.md").is_file()
     ]
@@ -60,7 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for origin, page in MOVED.items():
         if (ROOT / origin).is_file() and page.endswith(".md"):
             files.append(_page(config, page, (ROOT / origin).read_text("utf-8"), origin))
-    for folder in all_methods().values():
+    for folder in _of_the_repository().values():
         files.append(_page(config, f"methods/{folder.name}.md", _method(folder), f"methods/{folder.name}/card.md"))
     files.append(_page(config, "methods/index.md", _methods(), "methods/index.md"))
     for name, text in _api():
@@ -71,8 +71,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in list(files.documentation_pages()):
         for target, _ in _links(page.content_string, _origin(page)):
             place = _place(target)
-            if place.startswith("source/") and files.get_file_from_path(place) is None:
+            if files.get_file_from_path(place) is not None:
+                continue
+            if place.startswith("source/"):
                 files.append(_page(config, place, _source(target), target))
+            elif (ROOT / target).is_file() and not target.startswith("docs/"):
+                files.append(_as_it_is(config, ROOT / target))
     return files
 
 
@@ -98,6 +102,13 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         return mathml(html.unescape(found[2]).strip(), "inline" if found[1] == "span" else "block")
 
     return FORMULA.sub(formula, content)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """A name for the theme's dialog of search, which has none."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
 
 
 def _page(config: MkDocsConfig, uri: str, text: str, origin: str) -> File:
@@ -141,12 +152,14 @@ def _place(target: str) -> str:
     if path.parts[0] == "reports":
         page = path.with_suffix(".html")
         return page.as_posix() if path.suffix == ".md" and (ROOT / page).is_file() else target
-    return f"source/{target}.md" if path.suffix in SHOWN and (ROOT / path).is_file() else target
+    return f"source/{target}.md" if path.suffix in SHOWN else target
 
 
 def _source(target: str) -> str:
-    """A page with the text of a file."""
-    text = (ROOT / target).read_text("utf-8").rstrip()
+    """A page with the text of a file, or the names of what a folder holds."""
+    path = ROOT / target
+    names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in path.iterdir()) if path.is_dir() else []
+    text = "\n".join(name for name in names if not name.startswith((".", "__"))) or path.read_text("utf-8").rstrip()
     language = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "bash"}.get(Path(target).suffix, "yaml")
     return f"---\nsearch: {{ exclude: true }}\n---\n# `{target}`\n\n~~~~{language}\n{text}\n~~~~\n"
 
@@ -162,10 +175,15 @@ def _method(folder: MethodFolder) -> str:
     return "\n\n".join(parts)
 
 
+def _of_the_repository() -> dict[str, MethodFolder]:
+    """Its own methods, without those of ``REPRODUCE_METHODS``."""
+    return {name: folder for name, folder in all_methods().items() if folder.path.parent == METHODS}
+
+
 def _methods() -> str:
     """A table of all methods."""
     rows = []
-    for folder in all_methods().values():
+    for folder in _of_the_repository().values():
         card = MethodCard(folder.path)
         rows.append(f"| [{card.title}]({folder.name}/card.md) | {card.sections['Idea'].splitlines()[0]} |")
     return "\n".join(["# Methods", "", "| Method | Idea |", "|:---|:---|", *rows, ""])
