@@ -96,11 +96,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Mathematics as MathML, by what makes it on the pages of the report."""
+    """Mathematics as MathML, by what makes it on the pages of the report; tables that a keyboard reaches."""
 
     def formula(found: re.Match[str]) -> str:
         return mathml(html.unescape(found[2]).strip(), "inline" if found[1] == "span" else "block")
 
+    content = content.replace("<table>", '<table tabindex="0">')  # a wide one is scrolled, with the keyboard too
     return FORMULA.sub(formula, content)
 
 

@@ -153,7 +153,7 @@ def test_a_page_fits_a_telephone_is_quiet_and_can_be_read_by_all(name: str, site
 
 def test_search_works_in_a_folder(site: Path, window: Window) -> None:
     window.show(site / "index.html", WIDE)
-    window.page.get_by_placeholder("Search").fill("orthogonal")
+    window.page.get_by_placeholder("Search").press_sequentially("orthogonal", delay=50)
     window.page.wait_for_selector(".md-search-result__link", timeout=60_000)
     found = window.page.eval_on_selector_all(".md-search-result__link", "all => all.map(one => one.href)")
     assert any("methods/orthogonal.html" in address for address in found)
