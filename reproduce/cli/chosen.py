@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 from pathlib import Path
 from typing import get_args
 
 from reproduce.cli.options import chosen_methods
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean, nearest
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.record import Result
@@ -28,7 +27,7 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
         UserError: unknown method or scale, or a name or pattern in `only` that no experiment has.
     """
     if scale is not None and scale not in SCALES:
-        raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
+        raise UserError(f"unknown scale {scale!r}: {did_you_mean(scale, SCALES)}")
     experiments = {folder: folder.experiments() for folder in chosen_methods(method).values()}
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
     if not patterns:
@@ -39,7 +38,7 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
     known = list(dict.fromkeys(name for found in experiments.values() for name in found))
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
-            near = difflib.get_close_matches(pattern, known)
+            near = nearest(pattern, known, at_most=3)
             all_of_one = "`reproduce list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
             hint = f"did you mean {' or '.join(near)}?" if near else all_of_one
             lacking = "no method has an" if method == "all" else f"method {method} has no"

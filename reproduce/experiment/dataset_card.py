@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 from reproduce.experiment.identity import canonical_json
 from reproduce.experiment.toml import Strict, read_toml
 
@@ -140,7 +140,7 @@ def read_card(name: str) -> DatasetCard:
         UserError: an unknown name (the message lists the known ones) or a card that is not valid.
     """
     if name not in card_names():
-        raise UserError(f"unknown dataset {name!r}: known are {', '.join(card_names())}")
+        raise UserError(f"unknown dataset {name!r}: {did_you_mean(name, card_names())}")
     return read_toml(CARDS / f"{name}.toml", DatasetCard).model_copy(update={"name": name})
 
 

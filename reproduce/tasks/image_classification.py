@@ -28,6 +28,10 @@ class Options(TaskOptions):
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"})
+
     def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or "validation" in card.splits
 

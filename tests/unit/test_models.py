@@ -121,7 +121,7 @@ def test_a_deep_copy_computes_the_same_and_shares_the_stream_of_masks():
 
 def test_bad_requests_name_model_and_option():
     cases = [
-        ("transformer", {}, rf"^unknown model 'transformer': the models are {', '.join(known_models())}$"),
+        ("transformer", {}, rf"^unknown model 'transformer': there are {', '.join(known_models())}$"),
         ("dropout", {}, r"^unknown model 'dropout'"),
         ("mlp", {"depth": 1}, r"^model 'mlp': width: missing key$"),
         (
