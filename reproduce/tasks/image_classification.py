@@ -33,7 +33,7 @@ class Options(TaskOptions):
         return frozenset({"loss", "error"})
 
     def holds_out(self, card: DatasetCard) -> bool:
-        return self.validation is not None or "validation" in card.splits
+        return self.validation is not None or card.has_validation
 
 
 class ImageClassification(Classification[Images]):

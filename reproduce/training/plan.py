@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from reproduce import models, tasks
 from reproduce.errors import Location, UserError, explained, located
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
-from reproduce.experiment.folder import MethodFolder, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.places import place_of
 from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
@@ -129,7 +129,7 @@ def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunCon
 
 def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
     card = read_card(name)
-    return card, checksum(card, root)
+    return card, checksum(card, root, WORKING_FOLDER / "data")
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
