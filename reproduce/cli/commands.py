@@ -16,7 +16,7 @@ from reproduce.cli.campaign import ORDER
 from reproduce.cli.check import check
 from reproduce.cli.chosen import SCALES
 from reproduce.cli.doctor import doctor
-from reproduce.cli.new import new
+from reproduce.cli.new import KINDS, new
 from reproduce.cli.options import JsonOption, MethodsOption, one_line_errors
 from reproduce.cli.pack import pack, unpack
 from reproduce.cli.plan import HELP as PLAN_HELP
@@ -96,10 +96,13 @@ app.command()(one_line_errors(unpack))
 @one_line_errors
 def new_method(
     name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help=f"What it acts on: {', '.join(KINDS)}.", autocompletion=lambda: list(KINDS))
+    ] = KINDS[0],
     methods: MethodsOption = None,
 ) -> None:
     """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
-    new(name)
+    new(name, kind)
 
 
 def main() -> None:
