@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from reproduce.errors import Misplaced
+from reproduce.errors import Misplaced, none_of
 from reproduce.experiment.schema import Claim, Experiment, MetricName
 from reproduce.experiment.toml import Strict
 
@@ -116,13 +116,12 @@ class Published(Strict):
             )
 
     def _check_names(self, experiment: Experiment) -> None:
-        tasks, arms = ", ".join(experiment.tasks), ", ".join(experiment.arms)
         for index, row in enumerate(self.rows):
             if row.task not in experiment.tasks:
-                raise Misplaced(("rows", index, "task"), f"{row.task!r} is none of the tasks {tasks}")
+                raise Misplaced(("rows", index, "task"), none_of(row.task, "the tasks", experiment.tasks))
             for arm in row.cells:
                 if arm not in experiment.arms:
-                    raise Misplaced(("rows", index, "cells", arm), f"{arm!r} is none of the arms {arms}")
+                    raise Misplaced(("rows", index, "cells", arm), none_of(arm, "the arms", experiment.arms))
         for index, (arm, over) in enumerate(self.compare):
             if not any(arm in row.cells and over in row.cells for row in self.rows):
                 raise Misplaced(("compare", index), f"no row has both {arm!r} and {over!r}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from reproduce.errors import Misplaced, UserError, first_problem
+from reproduce.errors import Misplaced, UserError, first_problem, none_of
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
@@ -21,6 +21,15 @@ Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
+FigureName = Literal[
+    "seeds",
+    "paired_differences",
+    "learning_curves",
+    "site_statistics",
+    "distance_to_normal",
+    "unit_quantiles",
+    "variance_by_layer",
+]
 
 
 # Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
@@ -334,7 +343,7 @@ class Experiment(Strict):
     arms: dict[str, Arm] = Field(min_length=1, description="By name: the rows of the table.")
     baseline: str | None = Field(default=None, description="The arm that differences are taken against.")
     claims: tuple[Claim, ...] = Field(default=(), description="What the paper states, each with its address.")
-    figures: tuple[str, ...] = Field(
+    figures: tuple[FigureName, ...] = Field(
         default=("seeds", "learning_curves", "site_statistics"),
         description="What the page draws: figures of the harness and of the method's figures.py, by name.",
     )
@@ -353,23 +362,22 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
-        tasks, arms = f"none of the tasks {', '.join(self.tasks)}", f"none of the arms {', '.join(self.arms)}"
         for name, arm in self.arms.items():
             for task in arm.tasks or ():
                 if task not in self.tasks:
-                    raise Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
+                    raise Misplaced(("arms", name, "tasks"), none_of(task, "the tasks", self.tasks))
         for index, claim in enumerate(self.claims):
             for key, arm_name in (("arm", claim.arm), ("over", claim.over)):
                 if arm_name is not None and arm_name not in self.arms:
-                    raise Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
+                    raise Misplaced(("claims", index, key), none_of(arm_name, "the arms", self.arms))
             if claim.task not in self.tasks:
-                raise Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
+                raise Misplaced(("claims", index, "task"), none_of(claim.task, "the tasks", self.tasks))
         for index, metric in enumerate(self.metrics):
             split, _, name = metric.partition(".")
             if split not in ("test", "validation") or not name:
                 raise Misplaced(("metrics", index), f"{metric!r}: expected 'test.NAME' or 'validation.NAME'")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
+            raise Misplaced(("baseline",), none_of(self.baseline, "the arms", self.arms))
         return self
 
     @model_validator(mode="after")
@@ -405,7 +413,7 @@ class Experiment(Strict):
                     self.recipe_of(arm, point)
                 except ValidationError as error:
                     given = {**arm.recipe, **_of_recipe(point)}
-                    location, message, _ = first_problem(error, given)
+                    location, message, _ = first_problem(error, given, Recipe)
                     where = "recipe_grid" if location and location[0] in arm.recipe_grid else "recipe"
                     raise Misplaced(("arms", name, where, *location), message) from error
         return self

@@ -21,8 +21,12 @@ from reproduce.experiment.folder import ROOT
 from reproduce.experiment.toml import read_toml
 
 FILES = {
-    "experiment": ("methods/*/experiments/*.toml", "reproduce/experiment/workloads/*.toml"),
-    "matrix": ("methods/*/matrix.toml",),
+    "experiment": (
+        "methods/*/experiments/*.toml",
+        "methods/*/kinds/*/experiments/*.toml",
+        "reproduce/experiment/workloads/*.toml",
+    ),
+    "matrix": ("methods/*/matrix.toml", "methods/*/kinds/*/matrix.toml"),
     "variants": ("methods/*/variants.toml",),
     "card": ("datasets/*.toml",),
 }
