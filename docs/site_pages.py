@@ -45,7 +45,8 @@ LAYER = re.compile(r'subgraph layer\d+\[" "\]\n(.*?)\n\s*end', re.S)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Every method into the navigation."""
+    """Every method into the navigation, and anchors as repository hosts make them."""
+    config.mdx_configs["toc"]["slugify"] = _anchor
     for entry in config.nav:
         if "Methods" in entry:
             entry["Methods"] = [entry["Methods"], *(f"methods/{name}.md" for name in _of_the_repository())]
@@ -110,6 +111,10 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
+
+
+def _anchor(heading: str, separator: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower().strip()).replace(" ", separator)
 
 
 def _page(config: MkDocsConfig, uri: str, text: str, origin: str) -> File:
