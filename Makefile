@@ -11,8 +11,13 @@ where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
 some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(BUDGET),--budget $(BUDGET))
 train  := --scale $(SCALE) $(common) $(where) $(some)
 
+# No target is a file but those of the environments, and many bear the name of a folder: each that is written here is
+# phony, and so is each folder, so that make never says that there is nothing to be done.
+targets := $(shell sed -nE 's/^([a-z][a-z-]*):.*/\1/p' $(MAKEFILE_LIST))
+folders := $(filter-out $(targets),$(patsubst %/,%,$(wildcard */)))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix report test test-oldest soak bench check architecture new-method clean
+.PHONY: $(targets) $(folders) FORCE
 
 help: ## show this list
 	@echo "make reproduce-<method>   train, judge and write the page of one method"
@@ -40,12 +45,23 @@ list: $(ready) ## the methods and their experiments
 reproduce-all: $(ready) ## every method, and one index page over them
 	@$(python) -m reproduce run all $(train)
 
-reproduce-%: $(ready)
+reproduce:
+	@echo "which method? make reproduce-per, say, or make reproduce-all; there are:"
+	@ls -d methods/[a-z]*/ | cut -d / -f 2 | paste -s -d ' ' - | fold -s -w 78 | sed 's/^/  /'
+	@exit 2
+
+reproduce-%: $(ready) FORCE
 	@$(python) -m reproduce run $* $(train)
 
 matrix: $(ready) ## train every method on the same tasks under one budget, and write runs/report/matrix.html
 	@$(python) -m reproduce run all --only 'matrix_*' $(common) $(where)
 	@$(python) -m reproduce report --results runs --output runs/report
+
+reports: report
+tests: test
+
+$(folders):
+	@echo "$@ is a folder, and no target: make help lists what can be made"; exit 2
 
 report: $(ready) ## rebuild the committed pages in reports/ from reports/evidence/ alone
 	@$(python) -m reproduce report
@@ -76,14 +92,24 @@ soak: $(ready) ## how often verdicts err, on many simulated tables: writes docs/
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))
 
+doctor: $(ready) ## what is here: Python, torch, GPU, data, memory, disk, and how long it would train
+	@$(python) -m reproduce doctor
+
 check: $(ready) ## is this machine fit to train on: facts, every method beside the CPU, step times, runs side by side
 	@$(python) -m reproduce check $(if $(DEVICE),--device $(DEVICE))
 
-new-method: $(ready) ## a new method's folder: make new-method NAME=x
-	@$(python) -m reproduce new "$(NAME)"
+new-method: $(ready) ## a new method's folder: make new-method NAME=x KIND=activations|weights|network
+	@$(python) -m reproduce new "$(NAME)" $(if $(KIND),--kind $(KIND))
 
 architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
 	@$(python) docs/architecture.py
 
+references: $(ready) ## rewrite the tables of keys in docs/ and docs/schemas/*.json from the code
+	@$(python) docs/references.py
+
+docs: references ## build the documentation, strictly, into site/: open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@echo "page: site/index.html"
+
 clean: ## remove local results, caches and the environment; downloaded data stays
-	rm -rf runs $(venv) $(oldest) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs site $(venv) $(oldest) .pytest_cache .mypy_cache .ruff_cache .hypothesis

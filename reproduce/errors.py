@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 UNKNOWN_KEY = "unknown key"
+Location = tuple[int | str, ...]
+
+# What else people call a key; spelling mistakes need no entry.
+SYNONYMS = {
+    "activation_function": "activation",
+    "alpha": "strength",
+    "batch": "batch_size",
+    "beta": "strength",
+    "bs": "batch_size",
+    "coefficient": "strength",
+    "data": "dataset",
+    "decay": "weight_decay",
+    "gradient_clip": "clip",
+    "hidden_size": "width",
+    "hyperparameters": "params",
+    "l2": "weight_decay",
+    "lambda": "strength",
+    "license": "licence",
+    "lr": "learning_rate",
+    "lr_schedule": "schedule",
+    "n_epochs": "epochs",
+    "name": "title",
+    "normalize": "normalise",
+    "num_classes": "classes",
+    "num_epochs": "epochs",
+    "options": "model_options",
+    "optim": "optimizer",
+    "p": "dropout",
+    "penalty": "strength",
+    "rate": "learning_rate",
+    "scheduler": "schedule",
+    "seed": "seeds",
+    "url": "source",
+    "warmup": "warmup_steps",
+    "wd": "weight_decay",
+    "weight": "strength",
+}
 
 
 class UserError(Exception):
-    """An experiment, card, file or argument that cannot be used; the message is one line for the user."""
+    """An experiment, card, file or argument that cannot be used; the message is one line for the user.
+
+    ``location``: the key that it is about, below what was given; empty where it is about no key.
+    """
+
+    def __init__(self, message: str = "", location: Iterable[int | str] = ()) -> None:
+        super().__init__(message)
+        self.location: Location = tuple(location)
 
 
 @contextmanager
@@ -24,16 +70,68 @@ def errors_in(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
+@contextmanager
+def located(*keys: int | str) -> Iterator[None]:
+    """Note of a UserError that what was given stands below these keys."""
+    try:
+        yield
+    except UserError as error:
+        error.location = (*keys, *error.location)
+        raise
+
+
 class Misplaced(ValueError):
     """A broken rule between keys, and the key to look at."""
 
-    def __init__(self, location: tuple[int | str, ...], message: str) -> None:
+    def __init__(self, location: Location, message: str) -> None:
         super().__init__(message)
         self.location = location
 
 
-def first_problem(error: ValidationError, content: Any) -> tuple[list[int | str], str, int]:
-    """Where the problem to show lies, what it is, and how many there are."""
+def nearest(wanted: object, known: Iterable[str], at_most: int = 1) -> list[str]:
+    """The names that were probably meant, the nearest first: by what else they are called, or by spelling.
+
+    >>> nearest("lr", ["momentum", "learning_rate"]), nearest("widht", ["depth", "width"]), nearest("x", ["width"])
+    (['learning_rate'], ['width'], [])
+    """
+    names, asked = list(known), str(wanted)
+    meant = SYNONYMS.get(asked.lower())
+    if meant in names:
+        return [meant]
+    by_lower = {name.lower(): name for name in names}
+    return [by_lower[name] for name in difflib.get_close_matches(asked.lower(), by_lower, n=at_most)]
+
+
+def did_you_mean(wanted: object, known: Iterable[str], at_most: int = 1, shown: int | None = None) -> str:
+    """The names that were probably meant, or all that there are.
+
+    Args:
+        at_most: so many of those that were meant.
+        shown: so many of all; None: each.
+    """
+    names = list(known)
+    if near := nearest(wanted, names, at_most):
+        return f"did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - shown} more" if shown is not None and len(names) > shown else ""
+    return f"there are {', '.join(names[:shown]) or 'none'}{more}"
+
+
+def none_of(wanted: str, what: str, known: Iterable[str]) -> str:
+    """That a name is none of the known ones, which are listed, and which was probably meant."""
+    names = list(known)
+    near = nearest(wanted, names)
+    return f"{wanted!r} is none of {what} {', '.join(names)}{f': did you mean {near[0]}?' if near else ''}"
+
+
+def first_problem(
+    error: ValidationError, content: Any, model: type[BaseModel] | None = None
+) -> tuple[list[int | str], str, int]:
+    """Where the problem to show lies, what it is, and how many there are.
+
+    Args:
+        content: what was validated.
+        model: as what; of an unknown key, it says which one was probably meant.
+    """
     problems = error.errors()
     unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
     first = next(unknown, problems[0])  # a misspelled key is missing as well: say what was found
@@ -43,32 +141,100 @@ def first_problem(error: ValidationError, content: Any) -> tuple[list[int | str]
         return [*at, *cause.location], str(cause), len(problems)
     match first["type"]:
         case "extra_forbidden":
-            return at, UNKNOWN_KEY, len(problems)
+            known = fields_at(model, first["loc"][:-1]) if model is not None else []
+            near = nearest(first["loc"][-1], known)
+            return at, f"{UNKNOWN_KEY}: did you mean {near[0]}?" if near else UNKNOWN_KEY, len(problems)
         case "missing":
             return [*at, first["loc"][-1]], "missing key", len(problems)
+        case "tuple_type":
+            return at, _array_expected(first["input"], at), len(problems)
+        case "dict_type" | "model_type":
+            return at, f"expected a table, found {first['input']!r}", len(problems)
     found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
-    return at, first["msg"].removeprefix("Value error, ") + found, len(problems)
+    return at, first["msg"].removeprefix("Value error, ") + found + _choice_meant(first), len(problems)
 
 
-def explained(error: ValidationError, content: Any, owner: str, fields: Iterable[str]) -> str:
-    """The first problem of ``owner`` ("model 'mlp'"), which takes these fields, in one line.
+def explained(error: ValidationError, content: Mapping[str, Any], owner: str, model: type[BaseModel]) -> UserError:
+    """The first problem of ``owner`` ("model 'mlp'") in one line, and its location below ``content``.
 
     Args:
         error: what validating ``content`` raised.
         content: the values by name.
         owner: who was given them, as the line should call it.
-        fields: what the owner takes, for the reader who misspelled one.
+        model: what the owner takes, for the reader who misspelled a name.
     """
-    location, message, n_problems = first_problem(error, content)
+    location, message, n_problems = first_problem(error, content, model)
     key = ".".join(str(part) for part in location)
     more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
-    if message == UNKNOWN_KEY and len(location) == 1:
-        taken = ", ".join(fields) or "nothing"
-        return f"{owner} takes {taken} and no {key!r}, found {content[key]!r}{more}"
-    return f"{owner}: {f'{key}: ' if key else ''}{message}{more}"
+    if message.startswith(UNKNOWN_KEY) and len(location) == 1:
+        taken, meant = ", ".join(model.model_fields) or "nothing", message.removeprefix(UNKNOWN_KEY)
+        return UserError(f"{owner} takes {taken} and no {key!r}, found {content[key]!r}{meant}{more}", location)
+    return UserError(f"{owner}: {f'{key}: ' if key else ''}{message}{more}", location)
 
 
-def _location(named: tuple[int | str, ...], content: Any) -> list[int | str]:
+def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys that a table takes that lies there in a model: of all alternatives, where there are several."""
+    kinds: list[Any] = [model]
+    for part in location:
+        inside = [inner for kind in kinds for inner in _step(kind, part)]
+        kinds = inside or _alternatives(kinds, part)
+    tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return list(dict.fromkeys(name for table in tables for name in table.model_fields))
+
+
+def _step(kind: Any, part: int | str) -> list[Any]:
+    """What lies in an annotation under a key or place; nothing where pydantic's part is only the name of a choice."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _unwrapped(kind.model_fields[part].annotation) if part in kind.model_fields else []
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is dict:
+        return _unwrapped(inner[1])
+    return _unwrapped(inner[0]) if origin in (tuple, list) and isinstance(part, int) else []
+
+
+def _unwrapped(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _unwrapped(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [kind for inner in get_args(annotation) if inner is not NoneType for kind in _unwrapped(inner)]
+    return [annotation]
+
+
+def _alternatives(kinds: Sequence[Any], tag: int | str) -> list[Any]:
+    """Those that a choice is called after: by a field of theirs that takes nothing else."""
+    tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    named = [
+        table
+        for table in tables
+        if any(
+            get_origin(f.annotation) is Literal and get_args(f.annotation) == (tag,)
+            for f in table.model_fields.values()
+        )
+    ]
+    return named or list(kinds)
+
+
+def _array_expected(found: Any, location: Sequence[int | str]) -> str:
+    """``seeds = 3`` asks for three seeds; any other value, for an array of itself."""
+    key = next((part for part in reversed(location) if isinstance(part, str)), "")
+    counts = type(found) is int and key.endswith("seeds") and 0 < found <= 20
+    meant = list(range(found)) if counts else [found]
+    spelled = str(meant).replace("'", '"').replace("True", "true").replace("False", "false")
+    return f"expected an array, found {found!r}: write {key} = {spelled}"
+
+
+def _choice_meant(problem: Any) -> str:
+    """Of a word that is none of those that a key takes, the one that was probably meant."""
+    if problem["type"] != "literal_error" or not isinstance(problem["input"], str):
+        return ""
+    choices = problem["ctx"]["expected"].replace(" or ", ", ").split(", ")
+    near = nearest(problem["input"], [choice.strip("'") for choice in choices])
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _location(named: Location, content: Any) -> list[int | str]:
     """The keys that lead to the problem, without pydantic's own names for the alternatives of a union."""
     keys: list[int | str] = []
     for part in named:

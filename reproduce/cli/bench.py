@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reproduce.cli.campaign import DeviceOption
-from reproduce.cli.options import JsonOption, MethodsOption, RunsOption, chosen_methods
+from reproduce.cli.options import JsonOption, MethodsOption, RunsOption, chosen_methods, say_at_once
 
 if TYPE_CHECKING:
     from reproduce.bench.measure import Row
@@ -25,6 +25,7 @@ def bench(
     methods: MethodsOption = None,
 ) -> None:
     """Time every method's step against vanilla's, and the loop against bare steps."""
+    say_at_once("loading torch; then a method's rows once all its steps are timed, in a minute or so")
     from reproduce.bench.measure import as_json as bench_json
     from reproduce.bench.measure import bench as measure
     from reproduce.bench.measure import machine

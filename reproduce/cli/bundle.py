@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reproduce.cli.options import DataOption, MethodsOption, RunsOption, data_root
+from reproduce.cli.options import DataOption, MethodsOption, RunsOption, as_typed, data_root, say_at_once
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import read_card
 from reproduce.experiment.folder import ROOT, WORKING_FOLDER, methods_outside
@@ -57,6 +57,8 @@ def bundle(
     What is sealed here goes along as a pack, and is not trained again.
     """
     from reproduce.cli.campaign import check_options_of_run, planned_runs
+
+    say_at_once("reading experiments, collecting code, packages and data")
     from reproduce.cli.chosen import EVIDENCE, chosen_experiments
     from reproduce.cli.wheels import IMAGE_HAS, PLATFORMS, download, lacking
     from reproduce.results.pack import write_packs
@@ -67,7 +69,7 @@ def bundle(
     experiments = chosen_experiments(chosen["method"], chosen["scale"], chosen["only"])
     planned = planned_runs(experiments, chosen["seeds"], data, chosen["arms"], chosen["tasks"])
     if not planned:
-        raise UserError(f"run {shlex.join(context.args)}: nothing to train: `python -m reproduce list` shows what is")
+        raise UserError(f"run {shlex.join(context.args)}: nothing to train: `{as_typed()} list` shows what is")
     source = current_source()
     python = python_version or f"{sys.version_info.major}.{sys.version_info.minor}"
     if output.exists():

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reproduce.cli.options import DataOption, JsonOption, MethodsOption, data_root
+from reproduce.cli.options import DataOption, JsonOption, MethodsOption, data_root, say_at_once
 from reproduce.errors import UserError
 from reproduce.experiment.folder import WORKING_FOLDER, find_method
 
@@ -28,6 +28,7 @@ def calibrate(
     methods: MethodsOption = None,
 ) -> None:
     """Compare the gradient of a penalty with that of the task, early in training, for a range of strengths."""
+    say_at_once(f"loading torch; then {steps} steps at each strength")
     from reproduce.cli.terminal import calibration_table, console
     from reproduce.training import calibrate as measure
     from reproduce.training.run import torch_device

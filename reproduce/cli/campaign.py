@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reproduce.cli.options import data_root
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder
 from reproduce.experiment.schema import Experiment, parse_seeds
 from reproduce.results.record import Result
@@ -258,18 +257,10 @@ def _named(option: str, text: str, known: set[str]) -> set[str] | None:
     if text and not names:
         raise UserError(f"{option} {text!r}: expected names, comma-separated; leave it out for all")
     for name in sorted(names - known):
-        near = difflib.get_close_matches(name, sorted(known))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(sorted(known))}"
+        hint = did_you_mean(name, sorted(known), at_most=3, shown=12)
         raise UserError(f"{option} {name!r}: no chosen experiment has one of this name: {hint}")
     return names or None
 
 
 def _names(text: str) -> set[str] | None:
     return {name.strip() for name in text.split(",") if name.strip()} or None
-
-
-def _some(names: list[str], at_most: int = 12) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more

@@ -12,7 +12,7 @@ import typer
 
 from reproduce.cli.campaign import DeviceOption
 from reproduce.cli.estimates import in_file_names
-from reproduce.cli.options import JsonOption, MethodsOption, chosen_methods
+from reproduce.cli.options import JsonOption, MethodsOption, chosen_methods, say_at_once
 from reproduce.results.record import device_kind
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def check(
     methods: MethodsOption = None,
 ) -> None:
     """Facts of a device, every method beside the CPU, eager beside captured steps, step times, runs side by side."""
+    say_at_once("loading torch, looking at the device")
     from reproduce.bench.check import check as findings_by_part
     from reproduce.cli.check_tables import tables_of
     from reproduce.cli.terminal import console

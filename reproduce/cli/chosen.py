@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 from pathlib import Path
 from typing import get_args
 
-from reproduce.cli.options import chosen_methods
-from reproduce.errors import UserError
+from reproduce.cli.options import as_typed, chosen_methods
+from reproduce.errors import UserError, did_you_mean, nearest
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.index import read_briefly
@@ -19,7 +18,6 @@ from reproduce.results.store import read_results
 REPORTS = WORKING_FOLDER / "reports"
 EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
-NOTHING_PLANNED = "{method} has no experiments at scale {scale}: `python -m reproduce list` shows those it has"
 
 
 def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
@@ -29,7 +27,7 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
         UserError: unknown method or scale, or a name or pattern in `only` that no experiment has.
     """
     if scale is not None and scale not in SCALES:
-        raise UserError(f"unknown scale {scale!r}: use quick, reduced or paper")
+        raise UserError(f"unknown scale {scale!r}: {did_you_mean(scale, SCALES)}")
     experiments = {folder: folder.experiments() for folder in chosen_methods(method).values()}
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
     if not patterns:
@@ -40,8 +38,10 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
     known = list(dict.fromkeys(name for found in experiments.values() for name in found))
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
-            near = difflib.get_close_matches(pattern, known)
-            all_of_one = "`reproduce list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
+            near = nearest(pattern, known, at_most=3)
+            all_of_one = (
+                f"`{as_typed()} list` names them" if method == "all" else f"it has {', '.join(known) or 'none'}"
+            )
             hint = f"did you mean {' or '.join(near)}?" if near else all_of_one
             lacking = "no method has an" if method == "all" else f"method {method} has no"
             raise UserError(f"{lacking} experiment {pattern!r}: {hint}")
@@ -50,6 +50,11 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
         for folder, found in experiments.items()
     }
     return {folder: found for folder, found in chosen.items() if found}
+
+
+def nothing_planned(method: str, scale: str) -> str:
+    """What to say where a method has nothing at a scale."""
+    return f"{method} has no experiments at scale {scale}: `{as_typed()} list` shows those it has"
 
 
 def experiments_known() -> dict[str, dict[str, Experiment]]:

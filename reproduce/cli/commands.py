@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import platform
 from typing import Annotated
 
 import typer
 
+from reproduce import __version__
 from reproduce.cli.bench import bench
 from reproduce.cli.bundle import ACCEPT_OPTIONS_OF_RUN, bundle
 from reproduce.cli.calibrate import calibrate
 from reproduce.cli.campaign import ORDER
 from reproduce.cli.check import check
 from reproduce.cli.chosen import SCALES
-from reproduce.cli.new import new
+from reproduce.cli.doctor import doctor
+from reproduce.cli.new import KINDS, new
 from reproduce.cli.options import JsonOption, MethodsOption, one_line_errors
 from reproduce.cli.pack import pack, unpack
 from reproduce.cli.plan import HELP as PLAN_HELP
@@ -21,18 +24,33 @@ from reproduce.cli.plan import plan
 from reproduce.cli.report import publish, report
 from reproduce.cli.run import HELP as RUN_HELP
 from reproduce.cli.run import run
+from reproduce.cli.schema import schema
 from reproduce.cli.status import status
 from reproduce.experiment.folder import all_methods
 
 # `list`, `status` and `new` answer at once: what trains and what draws is imported by the commands that do so.
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Reproduce published ways of regularizing activations, and judge their claims. In a checkout, reports/ and "
     "data/ are its own; where the package is installed, they are made in the current folder, as runs/ always is.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"reproduce {__version__} (Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("list")
@@ -41,15 +59,15 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
     """The methods and their experiments."""
     from reproduce.cli.terminal import print_entry
 
-    rows = [
-        {
-            "method": folder.name,
-            "title": folder.title,
-            "experiments": {n: e.scale for n, e in folder.experiments().items()},
-        }
-        for folder in all_methods().values()
-    ]
     if as_json:
+        rows = [
+            {
+                "method": folder.name,
+                "title": folder.title,
+                "experiments": {n: e.scale for n, e in folder.experiments().items()},
+            }
+            for folder in all_methods().values()
+        ]
         print(json.dumps(rows, indent=1))
         return
     for folder in all_methods().values():
@@ -68,20 +86,25 @@ app.command()(one_line_errors(report))
 app.command()(one_line_errors(publish))
 app.command()(one_line_errors(bench))
 app.command()(one_line_errors(check))
+app.command()(one_line_errors(doctor))
 app.command()(one_line_errors(calibrate))
 app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
 app.command()(one_line_errors(pack))
 app.command()(one_line_errors(unpack))
+app.command()(one_line_errors(schema))
 
 
 @app.command("new")
 @one_line_errors
 def new_method(
     name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help=f"What it acts on: {', '.join(KINDS)}.", autocompletion=lambda: list(KINDS))
+    ] = KINDS[0],
     methods: MethodsOption = None,
 ) -> None:
     """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
-    new(name)
+    new(name, kind)
 
 
 def main() -> None:

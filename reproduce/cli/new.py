@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import keyword
+import os
 import pkgutil
 import re
 import shutil
@@ -13,10 +14,14 @@ import tempfile
 from pathlib import Path
 
 import reproduce
-from reproduce.errors import UserError
+from reproduce.cli.options import as_typed
+from reproduce.errors import UserError, did_you_mean
 from reproduce.experiment.folder import METHODS, MORE_METHODS, ROOT, WORKING_FOLDER, methods_outside
 
 TEMPLATE = "_template"
+SCHEMA_HINT = "#:schema "  # begins the first line of a TOML file
+KINDS = ("activations", "weights", "network")  # what a method acts on
+OTHER_KINDS = "kinds"
 # A method's name is that of a folder, a package, a page and a word of the command line: it may hide none of these.
 TAKEN = {
     "the command line's word for every method": {"all"},
@@ -29,14 +34,20 @@ TAKEN = {
 }
 
 
-def create_method(name: str, methods: Path = METHODS, template: Path | None = None) -> Path:
+def create_method(name: str, methods: Path = METHODS, template: Path | None = None, kind: str = KINDS[0]) -> Path:
     """Copy the template to a folder of this name in ``methods``, put the name in, and return the folder.
 
     Hyphens become underscores. The folder appears complete or not at all.
 
+    Args:
+        kind: what the method acts on, one of KINDS: the template's own files are of the first, and those that another
+            kind has in their place lie in its folder of ``kinds``.
+
     Raises:
-        UserError: a name that cannot be a module's, that is another thing's already, or no template to copy.
+        UserError: a name that cannot be a module's, that is another thing's already, an unknown kind, or no template.
     """
+    if kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}: {did_you_mean(kind, KINDS)}")
     chosen = name.strip().replace("-", "_")
     if not chosen:
         raise UserError("a new method needs a name: make new-method NAME=my_method")
@@ -56,23 +67,36 @@ def create_method(name: str, methods: Path = METHODS, template: Path | None = No
     if not template.is_dir():
         raise UserError(f"{template}: the template to copy is missing")
     with tempfile.TemporaryDirectory(dir=methods, prefix="_new_") as temporary:
-        copy = Path(shutil.copytree(template, Path(temporary) / chosen, ignore=shutil.ignore_patterns("__pycache__")))
+        ignored = shutil.ignore_patterns("__pycache__", OTHER_KINDS)
+        copy = Path(shutil.copytree(template, Path(temporary) / chosen, ignore=ignored))
+        if kind != KINDS[0]:
+            shutil.copytree(template / OTHER_KINDS / kind, copy, ignore=ignored, dirs_exist_ok=True)
+            (copy / "tests.py").replace(copy / "test_method.py")  # called otherwise there, so that pytest passes it by
         for path in copy.rglob("*.*"):
-            path.write_text(path.read_text("utf-8").replace(TEMPLATE, chosen), "utf-8")
+            text = path.read_text("utf-8").replace(TEMPLATE, chosen)
+            path.write_text(_with_schema_in_reach(text, folder / path.relative_to(copy)), "utf-8")
         copy.rename(folder)
     return folder
 
 
-def new(name: str) -> None:
+def _with_schema_in_reach(text: str, path: Path) -> str:
+    """A file's text without the schema that its first line names to editors, where none is there from its place."""
+    first, _, rest = text.partition("\n")
+    hint = first.removeprefix(SCHEMA_HINT)
+    reached = os.path.normpath(path.parent / hint)  # resolved as text: the folder is not there yet
+    return rest if hint != first and not os.path.isfile(reached) else text
+
+
+def new(name: str, kind: str = KINDS[0]) -> None:
     """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
     methods = methods_outside() or WORKING_FOLDER / METHODS.name
     methods.mkdir(exist_ok=True)
-    folder = create_method(name, methods, METHODS / TEMPLATE)
+    folder = create_method(name, methods, METHODS / TEMPLATE, kind)
     print(f"made {folder}: an example that runs, to be replaced file by file")
     if methods == METHODS:
         print(f"check it: .venv/bin/pytest methods/{folder.name} tests/contract -k {folder.name}")
         print(f"train it: make reproduce-{folder.name}")
     else:
         tests = f" tests/contract -k {folder.name}" if WORKING_FOLDER == ROOT else ""
-        print(f"check it: {MORE_METHODS}={methods} python -m pytest {folder}{tests}")
-        print(f"train it: python -m reproduce run {folder.name} --methods {methods}")
+        print(f"check it: {MORE_METHODS}={methods} {sys.executable} -m pytest {folder}{tests}")
+        print(f"train it: {as_typed()} run {folder.name} --methods {methods}")

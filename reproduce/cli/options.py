@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +18,6 @@ from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods,
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.")]
 ScaleOption = Annotated[str, typer.Option("--scale", help="quick, reduced or paper.")]
 SeedsOption = Annotated[
     str, typer.Option("--seeds", help="'0,1,2', or '5' for the first five; default: as the experiment says.")
@@ -29,6 +30,46 @@ OnlyOption = Annotated[
     str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def method_names(typed: str) -> list[str]:
+    """For the shell's completion: methods whose names begin so, with hyphens where hyphens are typed, and "all"."""
+    names = [name.replace("_", "-") if "-" in typed else name for name in all_methods()]
+    return [name for name in (*names, "all") if name.startswith(typed)]
+
+
+MethodName = Annotated[str, typer.Argument(help="A method's name, or 'all'.", autocompletion=method_names)]
+
+
+def as_typed() -> str:
+    """How this command line was called, so that a hint can be typed as it stands: ``.venv/bin/reproduce``."""
+    script = Path(sys.argv[0])
+    if script.name != "__main__.py" and script.name == "reproduce":
+        return _as_found(str(script))
+    return f"{_as_found(sys.executable)} -m reproduce"
+
+
+def _as_found(program: str) -> str:
+    """Its name where the shell finds it by that, else its path, from the current folder where it lies below."""
+    path = Path(program).absolute()
+    if shutil.which(path.name) == str(path):
+        return path.name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """On a terminal, say what takes seconds; the line is gone when it is done."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def say_at_once(what: str) -> None:
+    """On a terminal, a line about what takes long before it prints anything."""
+    if sys.stderr.isatty():
+        print(what, file=sys.stderr, flush=True)
 
 
 def chosen_methods(name: str) -> dict[str, MethodFolder]:

@@ -24,7 +24,7 @@ from reproduce.cli.campaign import (
     settings_of,
     workers_on,
 )
-from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results, local_results
+from reproduce.cli.chosen import chosen_experiments, committed_results, local_results, nothing_planned
 from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.options import (
     DataOption,
@@ -35,6 +35,7 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    waiting,
 )
 from reproduce.results.memory import collector_paused
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from reproduce.training.plan import PlannedRun
 
 HELP = f"The runs that would be trained, what is sealed already, and the estimated time. {ORDER}"
+
+
+LONG = 20  # rows, of which the sums at the head are said again at the end
 
 
 @collector_paused()
@@ -65,15 +69,16 @@ def plan(
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
-    from reproduce.cli.terminal import print_plan
-    from reproduce.training.plan import most_valuable_first
-
     allowed = parse_budget(budget)
-    experiments = chosen_experiments(method, scale, only)
-    sealed, _ = local_results(runs, briefly=True)
-    planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
+    with waiting("reading experiments, loading torch"):
+        from reproduce.cli.terminal import print_plan
+        from reproduce.training.plan import most_valuable_first
+
+        experiments = chosen_experiments(method, scale, only)
+        sealed, _ = local_results(runs, briefly=True)
+        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
-        print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
+        print(nothing_planned(method, scale), file=sys.stderr)
     in_order = planned
     have = [*sealed, *committed_results()]
     ids = {result.id for result in sealed}
@@ -89,15 +94,16 @@ def plan(
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
+    sums = [f"{len(rows)} runs, {len(missing)} to train", *time_lines(missing, timer, workers.how.jobs)]
+    if starting is not None:
+        sums.append(_in_budget(len(starting), budget, [estimated[run.id] for run in missing], workers.how.jobs))
+    print("\n".join(sums), end="\n\n")
     print_plan(rows)
     _print_experiments(in_order, ids, timer)
     for line in claims_outlook(experiments, have, seeds):
         print(line)
-    print(f"{len(rows)} runs, {len(missing)} to train")
-    for line in time_lines(missing, timer, workers.how.jobs):
-        print(line)
-    if starting is not None:
-        print(_in_budget(len(starting), budget, [estimated[run.id] for run in missing], workers.how.jobs))
+    if len(rows) > LONG:  # the first lines have left the screen
+        print("\n".join(["", *sums]))
 
 
 def _starting(

@@ -22,6 +22,7 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    say_at_once,
 )
 from reproduce.cli.unchanged import Report, digests, remember, sources, unchanged
 from reproduce.errors import UserError
@@ -74,6 +75,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _new_report(method: str, results: Path, files: list[Path], output: Path, made_of: str) -> Report:
+    say_at_once(f"reading {len(files)} Results, and drawing what changed")
     from reproduce.cli.pages import write_pages
     from reproduce.report.drawings import processors
     from reproduce.report.evidence import beside_pages, found_in

@@ -29,11 +29,11 @@ from reproduce.cli.campaign import (
     workers_on,
 )
 from reproduce.cli.chosen import (
-    NOTHING_PLANNED,
     chosen_experiments,
     committed_results,
     experiments_known,
     local_results,
+    nothing_planned,
 )
 from reproduce.cli.estimates import Timer, agenda_of, known_times, too_short
 from reproduce.cli.options import (
@@ -45,6 +45,7 @@ from reproduce.cli.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    waiting,
 )
 from reproduce.errors import UserError
 from reproduce.results.record import Result
@@ -80,18 +81,19 @@ def run(
     started = time.monotonic()
     allowed = parse_budget(budget)  # before anything is loaded
     _check_looks(until_decided, max_seeds, seeds)
-    from reproduce.cli.pages import write_pages
-    from reproduce.cli.run_json import answer
-    from reproduce.report.evidence import in_runs
-    from reproduce.training.plan import most_valuable_first
+    with waiting("reading experiments, loading torch"):
+        from reproduce.cli.pages import write_pages
+        from reproduce.cli.run_json import answer
+        from reproduce.report.evidence import in_runs
+        from reproduce.training.plan import most_valuable_first
 
-    check_copy()
-    workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
-    experiments = chosen_experiments(method, scale, only)
-    sealed, damaged = local_results(runs)
-    planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
+        check_copy()
+        workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
+        experiments = chosen_experiments(method, scale, only)
+        sealed, damaged = local_results(runs)
+        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
-        print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
+        print(nothing_planned(method, scale), file=sys.stderr)
     asked = allowed is not None or any(run.published for run in planned)  # of what stands: it takes a second
     evidence = committed_results() if asked else []
     ids = {result.id for result in sealed}

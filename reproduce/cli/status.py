@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reproduce.cli.chosen import NOTHING_PLANNED, chosen_experiments, committed_results
+from reproduce.cli.chosen import chosen_experiments, committed_results, nothing_planned
 from reproduce.cli.coverage import state_of
-from reproduce.cli.options import DataOption, JsonOption, MethodsOption, OnlyOption, RunsOption, SeedsOption, data_root
+from reproduce.cli.options import (
+    DataOption,
+    JsonOption,
+    MethodsOption,
+    OnlyOption,
+    RunsOption,
+    SeedsOption,
+    data_root,
+    waiting,
+)
 from reproduce.errors import UserError
 from reproduce.experiment.schema import parse_seeds
 from reproduce.results.index import read_briefly
@@ -60,12 +69,14 @@ def status(
     parse_seeds(seeds)  # before anything is read
     root = data_root(data)
     looks = Looks(runs)
-    covered = Covered(method, scale or "quick", seeds, only, str(root or ""), looks) if method else None
     if watch:
+        covered = Covered(method, scale or "quick", seeds, only, str(root or ""), looks) if method else None
         _watch(looks, covered, every or USUAL_WAIT)
         return
-    looks.again()
-    rows = covered.again() if covered else None
+    with waiting("reading experiments and Results"):
+        looks.again()
+        covered = Covered(method, scale or "quick", seeds, only, str(root or ""), looks) if method else None
+        rows = covered.again() if covered else None
     if as_json:
         print(json.dumps(_content(looks, rows), indent=1))
         return
@@ -128,7 +139,7 @@ class Covered:
         self._left: list[PlannedRun] = []
         self._timer: Timer | None = None
         if not any(self._experiments.values()):
-            print(NOTHING_PLANNED.format(method=method, scale=scale), file=sys.stderr)
+            print(nothing_planned(method, scale), file=sys.stderr)
 
     def again(self) -> list[Coverage]:
         from reproduce.cli.coverage import TO_TRAIN, coverage, states_of

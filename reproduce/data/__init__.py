@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from reproduce.data.csv_tables import load_csv
+from reproduce.data.image_folders import load_image_folder
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
 from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
@@ -28,6 +31,14 @@ __all__ = [
 
 Data = ImageData | WordData | TableData
 
+LOADERS: Mapping[str, Callable[[DatasetCard, Path | None, Path], Data]] = {
+    **IMAGE_FORMATS,
+    "image_folder": load_image_folder,
+    **TABLE_FORMATS,
+    "csv": load_csv,
+    **WORD_FORMATS,
+}
+
 
 def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Data:
     """Load a dataset by the name of its card.
@@ -49,8 +60,4 @@ def load_card(card: DatasetCard, root: Path | None = None, cache: Path = Path("d
     root = root.expanduser() if root is not None else None
     if root is not None and not root.is_dir():
         raise DataError(f"{root}: the data folder does not exist")
-    if card.format in IMAGE_FORMATS:
-        return IMAGE_FORMATS[card.format](card, root, cache)
-    if card.format in TABLE_FORMATS:
-        return TABLE_FORMATS[card.format](card, root, cache)
-    return WORD_FORMATS[card.format](card, root, cache)
+    return LOADERS[card.format](card, root, cache)

@@ -25,6 +25,7 @@ from reproduce.data.sources import (
     missing,
     obtain,
     one_line,
+    permutation,
     unwritable,
     verify,
     writable,
@@ -72,7 +73,7 @@ def load_idx(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
             _drop_unless_unpacked_from(cache / pattern)
         parts = _torchvision(card, root, cache, cache, lambda train: checked(str(cache), train=train, download=True))
     arrays = {split: (part.data.unsqueeze(1), part.targets) for split, part in parts.items()}
-    return _checked(card, arrays, found)
+    return checked_images(card, arrays, found)
 
 
 def load_cifar(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
@@ -102,7 +103,7 @@ def load_cifar(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
                 card, root, cache, cache, lambda train: checked(str(cache), train=train, download=True)
             )
     arrays = {split: (part.data.transpose(0, 3, 1, 2), part.targets) for split, part in parts.items()}
-    return _checked(card, arrays, found)
+    return checked_images(card, arrays, found)
 
 
 def load_svhn(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
@@ -117,7 +118,7 @@ def load_svhn(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
         return checked(str(folder), split="train" if train else "test", download=not found)
 
     parts = _torchvision(card, root, cache, folder, make)
-    return _checked(card, {split: (part.data, part.labels) for split, part in parts.items()}, found)
+    return checked_images(card, {split: (part.data, part.labels) for split, part in parts.items()}, found)
 
 
 def load_parquet(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
@@ -132,7 +133,7 @@ def load_parquet(card: DatasetCard, root: Path | None, cache: Path) -> ImageData
         for pattern, paths in found.files.items():
             if split := card.files[pattern].split:
                 arrays[split] = _decoded(card, split, paths, cache)
-    return _checked(card, arrays, found)
+    return checked_images(card, arrays, found)
 
 
 def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
@@ -140,8 +141,7 @@ def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
     table = np.loadtxt(digits_file(), delimiter=",")  # as `sklearn.datasets.load_digits` reads it
     images = (table[:, :-1].reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
     labels = table[:, -1].astype(int)
-    # argsort of raw words: unlike `permutation`, their stream is the same in every version of numpy
-    order = np.argsort(np.random.PCG64(card.split_seed).random_raw(len(images)), kind="stable")
+    order = permutation(card.split_seed, len(images))
     arrays: dict[Split, tuple[Any, Any]] = {}
     start = 0
     for split in get_args(Split):
@@ -150,7 +150,7 @@ def load_digits(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:
         arrays[split] = (images[chosen], labels[chosen])
         if card.pixels.get(split, found := _pixels(images[chosen])) != found:
             raise DataError(f"{card.name}: {split} pixels have sha256 {found}, expected {card.pixels[split]}")
-    return _checked(card, arrays, f"embedded: scikit-learn {importlib.metadata.version('scikit-learn')}")
+    return checked_images(card, arrays, f"embedded: scikit-learn {importlib.metadata.version('scikit-learn')}")
 
 
 def _torchvision_class(card: DatasetCard, constants: dict[str, Any] | None = None) -> Any:
@@ -261,7 +261,9 @@ def _pixels(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
-def _checked(card: DatasetCard, arrays: dict[Split, tuple[Any, Any]], origin: LocalFiles | str | None) -> ImageData:
+def checked_images(
+    card: DatasetCard, arrays: dict[Split, tuple[Any, Any]], origin: LocalFiles | str | None
+) -> ImageData:
     """Counts, shape and labels against the card.
 
     Raises:
@@ -270,7 +272,7 @@ def _checked(card: DatasetCard, arrays: dict[Split, tuple[Any, Any]], origin: Lo
     parts: dict[Split, Images] = {}
     for split, (images, labels) in arrays.items():
         part = Images(torch.as_tensor(images).contiguous(), torch.as_tensor(labels, dtype=torch.int64))
-        expected = (card.splits[split], *(card.shape or ()))
+        expected = (card.splits.get(split, len(part.labels)), *(card.shape or ()))
         if tuple(part.images.shape) != expected or len(part.labels) != expected[0]:
             found = f"{tuple(part.images.shape)} with {len(part.labels)} labels"
             raise DataError(f"{card.name}: {split} images are {found}, expected {expected}; {card.get}")

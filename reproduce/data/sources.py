@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock
 
 from reproduce.experiment.dataset_card import DataError, DatasetCard, File, matches
@@ -177,3 +178,8 @@ def link(source: Path, target: Path) -> None:
 
 def _folders(root: Path | None, cache: Path) -> list[Path]:
     return [cache] if root is None else [root, cache]
+
+
+def permutation(seed: int | None, length: int) -> np.ndarray:
+    """Argsort of raw words: unlike `permutation`, their stream is the same in every version of numpy."""
+    return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")

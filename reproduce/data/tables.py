@@ -115,7 +115,7 @@ def _read_rows(card: DatasetCard, expected: Table, classes: int, path: Path) -> 
         table = np.loadtxt(path, skiprows=1, ndmin=2)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a table of numbers ({error}); {card.get}") from error
-    if table.shape != (expected.rows, expected.features + 2):
+    if (table.shape[0], table.shape[1] - 2) != (expected.rows, expected.features):
         found = f"{table.shape[0]} rows of {table.shape[1] - 2} features"
         raise DataError(f"{path}: {found}, expected {expected.rows} of {expected.features}; {card.get}")
     if not np.isfinite(table).all():
@@ -138,14 +138,14 @@ def _read_folds(card: DatasetCard, expected: Table, path: Path, labels: np.ndarr
         raise DataError(f"{path}: {len(lines)} lines, expected two for each of {expected.folds} folds; {card.get}")
     folds = []
     for number, (outside, inside) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
-        if not np.array_equal(np.sort(np.concatenate([outside, inside])), np.arange(expected.rows)):
+        if not np.array_equal(np.sort(np.concatenate([outside, inside])), np.arange(len(labels))):
             raise DataError(f"{path}: fold {number} does not hold each of {expected.rows} rows once; {card.get}")
-        held_out = _last_of_each_class(labels[outside])
+        held_out = last_of_each_class(labels[outside])
         folds.append(Fold(*(torch.from_numpy(part) for part in (inside, outside[held_out], outside[~held_out]))))
     return tuple(folds)
 
 
-def _last_of_each_class(labels: np.ndarray) -> np.ndarray:
+def last_of_each_class(labels: np.ndarray) -> np.ndarray:
     """Which rows are among the last fifth of their class, in the order given."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -35,19 +35,26 @@ class WordData:
 
 
 def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
-    """Plain text files, one for each split; the vocabulary is that of all splits, in order of appearance.
+    """Plain text files, one for each split, or one whose lines are cut 80/10/10 in order.
+
+    The vocabulary is that of all splits, in order of appearance; with a minimum_count above 1, that of train, and words
+    that are rarer there are <unk>.
 
     Raises:
         DataError: a file is missing, damaged, or gives other token or vocabulary counts than the card's.
     """
-    found = obtain(card, root, cache, _write_lines(card.columns[0]))
+    found = obtain(card, root, cache, _write_lines(card.columns[0] if card.columns else ""))
     words: dict[Split, list[str]] = {}
     for pattern, (path,) in found.files.items():
-        split = card.files[pattern].split
         try:
-            words[split] = _split_words(path.read_text("utf-8"))  # type: ignore[index]  # the card sees to it
+            text = path.read_text("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {card.get}") from error
+        split = card.files[pattern].split
+        words |= {split: _split_words(text)} if split else _cut(path, text)
+    if card.words and card.words.minimum_count > 1:
+        words, vocabulary = _without_rare(words, card.words.minimum_count)
+        return _indexed(card, words, vocabulary, found.origin)
     every = [word for split in get_args(Split) for word in words.get(split, ())]
     return _indexed(card, words, tuple(dict.fromkeys(every)), found.origin)
 
@@ -65,12 +72,26 @@ def load_topics(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
         seen.update(part)
         text = "".join(f"{paragraph}\n\n" for paragraph in part)
         words[split] = _split_words("\n".join(" ".join(_TOKEN.findall(line)) for line in text.split("\n")))
+    kept, vocabulary = _without_rare(words, card.words.minimum_count if card.words else 1)
+    return _indexed(card, kept, vocabulary, f"embedded: pydoc_data.topics of Python {python_version()}")
+
+
+def _cut(path: Path, text: str) -> dict[Split, list[str]]:
+    """The lines of one file: eight tenths to train on, a tenth each for validation and test."""
+    lines = text.splitlines(keepends=True)
+    ends = [round(len(lines) * end) for end in (0.0, 0.8, 0.9, 1.0)]
+    parts = {split: "".join(lines[ends[i] : ends[i + 1]]) for i, split in enumerate(get_args(Split))}
+    if not all(parts.values()):
+        raise DataError(f"{path}: {len(lines)} lines are too few to cut 80/10/10: expected 10 or more")
+    return {split: _split_words(part) for split, part in parts.items()}
+
+
+def _without_rare(words: dict[Split, list[str]], minimum: int) -> tuple[dict[Split, list[str]], tuple[str, ...]]:
+    """Words that train has fewer than ``minimum`` times become <unk>; and the vocabulary, that of train."""
     counts = Counter(words["train"])
-    minimum = card.words.minimum_count if card.words else 1
     known = {word for word, count in counts.items() if count >= minimum} | {END, UNKNOWN}
     kept = {split: [w if w in known else UNKNOWN for w in part] for split, part in words.items()}
-    vocabulary = tuple(dict.fromkeys([*kept["train"], UNKNOWN]))
-    return _indexed(card, kept, vocabulary, f"embedded: pydoc_data.topics of Python {python_version()}")
+    return kept, tuple(dict.fromkeys([*kept["train"], UNKNOWN]))
 
 
 _RULER = re.compile(r"\s*([^\w\s])\1{2,}\s*")  # an underlined heading's second line

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from reproduce.errors import Misplaced
+from reproduce.errors import UNKNOWN_KEY, Misplaced, did_you_mean
 from reproduce.experiment.published import Published
 from reproduce.experiment.schema import Arm, Claim, Experiment, Scalar, TaskSpec
 from reproduce.experiment.toml import Strict, TomlFile, open_toml
@@ -27,12 +27,12 @@ COLUMN = "matrix_"  # how the names of those workloads begin that are columns of
 class Share(Strict):
     """What one method adds to a workload. All else, its task, recipe, seeds and baseline, is one for all methods."""
 
-    arms: dict[str, Arm] = Field(min_length=1)
-    title: str = ""  # this and the two below: the workload's own where it is left out
-    question: str = ""
-    source: str = Field(default="", min_length=1)
-    deviations: tuple[str, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    arms: dict[str, Arm] = Field(min_length=1, description="By name: what the method adds beside the baseline.")
+    title: str = Field(default="", description="What pages call it. Left out: as the workload.")
+    question: str = Field(default="", description="What it asks. Left out: as the workload.")
+    source: str = Field(default="", min_length=1, description="The table of the paper. Left out: as the workload.")
+    deviations: tuple[str, ...] = Field(default=(), description="How this differs from the paper, one sentence each.")
+    claims: tuple[Claim, ...] = Field(default=(), description="What the paper states, each with its address.")
 
 
 def read_experiment(path: Path, workloads: Path = WORKLOADS) -> Experiment:
@@ -78,7 +78,7 @@ def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Expe
 
 def _workload(file: TomlFile, where: tuple[str, ...], name: Any, known: Mapping[str, Experiment]) -> Experiment:
     if not isinstance(name, str) or name not in known:
-        raise file.error(where, f"unknown workload {name!r}: there are {', '.join(known) or 'none'}")
+        raise file.error(where, f"unknown workload {name!r}: {did_you_mean(name, known)}")
     return known[name]
 
 
@@ -96,7 +96,7 @@ def _join(file: TomlFile, where: tuple[str, ...], own: Any, workload: Experiment
 def _experiment(file: TomlFile) -> Experiment:
     content = dict(file.content)
     if "axes" in content:
-        raise file.error(("axes",), "unknown key")  # it is found here, never given
+        raise file.error(("axes",), UNKNOWN_KEY)  # it is found here, never given
     published = file.parse(Published, content.pop("published"), ("published",)) if "published" in content else None
     if isinstance(content.get("tasks"), dict):
         content["tasks"], content["axes"] = _spanned(file, content["tasks"])
@@ -110,6 +110,16 @@ def _experiment(file: TomlFile) -> Experiment:
     return experiment.model_copy(update={"claims": (*claims, *experiment.claims)})
 
 
+def tasks_spanned(table_name: str, table: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The names of the tasks that a table stands for, and the values of each on its axes; none for a plain task."""
+    given = table if isinstance(table, dict) else {}
+    arrays = {key: values for key, values in given.items() if isinstance(values, tuple)}
+    if not arrays:
+        return [(table_name, {})]
+    points = [dict(zip(arrays, values, strict=True)) for values in itertools.product(*arrays.values())]
+    return [("_".join(str(v).removeprefix(f"{table_name}_") for v in point.values()), point) for point in points]
+
+
 def _spanned(file: TomlFile, tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Scalar]]]:
     """The tasks that tables stand for, and the values of those with axes.
 
@@ -120,17 +130,14 @@ def _spanned(file: TomlFile, tables: dict[str, Any]) -> tuple[dict[str, Any], di
     axes: dict[str, dict[str, Scalar]] = {}
     for table_name, table in tables.items():
         given = table if isinstance(table, dict) else {}
-        arrays = {key: values for key, values in given.items() if isinstance(values, tuple)}
-        for key, values in arrays.items():
-            if not values:
+        for key, values in given.items():
+            if values == ():
                 raise file.error(("tasks", table_name, key), "an axis without a value")
-        for values in itertools.product(*arrays.values()):
-            name, task = table_name, table
-            if arrays:
-                point = dict(zip(arrays, values, strict=True))
+        for name, point in tasks_spanned(table_name, table):
+            task = table
+            if point:
                 task = file.parse(TaskSpec, {**given, **point}, ("tasks", table_name))
                 named = {k: v.removeprefix(f"{table_name}_") if isinstance(v, str) else v for k, v in point.items()}
-                name = "_".join(str(value) for value in named.values())
                 axes[name] = named
             if name in tasks:
                 raise file.error(("tasks", table_name), f"two tasks are called {name!r}")

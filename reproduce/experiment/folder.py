@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from reproduce.errors import UserError, explained
+from reproduce.errors import UserError, did_you_mean, explained
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
 from reproduce.experiment.schema import Arm, Experiment
 
@@ -142,7 +140,7 @@ def find_method(name: str) -> MethodFolder:
     methods = all_methods()
     wanted = name.replace("-", "_")
     if wanted not in methods:
-        raise UserError(f"unknown method {name!r}: {_nearest(wanted, methods)}")
+        raise UserError(f"unknown method {name!r}: {did_you_mean(wanted, methods)}")
     return methods[wanted]
 
 
@@ -164,16 +162,9 @@ def load_method(name: str, /, **parameters: Any) -> Method:
     for key in parameters:
         if key not in method_class.model_fields:
             raise UserError(
-                f"method {folder.name} has no parameter {key!r}: {_nearest(key, method_class.model_fields)}"
+                f"method {folder.name} has no parameter {key!r}: {did_you_mean(key, method_class.model_fields)}"
             )
     try:
         return method_class(**parameters)
     except ValidationError as error:
-        raise UserError(explained(error, parameters, f"method {folder.name}", method_class.model_fields)) from None
-
-
-def _nearest(wanted: str, known: Iterable[str]) -> str:
-    """The name that was probably meant, or all that there are."""
-    names = list(known)
-    near = difflib.get_close_matches(wanted, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+        raise explained(error, parameters, f"method {folder.name}", method_class) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 
 
 class Metric(NamedTuple):
@@ -53,5 +53,5 @@ def metric_named(name: str) -> Metric:
         UserError: no such metric; names of splits ("test.error") are no part of it.
     """
     if name not in METRICS:
-        raise UserError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
+        raise UserError(f"unknown metric {name!r}: {did_you_mean(name, METRICS)}")
     return METRICS[name]

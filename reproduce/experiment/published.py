@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from reproduce.errors import Misplaced
+from reproduce.errors import Misplaced, none_of
 from reproduce.experiment.schema import Claim, Experiment, MetricName
 from reproduce.experiment.toml import Strict
 
@@ -21,12 +21,12 @@ PLACEHOLDERS = ("task", "metric", "row", "arm", "over")
 class Row(Strict):
     """One row of the table: what the paper reports of each arm on one task by one metric."""
 
-    task: str
-    metric: MetricName  # "test.error"
-    cells: dict[str, float] = Field(min_length=1)  # by arm
-    tolerance: Tolerance
-    gap_tolerance: Tolerance | None = None  # of differences between two cells
-    row: str = ""  # what the paper calls this row, where its task alone does not say it
+    task: str = Field(description="A task of this file.")
+    metric: MetricName = Field(description="Split and metric: `test.error`.")
+    cells: dict[str, float] = Field(min_length=1, description="By arm: the number that the paper prints.")
+    tolerance: Tolerance = Field(description="Of each cell, set before the runs.")
+    gap_tolerance: Tolerance | None = Field(default=None, description="Of differences between two cells.")
+    row: str = Field(default="", description="What the paper calls this row, where its task alone does not say it.")
 
 
 class Published(Strict):
@@ -37,11 +37,19 @@ class Published(Strict):
     a cell has ``{arm}``, or ``gap_source``.
     """
 
-    source: Text
-    gap_source: Text | None = None
-    names: dict[str, Text] = {}
-    compare: tuple[tuple[str, str], ...] = ()  # arms: the first minus the second, in rows that have both
-    rows: tuple[Row, ...] = Field(min_length=1)
+    source: Text = Field(description="The address of a cell; may hold `{arm}`, `{task}`, `{metric}` and `{row}`.")
+    gap_source: Text | None = Field(
+        default=None,
+        description="The address of a difference; may hold `{over}` too. Left out: `source`, with "
+        "`{arm} minus {over}` for `{arm}`.",
+    )
+    names: dict[str, Text] = Field(
+        default={}, description="What the paper calls a task, a metric or an arm, by our name for it."
+    )
+    compare: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Pairs of arms: the first minus the second, in rows that have both."
+    )
+    rows: tuple[Row, ...] = Field(min_length=1, description="The rows of the table.")
 
     @model_validator(mode="after")
     def _placeholders_exist(self) -> Published:
@@ -108,13 +116,12 @@ class Published(Strict):
             )
 
     def _check_names(self, experiment: Experiment) -> None:
-        tasks, arms = ", ".join(experiment.tasks), ", ".join(experiment.arms)
         for index, row in enumerate(self.rows):
             if row.task not in experiment.tasks:
-                raise Misplaced(("rows", index, "task"), f"{row.task!r} is none of the tasks {tasks}")
+                raise Misplaced(("rows", index, "task"), none_of(row.task, "the tasks", experiment.tasks))
             for arm in row.cells:
                 if arm not in experiment.arms:
-                    raise Misplaced(("rows", index, "cells", arm), f"{arm!r} is none of the arms {arms}")
+                    raise Misplaced(("rows", index, "cells", arm), none_of(arm, "the arms", experiment.arms))
         for index, (arm, over) in enumerate(self.compare):
             if not any(arm in row.cells and over in row.cells for row in self.rows):
                 raise Misplaced(("compare", index), f"no row has both {arm!r} and {over!r}")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from reproduce.errors import Misplaced, UserError, first_problem
+from reproduce.errors import Misplaced, UserError, first_problem, none_of
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
@@ -21,6 +21,15 @@ Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
+FigureName = Literal[
+    "seeds",
+    "paired_differences",
+    "learning_curves",
+    "site_statistics",
+    "distance_to_normal",
+    "unit_quantiles",
+    "variance_by_layer",
+]
 
 
 # Identity rule: fields that are None are left out of a Run's hash, so a field added later must default to
@@ -35,22 +44,45 @@ FoldConvention = Literal["standard", "swapped"]
 class TaskSpec(Strict):
     """A problem held fixed: dataset x model x loss x metric.
 
-    Fields that may be None are options of some kinds of Tasks. All of them stand here, so that a misspelled one is
-    found with its file and line before torch is loaded; each kind says which ones it takes in its own ``Options``.
+    What may be left out are options of some kinds of Tasks; each kind says which ones it takes in its own ``Options``.
     """
 
-    kind: str  # a file in reproduce/tasks
-    dataset: str  # a card in datasets/
-    model: str  # a file in reproduce/models
-    model_options: dict[str, Scalar] = {}
-    validation: Count | None = None  # training examples held out, the last ones; None: the dataset's own split
-    train_examples: Count | None = None  # use only the first so many training examples
-    normalise: Normalisation | None = None  # images
-    reconstruction: Literal["pixel_mean"] | None = None  # autoencoding; None: squared errors summed over features
-    classifier_iterations: Count | None = None  # autoencoding: of a logistic regression on the features; None: none
-    host: HostSpec | None = None  # activation autoencoding: whose activations
-    fold: Fold | None = None  # tables: which of the dataset's test folds
-    fold_convention: FoldConvention | None = None  # tables: test on the fold, or train on it
+    # All of them stand here, so that a misspelled one is found with its file and line before torch is loaded.
+
+    kind: str = Field(description="What is learned: a file in reproduce/tasks, by its name.")
+    dataset: str = Field(description="A card in datasets/, by its name.")
+    model: str = Field(description="A file in reproduce/models, by its name.")
+    model_options: dict[str, Scalar] = Field(default={}, description="The fields of that model's `Options`.")
+    validation: Count | None = Field(
+        default=None,
+        description="Training examples to hold out for validation, the last ones. Left out: the dataset's own split.",
+    )
+    train_examples: Count | None = Field(
+        default=None, description="Use only the first so many training examples; of text, so many tokens."
+    )
+    normalise: Normalisation | None = Field(
+        default=None,
+        description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
+        "by those of the training images. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
+        "`binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
+    )
+    reconstruction: Literal["pixel_mean"] | None = Field(
+        default=None,
+        description="Autoencoding: squared errors averaged over pixels. Left out: summed over them.",
+    )
+    classifier_iterations: Count | None = Field(
+        default=None,
+        description="Autoencoding: iterations of a logistic regression on the features, whose error is then the metric "
+        "that counts. Left out: no classifier.",
+    )
+    host: HostSpec | None = Field(
+        default=None, description="Activation autoencoding: the model whose activations are read."
+    )
+    fold: Fold | None = Field(default=None, description="Tables: which of the dataset's test folds, from 0.")
+    fold_convention: FoldConvention | None = Field(
+        default=None,
+        description="Tables: test on the fold (`standard`), or train on it and test on the rest (`swapped`).",
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -60,6 +92,8 @@ class TaskSpec(Strict):
 
 
 class ConstantRate(Strict):
+    """The rate stays as it is."""
+
     kind: Literal["constant"] = "constant"
 
 
@@ -67,9 +101,9 @@ class StepRate(Strict):
     """Multiply the rate by ``factor`` at each milestone."""
 
     kind: Literal["step"]
-    milestones: tuple[int, ...]
-    factor: float | tuple[float, ...] = 0.1  # one for all, or one per milestone
-    unit: Literal["epochs", "steps"] = "epochs"
+    milestones: tuple[int, ...] = Field(description="After how many epochs, or steps.")
+    factor: float | tuple[float, ...] = Field(default=0.1, description="One for all milestones, or one for each.")
+    unit: Literal["epochs", "steps"] = Field(default="epochs", description="What milestones count.")
 
     @model_validator(mode="after")
     def _one_factor_each(self) -> StepRate:
@@ -82,19 +116,21 @@ class DecayRate(Strict):
     """Multiply the rate by ``factor`` every epoch after the first ``after`` epochs."""
 
     kind: Literal["decay"]
-    after: int
-    factor: float
+    after: int = Field(description="Epochs at the full rate.")
+    factor: float = Field(description="Of each epoch after these.")
 
 
 class PlateauRate(Strict):
     """Multiply the rate by ``factor`` when validation has not improved for over ``patience`` evaluations."""
 
     kind: Literal["plateau"]
-    factor: float = 0.25
-    patience: int = 0
+    factor: float = Field(default=0.25, description="By which the rate is multiplied.")
+    patience: int = Field(default=0, description="So many evaluations without improvement change nothing yet.")
 
 
 class CosineRate(Strict):
+    """The rate falls to zero along half a cosine over the whole of training."""
+
     kind: Literal["cosine"]
 
 
@@ -104,35 +140,53 @@ Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineR
 class Clip(Strict):
     """Gradient clipping to an L2 norm: of all gradients together, or of each tensor apart."""
 
-    norm: float = Field(gt=0)
-    per: Literal["global", "tensor"] = "global"
+    norm: float = Field(gt=0, description="The largest norm that is let through.")
+    per: Literal["global", "tensor"] = Field(
+        default="global", description="The norm of all gradients together, or of each tensor by itself."
+    )
 
 
 class Recipe(Strict):
     """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
 
-    epochs: Count | None = None
-    steps: Count | None = None
-    batch_size: Count
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay_biases: bool = True  # weight decay on biases and scalars too
-    bias_rate: float = 1.0  # rate of biases and scalars as a fraction of learning_rate
-    schedule: Schedule = ConstantRate()
-    warmup_steps: int | None = None  # so many first steps at learning_rate * warmup_factor
-    warmup_factor: float | None = None
-    clip: Clip | None = None
-    augment: Literal["crop_flip"] | None = None  # zero-pad 4, random crop, random horizontal flip
-    mixup: float | None = None  # alpha of Beta(alpha, alpha)
-    window: Count | None = None  # language modeling: truncated back-propagation length
-    eval_batch_size: Count = 500
-    evaluate_every: Count = 1  # epochs
-    selection: Selection = "last"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    probe_examples: Count = 256  # for the statistics of Sites
+    # What validators below hold, for editors.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["epochs"]}, {"required": ["steps"]}],
+            "dependencies": {"warmup_steps": ["warmup_factor"], "warmup_factor": ["warmup_steps"]},
+        }
+    )
+
+    epochs: Count | None = Field(default=None, description="Passes over the training data. Either this or `steps`.")
+    steps: Count | None = Field(default=None, description="Steps of the optimizer. Either this or `epochs`.")
+    batch_size: Count = Field(description="Examples a step; of text, streams that are read side by side.")
+    optimizer: Literal["sgd", "adam", "rmsprop"] = Field(default="sgd", description="What steps.")
+    learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
+    momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
+    nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
+    weight_decay: float = Field(default=0.0, description="The coefficient of weights in their own gradient.")
+    decay_biases: bool = Field(default=True, description="Whether weight decay is on biases and scalars too.")
+    bias_rate: float = Field(default=1.0, description="Rate of biases and scalars as a fraction of `learning_rate`.")
+    schedule: Schedule = Field(default=ConstantRate(), description="How the rate changes while a model trains.")
+    warmup_steps: int | None = Field(
+        default=None, description="So many first steps run at `learning_rate` times `warmup_factor`."
+    )
+    warmup_factor: float | None = Field(default=None, description="Goes together with `warmup_steps`.")
+    clip: Clip | None = Field(default=None, description="Gradient clipping. Left out: none.")
+    augment: Literal["crop_flip"] | None = Field(
+        default=None,
+        description="Images: zero-pad by 4, crop at random, flip left to right at random. Left out: as they are.",
+    )
+    mixup: float | None = Field(default=None, description="Mix pairs of images: the alpha of Beta(alpha, alpha).")
+    window: Count | None = Field(default=None, description="Language modeling: tokens of truncated back-propagation.")
+    eval_batch_size: Count = Field(default=500, description="Examples, or streams, at a time while evaluating.")
+    evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")
+    selection: Selection = Field(
+        default="last",
+        description="Which evaluation counts: the last, or the best by validation or, where a paper does so, by test.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
+    probe_examples: Count = Field(default=256, description="On so many examples the statistics of Sites are taken.")
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:
@@ -156,26 +210,37 @@ class Recipe(Strict):
 class HostSpec(Strict):
     """A model that is trained first, in the same Run, on the Task's dataset; another then reads its activations."""
 
-    model: str
-    model_options: dict[str, Scalar] = {}
-    recipe: Recipe
-    site: str  # the Site to read, by its path in the model
+    model: str = Field(description="A file in reproduce/models, by its name.")
+    model_options: dict[str, Scalar] = Field(default={}, description="The fields of that model's `Options`.")
+    recipe: Recipe = Field(description="How the host is trained.")
+    site: str = Field(description="The Site to read, by its path in the model.")
 
 
 class Arm(Strict):
     """One row of a table: a method with its parameters, and what the paper changed beside it."""
 
-    method: str = _DEFAULTS["arm"]["method"]
-    label: str = ""
-    params: dict[str, Any] = {}
-    grid: dict[str, Choices] = {}  # parameters to choose by mean validation metric
-    recipe_grid: dict[str, Choices] = {}  # likewise what the recipe says: its rate, its weight decay
-    start: str | None = None  # another method that prepares the network first, with its own defaults
-    model: str | None = None
-    model_options: dict[str, Scalar] = {}
-    recipe: dict[str, Any] = {}
-    tasks: tuple[str, ...] | None = None  # only on these tasks
-    pending: str | None = None  # why this arm cannot run yet; it is then shown, never run
+    method: str = Field(default=_DEFAULTS["arm"]["method"], description="A folder of methods/, by its name.")
+    label: str = Field(default="", description="What pages call it. Left out: its name.")
+    params: dict[str, Any] = Field(
+        default={}, description="Parameters of the method; one that is left out has the method's default."
+    )
+    grid: dict[str, Choices] = Field(
+        default={},
+        description="Parameters to choose, each with its values: the point of best mean validation metric is judged.",
+    )
+    recipe_grid: dict[str, Choices] = Field(
+        default={}, description="What the recipe says, chosen likewise: its rate, its weight decay."
+    )
+    start: str | None = Field(
+        default=None, description="Another method that prepares the network first, with its own defaults."
+    )
+    model: str | None = Field(default=None, description="A model in place of the task's.")
+    model_options: dict[str, Scalar] = Field(default={}, description="Options in place of, or beside, the task's.")
+    recipe: dict[str, Any] = Field(default={}, description="Keys of the recipe that this arm changes.")
+    tasks: tuple[str, ...] | None = Field(default=None, description="Only on these tasks. Left out: on all.")
+    pending: str | None = Field(
+        default=None, description="Why this arm cannot run yet, in a sentence: it is then shown, and never run."
+    )
 
     @property
     def chooses(self) -> bool:
@@ -203,15 +268,33 @@ class Claim(Strict):
     where the paper gives no number (a curve, a sentence), lies in ``direction``.
     """
 
-    task: str
-    arm: str
-    metric: MetricName
-    over: str | None = None
-    value: float | None = None
-    tolerance: float | None = Field(default=None, gt=0)
-    direction: Literal["lower", "higher"] | None = None
-    paper_runs: Count = 1  # how many runs each printed number is the mean of; 1 where the paper says nothing
-    source: str = Field(min_length=1)  # the address in the paper; "ours" and more for a claim that no paper makes
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["value"]}, {"required": ["direction"]}],
+            "dependencies": {"value": ["tolerance"], "tolerance": ["value"], "direction": ["over"]},
+        }
+    )
+
+    task: str = Field(description="A task of this file.")
+    arm: str = Field(description="The arm that the claim is about.")
+    metric: MetricName = Field(description="Split and metric: `test.error`, `validation.perplexity`.")
+    over: str | None = Field(default=None, description="The arm that it is compared with.")
+    value: float | None = Field(
+        default=None, description="The number that the paper prints. Either this or `direction`."
+    )
+    tolerance: float | None = Field(
+        default=None, gt=0, description="How far ours may lie from `value`, set before the runs; goes together with it."
+    )
+    direction: Literal["lower", "higher"] | None = Field(
+        default=None, description="Where the paper gives no number: on which side of `over` the arm lies."
+    )
+    paper_runs: Count = Field(
+        default=1, description="How many runs each printed number is the mean of; 1 where the paper says nothing."
+    )
+    source: str = Field(
+        min_length=1,
+        description="The address in the paper: table and row. It begins with `ours` where no paper makes the claim.",
+    )
 
     @property
     def ours(self) -> bool:
@@ -239,44 +322,62 @@ class Claim(Strict):
 class Experiment(Strict):
     """One table or figure of a paper."""
 
-    title: str
-    question: str = ""
-    scale: Scale
-    source: str = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    choosing_seeds: tuple[int, ...] = ()  # on which grids choose, and which are not judged; none: `seeds`
-    baseline_seeds: tuple[int, ...] = ()  # of the baseline, which many arms are held against; none: `seeds`
-    seen_seeds: tuple[int, ...] = ()  # whose numbers were seen while the grids were set: Results of them do not count
-    tasks: dict[str, TaskSpec] = Field(min_length=1)
-    recipe: Recipe
-    arms: dict[str, Arm] = Field(min_length=1)
-    baseline: str | None = None  # the arm that differences are taken against
-    claims: tuple[Claim, ...] = ()
-    figures: tuple[str, ...] = ("seeds", "learning_curves", "site_statistics")
-    deviations: tuple[str, ...] = ()  # how this file differs from the paper, one sentence each
-    caveat: str = ""  # what a reader must know before the numbers: said wherever what was found is said
-    metrics: tuple[str, ...] = ()  # "test.l0": to be shown in columns beside the Task's own metric
-    axes: dict[str, dict[str, Scalar]] = {}  # of tasks that a file spans by axes: by task, the value on each axis
+    title: str = Field(description="What pages call it.")
+    question: str = Field(default="", description="What it asks, in one sentence.")
+    scale: Scale = Field(
+        description="Minutes on data that comes along, under an hour on two cores, or the paper's own."
+    )
+    source: str = Field(min_length=1, description="The table or figure of the paper; `ours` where there is none.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="On which every arm is trained and judged.")
+    choosing_seeds: tuple[int, ...] = Field(
+        default=(), description="Seeds on which grids choose, and which are not judged. Left out: `seeds` choose too."
+    )
+    baseline_seeds: tuple[int, ...] = Field(
+        default=(), description="More seeds for the baseline, which many arms are held against; `seeds` among them."
+    )
+    seen_seeds: tuple[int, ...] = Field(
+        default=(), description="Seeds whose numbers were seen while grids were set: Results of them do not count."
+    )
+    tasks: dict[str, TaskSpec] = Field(min_length=1, description="By name: the problems that are held fixed.")
+    recipe: Recipe = Field(description="How every arm is trained.")
+    arms: dict[str, Arm] = Field(min_length=1, description="By name: the rows of the table.")
+    baseline: str | None = Field(default=None, description="The arm that differences are taken against.")
+    claims: tuple[Claim, ...] = Field(default=(), description="What the paper states, each with its address.")
+    figures: tuple[FigureName, ...] = Field(
+        default=("seeds", "learning_curves", "site_statistics"),
+        description="What the page draws: figures of the harness and of the method's figures.py, by name.",
+    )
+    deviations: tuple[str, ...] = Field(
+        default=(), description="How this file differs from the paper, one sentence each."
+    )
+    caveat: str = Field(
+        default="",
+        description="What a reader must know before the numbers: it is said wherever what was found is said.",
+    )
+    metrics: tuple[str, ...] = Field(
+        default=(), description="Shown in columns beside the task's own metric: `test.l0`, say."
+    )
+    # of tasks that a file spans by axes: by task, the value on each axis; found by `files`, never given
+    axes: dict[str, dict[str, Scalar]] = {}
 
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
-        tasks, arms = f"none of the tasks {', '.join(self.tasks)}", f"none of the arms {', '.join(self.arms)}"
         for name, arm in self.arms.items():
             for task in arm.tasks or ():
                 if task not in self.tasks:
-                    raise Misplaced(("arms", name, "tasks"), f"{task!r} is {tasks}")
+                    raise Misplaced(("arms", name, "tasks"), none_of(task, "the tasks", self.tasks))
         for index, claim in enumerate(self.claims):
             for key, arm_name in (("arm", claim.arm), ("over", claim.over)):
                 if arm_name is not None and arm_name not in self.arms:
-                    raise Misplaced(("claims", index, key), f"{arm_name!r} is {arms}")
+                    raise Misplaced(("claims", index, key), none_of(arm_name, "the arms", self.arms))
             if claim.task not in self.tasks:
-                raise Misplaced(("claims", index, "task"), f"{claim.task!r} is {tasks}")
+                raise Misplaced(("claims", index, "task"), none_of(claim.task, "the tasks", self.tasks))
         for index, metric in enumerate(self.metrics):
             split, _, name = metric.partition(".")
             if split not in ("test", "validation") or not name:
                 raise Misplaced(("metrics", index), f"{metric!r}: expected 'test.NAME' or 'validation.NAME'")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise Misplaced(("baseline",), f"{self.baseline!r} is {arms}")
+            raise Misplaced(("baseline",), none_of(self.baseline, "the arms", self.arms))
         return self
 
     @model_validator(mode="after")
@@ -312,7 +413,7 @@ class Experiment(Strict):
                     self.recipe_of(arm, point)
                 except ValidationError as error:
                     given = {**arm.recipe, **_of_recipe(point)}
-                    location, message, _ = first_problem(error, given)
+                    location, message, _ = first_problem(error, given, Recipe)
                     where = "recipe_grid" if location and location[0] in arm.recipe_grid else "recipe"
                     raise Misplaced(("arms", name, where, *location), message) from error
         return self

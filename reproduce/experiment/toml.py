@@ -42,16 +42,19 @@ class TomlFile:
         try:
             return model.model_validate(given)
         except ValidationError as error:
-            location, message, n_problems = first_problem(error, given)
+            location, message, n_problems = first_problem(error, given, model)
             more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
             raise self.error([*below, *location], message + more) from error
 
     def error(self, location: Sequence[int | str], message: str) -> UserError:
         """What is wrong at a key, in one line."""
-        line = _line_of(self.text, list(location))
-        where = f"{self.path}:{line}" if line else str(self.path)
         key = ".".join(str(part) for part in location)
-        return UserError(f"{where}: {key + ': ' if key else ''}{message}")
+        return UserError(f"{self.place(location)}: {key + ': ' if key else ''}{message}")
+
+    def place(self, location: Sequence[int | str]) -> str:
+        """``file:line`` of a key, or of the table that should hold it."""
+        line = _line_of(self.text, list(location))
+        return f"{self.path}:{line}" if line else str(self.path)
 
 
 def open_toml(path: Path) -> TomlFile:
@@ -100,12 +103,18 @@ def _line_of(text: str, location: list[int | str]) -> int | None:
             if header.group(1) and seen_array != index:
                 table = [""]  # another element: its keys are not looked at
                 continue
-            if table == names[: len(table)] and len(table) > depth:
-                best, depth = number, len(table)
+            if (reached := _reached(table, names)) > depth:
+                best, depth = number, reached
             continue
         key = re.match(r"\s*([\w\"'.-]+)\s*=", line)
         if key:
             full = table + [part.strip("\"'") for part in key.group(1).split(".")]
-            if full == names[: len(full)] and len(full) > depth:
-                best, depth = number, len(full)
+            if (reached := _reached(full, names)) > depth:
+                best, depth = number, reached
     return best
+
+
+def _reached(keys: list[str], names: list[str]) -> int:
+    """How far these keys lead to the names: all their way, or past them, as ``[a.b]`` does to ``a``; else 0."""
+    shared = min(len(keys), len(names))
+    return shared if keys[:shared] == names[:shared] else 0

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from reproduce.errors import UserError, explained
+from reproduce.errors import UserError, did_you_mean, explained
 
 __all__ = ["ModelOptions", "Sizes", "build", "check_options", "known_models"]
 
@@ -46,7 +46,9 @@ def check_options(name: str, options: dict[str, Any]) -> Any:
     try:
         return taken.model_validate(options)
     except ValidationError as error:
-        raise UserError(explained(error, options, f"model {name!r}", taken.model_fields)) from error
+        refused = explained(error, options, f"model {name!r}", taken)
+        refused.location = ("model_options", *refused.location)
+        raise refused from error
 
 
 def build(
@@ -81,5 +83,5 @@ def build(
 def _module(name: str) -> ModuleType:
     known = known_models()
     if name not in known:
-        raise UserError(f"unknown model {name!r}: the models are {', '.join(known)}")
+        raise UserError(f"unknown model {name!r}: {did_you_mean(name, known)}", ["model"])
     return importlib.import_module(f"{__name__}.{name}")

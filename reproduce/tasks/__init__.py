@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reproduce.data import Data
-from reproduce.errors import UserError, explained
+from reproduce.errors import UserError, did_you_mean, explained
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.metrics import Metric
 from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
@@ -70,6 +70,11 @@ class TaskOptions(Strict):
     none of its numbers.
     """
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        """What an evaluation may give of each split, by name; a kind of Task says it, a claim is checked by it."""
+        raise NotImplementedError
+
     def holds_out(self, card: DatasetCard) -> bool:
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
         return True
@@ -116,7 +121,7 @@ def check_options(spec: TaskSpec) -> TaskOptions:
         return taken.model_validate(spec.options)
     except ValidationError as error:
         owner = f"a task of kind {spec.kind!r}"
-        raise UserError(explained(error, spec.options, owner, taken.model_fields)) from error
+        raise explained(error, spec.options, owner, taken) from error
 
 
 def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None:
@@ -129,14 +134,14 @@ def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None
         return
     lacking = f"{dataset!r} has no validation split; set task.validation"
     if recipe.selection == "best_validation":
-        raise UserError(f"selection best_validation: {lacking}")
+        raise UserError(f"selection best_validation: {lacking}", ["recipe", "selection"])
     if isinstance(recipe.schedule, PlateauRate):
-        raise UserError(f"schedule plateau: {lacking}")
+        raise UserError(f"schedule plateau: {lacking}", ["recipe", "schedule"])
 
 
 @cache  # a plan asks thousands of times
 def _module(kind: str) -> ModuleType:
     kinds = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     if kind not in kinds:
-        raise UserError(f"unknown task kind {kind!r}: there are {', '.join(kinds)}")
+        raise UserError(f"unknown task kind {kind!r}: {did_you_mean(kind, kinds)}", ["kind"])
     return importlib.import_module(f"{__name__}.{kind}")

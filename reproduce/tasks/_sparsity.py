@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CODE_METRICS = frozenset({"l0", "dead_fraction"})
+RECONSTRUCTION_METRICS = frozenset({"fvu", "relative_reconstruction_bias", "decoder_norm"})
+
 
 class CodeStatistics:
     """How often each latent fires; a latent fires where its code is not zero."""

@@ -21,13 +21,18 @@ from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, language_modeling, rows_of_batch
-from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
+from reproduce.tasks._sparsity import CODE_METRICS, RECONSTRUCTION_METRICS, CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.language_modeling import LanguageModeling
 
 
 class Options(TaskOptions):
     host: HostSpec
     train_examples: Count | None = None  # tokens, of the text that the host is trained on and reads
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        losses = {name for name in METRICS if name.startswith("ce_loss_")}
+        return CODE_METRICS | RECONSTRUCTION_METRICS | losses | {"perplexity"}
 
 
 class Splice(nn.Module):

@@ -15,13 +15,18 @@ from reproduce.experiment.schema import Count, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, image_classification
 from reproduce.tasks._classification import Labelled
-from reproduce.tasks._sparsity import CodeStatistics, ReconstructionStatistics
+from reproduce.tasks._sparsity import CODE_METRICS, RECONSTRUCTION_METRICS, CodeStatistics, ReconstructionStatistics
 from reproduce.tasks.image_classification import ImageClassification
 
 
 class Options(image_classification.Options):
     reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
     classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        classified = {"classifier_error"} if self.classifier_iterations else set()
+        return CODE_METRICS | RECONSTRUCTION_METRICS | {"loss"} | classified
 
 
 class Autoencoding(ImageClassification):

@@ -12,8 +12,15 @@ from reproduce.errors import UserError
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of
-from reproduce.tasks._sparsity import CodeStatistics
-from reproduce.tasks.language_modeling import LanguageModeling, Options
+from reproduce.tasks import language_modeling
+from reproduce.tasks._sparsity import CODE_METRICS, CodeStatistics
+from reproduce.tasks.language_modeling import LanguageModeling
+
+
+class Options(language_modeling.Options):
+    @property
+    def metrics(self) -> frozenset[str]:
+        return super().metrics | CODE_METRICS
 
 
 class CodeLanguageModeling(LanguageModeling):

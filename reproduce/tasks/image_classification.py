@@ -28,8 +28,12 @@ class Options(TaskOptions):
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"})
+
     def holds_out(self, card: DatasetCard) -> bool:
-        return self.validation is not None or "validation" in card.splits
+        return self.validation is not None or card.has_validation
 
 
 class ImageClassification(Classification[Images]):

@@ -23,6 +23,10 @@ from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "perplexity"})
+
 
 class LanguageModeling:
     """A corpus cut into ``batch_size`` streams, read in windows with the state carried across them.

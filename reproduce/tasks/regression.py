@@ -17,11 +17,14 @@ from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.method.rng import Generators
-from reproduce.tasks.image_classification import ImageClassification, Options
+from reproduce.tasks import image_classification
+from reproduce.tasks.image_classification import ImageClassification
 
 # The law of each quantity over the training images: exponential with mean 1, and a histogram with two humps.
 HUMP_EDGES, HUMP_COUNTS = (0.0, 0.5, 1.0, 1.5, 2.0), (1.0, 4.0, 1.0, 4.0)
 BINS = np.linspace(0, 3, 16)  # in which the outputs are counted; what lies above 3 is in the last
+
+QUANTITIES = 2
 
 Numbers = NDArray[np.float64]
 
@@ -54,6 +57,13 @@ def _ink(images: Tensor) -> tuple[Numbers, Numbers]:
     middle = images.shape[3] // 2
     left, right = (side.sum((1, 2, 3)).numpy() for side in (lower[..., :middle], lower[..., middle:]))
     return left, right
+
+
+class Options(image_classification.Options):
+    @property
+    def metrics(self) -> frozenset[str]:
+        bins = (f"output_{quantity}_bin_{place}" for quantity in range(QUANTITIES) for place in range(len(BINS) - 1))
+        return frozenset({"mse", "histogram_distance", *bins})
 
 
 class Regression(ImageClassification):

@@ -22,6 +22,10 @@ class Options(TaskOptions):
     fold: Fold
     fold_convention: FoldConvention
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"})
+
 
 class TableClassification(Classification[Rows]):
     """Features as the source standardised them.

@@ -12,15 +12,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from reproduce import models, tasks
-from reproduce.errors import UserError, explained
+from reproduce.errors import Location, UserError, explained, located
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
-from reproduce.experiment.folder import MethodFolder, find_method
+from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
+from reproduce.experiment.places import place_of
 from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
 from reproduce.method import Method
 from reproduce.method.started import Started
 from reproduce.results.match import ResultIndex, cells_to_train
 from reproduce.results.record import Result
+from reproduce.training.measured import Measured, check_metrics
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Planner:
         self._dataset = cache(lambda name: _dataset(name, root))
         self.folder = cache(find_method)
         self._defaults = cache(_defaults)
-        self._holds_out: dict[str, bool] = {}  # by task, spelled out: whether it has a validation split
+        self._measured: dict[str, Measured] = {}  # by task, spelled out
 
     def resolve(self, cell: Cell, folder: MethodFolder) -> tuple[RunConfig, dict[str, Any]]:
         """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
@@ -86,12 +88,16 @@ class Planner:
             method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
         except ValidationError as error:
             owner = f"arm {cell.arm_name!r}: method {folder.name}"
-            raise UserError(explained(error, cell.params, owner, method_class.model_fields)) from error
-        card, card_checksum = self._dataset(cell.task.dataset)
-        tasks.check_validation(cell.recipe, self._checked(cell.task, card), cell.task.dataset)
+            refused = explained(error, cell.params, owner, method_class)
+            refused.location = ("params", *refused.location)
+            raise refused from error
+        with located("dataset"):
+            _, card_checksum = self._dataset(cell.task.dataset)
+        tasks.check_validation(cell.recipe, self.measured(cell.task).validation, cell.task.dataset)
         start = None
         if cell.start is not None:
-            start_class, own = self._defaults(self.folder(cell.start))
+            with located("start"):
+                start_class, own = self._defaults(self.folder(cell.start))
             start = Start(method=cell.start, version=start_class.version, params=own)
         config = RunConfig(
             task=cell.task,
@@ -105,14 +111,15 @@ class Planner:
         )
         return config, defaults
 
-    def _checked(self, task: TaskSpec, card: DatasetCard) -> bool:
-        """Whether the task, whose options and model are taken by their kinds, has a validation split."""
+    def measured(self, task: TaskSpec) -> Measured:
+        """What is measured of the task, whose options and model are taken by their kinds."""
         key = task.model_dump_json()
-        if key not in self._holds_out:
+        if key not in self._measured:
             options = tasks.check_options(task)
             models.check_options(task.model, dict(task.model_options))
-            self._holds_out[key] = options.holds_out(card)
-        return self._holds_out[key]
+            card, _ = self._dataset(task.dataset)
+            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card))
+        return self._measured[key]
 
 
 def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
@@ -122,7 +129,7 @@ def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunCon
 
 def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
     card = read_card(name)
-    return card, checksum(card, root)
+    return card, checksum(card, root, WORKING_FOLDER / "data")
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
@@ -192,13 +199,16 @@ def plan_cells(
     """
     places = {seed: place for place, seed in enumerate(seeds or experiment.all_seeds)}
     published = _published(experiment)
-    found = []
+    found, measured = [], {}
     for cell in wanted:
         try:
-            folder = planner.folder(cell.method)
+            with located("method"):
+                folder = planner.folder(cell.method)
             config, defaults = planner.resolve(cell, folder)
+            measured[cell.task_name, cell.arm_name] = planner.measured(cell.task)
         except UserError as error:
-            raise UserError(f"experiment {name}: {error}") from error
+            where = _place(cell, error.location, name, method, planner)
+            raise UserError(f"{where or f'experiment {name}'}: {error}") from error
         point = ", ".join(f"{key}={cell.point[key]}" for key in experiment.arms[cell.arm_name].choices)
         task = f"{cell.task_name} / " if len(experiment.tasks) > 1 else ""
         label = f"{before}{name} / {task}{cell.arm_name}{f' ({point})' if point else ''} / seed {cell.seed}"
@@ -214,7 +224,19 @@ def plan_cells(
                 published=(cell.task_name, cell.arm_name) in published,
             )
         )
+    check_metrics(name, experiment, measured, planner.folder(method) if method else None)
     return found
+
+
+def _place(cell: Cell, location: Location, experiment: str, method: str, planner: Planner) -> str:
+    """Where the file says it, as ``file:line``: of what an arm may say in a task's place, the arm comes first."""
+    if not method:
+        return ""
+    at_arm, at_task = ("arms", cell.arm_name), ("tasks", cell.task_name)
+    candidates: list[Location] = [(*at_arm, *location), (*at_task, *location), location]
+    if location[:1] == ("params",):
+        candidates.insert(1, (*at_arm, "grid", *location[1:]))
+    return place_of(planner.folder(method), experiment, candidates)
 
 
 def merged(first: PlannedRun, again: PlannedRun) -> PlannedRun:

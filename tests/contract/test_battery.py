@@ -109,7 +109,7 @@ def every_choice_works_or_is_refused(method: Method, problem: Any) -> None:
             if reason is None:
                 adds_a_finite_number(other, problem)
             else:
-                assert is_clear(reason), f"{name} = {choice!r}: {reason}"
+                assert is_clear(reason), f"{name} = {choice!r}: {unclear(reason)}"
 
 
 def at_strength_zero_is_vanilla(method: Method, problem: Any) -> None:
@@ -241,9 +241,19 @@ def goes_on_from_a_checkpoint(method: Method, problem: Any) -> None:
     assert _same(whole.state, resumed.state)
 
 
+LOOKED_FOR = ("Site", "Sites", "need", "needs")
+
+
 def is_clear(refusal: str) -> bool:
     """A refusal names the Site that it cannot use, or says what it needs."""
-    return re.search(r"\bSites?\b|\bneeds?\b", refusal) is not None
+    return re.search(rf"\b({'|'.join(LOOKED_FOR)})\b", refusal) is not None
+
+
+def unclear(refusal: str) -> str:
+    """What to do about one that does not."""
+    return (
+        f"a refusal holds one of the words {', '.join(LOOKED_FOR)}, and says which Site, or what is needed: {refusal!r}"
+    )
 
 
 CHECKS: tuple[Callable[[Method, Any], None], ...] = (
@@ -272,7 +282,7 @@ def test_behaviour(configured: Any, check: Callable[[Method, Any], None], proble
         check(method, problem)
     else:
         RAN["refused"] += 1
-        assert is_clear(reason), f"{subject.name} refuses {problem.name}, and does not say what it needs: {reason}"
+        assert is_clear(reason), f"{subject.name} refuses {problem.name}: {unclear(reason)}"
 
 
 def test_every_check_ran_on_every_method(subjects: Any, problems: Any) -> None:

@@ -46,11 +46,15 @@ def holds_its_files(subject: Any, problems: Any) -> None:
 def has_a_complete_card(subject: Any, problems: Any) -> None:
     card = MethodCard(subject.path)
     missing = [name for name in SECTIONS if name not in card.sections]
-    assert not missing, f"{subject.path / 'card.md'} has nothing under {missing}"
+    assert not missing, f"{subject.path / 'card.md'} has nothing under {missing}: headings '## {missing[0]}', in full"
     nothing = re.compile("None[.:]")
     deviations = card.sections["Deviations"]
-    assert re.search(r"^1\. ", deviations, re.M) or nothing.match(deviations), "deviations are numbered, or 'None: why'"
-    assert card.citations or nothing.match(card.sections["Citation"]), "a citation is BibTeX, or 'None: why'"
+    assert re.search(r"^1\. ", deviations, re.M) or nothing.match(deviations), (
+        f"{subject.path / 'card.md'}: Deviations are a list that begins with '1. ', or begin with 'None: why'"
+    )
+    assert card.citations or nothing.match(card.sections["Citation"]), (
+        f"{subject.path / 'card.md'}: a Citation is a fenced block of bibtex, or begins with 'None: why'"
+    )
     for name, text in card.sections.items():
         made = to_html(text)
         shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", made, flags=re.S)

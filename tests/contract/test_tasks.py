@@ -8,6 +8,7 @@ import torch
 
 from reproduce.experiment.metrics import METRICS
 from reproduce.method import Unregularized
+from reproduce.tasks import check_options
 
 
 def test_metrics_are_declared(problem: Any) -> None:
@@ -16,8 +17,11 @@ def test_metrics_are_declared(problem: Any) -> None:
     assert task.metric in METRICS.values()
     assert task.metric.better is not None
     assert "test" in found
+    told = check_options(problem.spec).metrics  # by which a plan refuses claims
     for metrics in found.values():
         assert task.metric.name in metrics
+        assert set(metrics) <= told
+        assert told - set(metrics) <= {"decoder_norm"}  # of models that have such rows
         counted = {name for name in metrics if name.startswith("output_")}  # the bars of a histogram are no metrics
         assert set(metrics) - counted <= set(METRICS)
 

@@ -124,13 +124,14 @@ def test_list(answers: dict[str, Any]) -> None:
 
 def test_plan(answers: dict[str, Any]) -> None:
     lines = answers["plan"].stdout.splitlines()
-    assert [line.split("  ")[-1].strip() for line in lines[1:5]] == [
+    assert lines[0] == "4 runs, 2 to train"
+    assert re.search(r": about (\d+|under 1) s of one worker$", lines[1])
+    rows = lines[lines.index("") + 2 :]
+    assert [line.split("  ")[-1].strip() for line in rows[:4]] == [
         f"tiny / {arm} / seed {seed}" for seed in (0, 1) for arm in ("batchnorm", "per")
     ]
-    assert ["sealed" in line for line in lines[1:5]] == [True, True, False, False]
-    assert re.fullmatch(r"tiny: \d+ claims?, 2 seeds planned: .+", lines[5])
-    assert lines[6] == "4 runs, 2 to train"
-    assert re.search(r": about (\d+|under 1) s of one worker$", lines[7])
+    assert ["sealed" in line for line in rows[:4]] == [True, True, False, False]
+    assert re.fullmatch(r"tiny: \d+ claims?, 2 seeds planned: .+", rows[4])
     rows = json.loads(answers["plan json"].stdout)
     assert [row["sealed"] for row in rows] == [True, True, False, False]
     assert all(row["estimated_seconds"] > 0 for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.cli.new import TAKEN, create_method
+from reproduce.cli.new import KINDS, TAKEN, create_method
 from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, ROOT, all_methods
+
+PATIENCE = 600  # seconds, for a busy machine
 
 
 @pytest.fixture
@@ -31,31 +34,36 @@ def project(tmp_path: Path) -> Path:
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(project)}
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", *arguments],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
 @pytest.mark.slow
 def test_a_new_method_passes_its_own_tests_and_the_battery_at_once(project: Path) -> None:
-    made = run(project, "reproduce", "new", "squeezed-means")
-    assert made.returncode == 0, made.stderr
-    folder = project / "methods" / "squeezed_means"
-    assert "methods/squeezed_means" in made.stdout
-    assert {path.name for path in (project / "methods").iterdir()} == {"_template", "vanilla", "squeezed_means"}
-    for path in folder.rglob("*.*"):
-        assert "_template" not in path.read_text("utf-8"), path
+    for name, kind in {"squeezed-means": (), **{f"squeezed-{kind}": ("--kind", kind) for kind in KINDS[1:]}}.items():
+        made = run(project, "reproduce", "new", name, *kind)
+        assert made.returncode == 0, made.stderr
+        assert f"methods/{name.replace('-', '_')}" in made.stdout
+    new = {"squeezed_means", *(f"squeezed_{kind}" for kind in KINDS[1:])}
+    assert {path.name for path in (project / "methods").iterdir()} == {"_template", "vanilla", *new}
 
     # The battery's own tests, and those of the other methods, are run where they lie.
-    checks = ["methods/squeezed_means", "tests/contract/test_battery.py", "tests/contract/test_battery_folders.py"]
-    checked = run(project, "pytest", "-vv", "-p", "no:cacheprovider", "-k", "squeezed_means", *checks)
+    folders = [f"methods/{name}" for name in sorted(new)]
+    checks = [*folders, "tests/contract/test_battery.py", "tests/contract/test_battery_folders.py"]
+    checked = run(project, "pytest", "-vv", "-p", "no:cacheprovider", "-k", "squeezed", *checks)
     assert checked.returncode == 0, checked.stdout[-3000:]
     # And none is skipped.
     assert re.fullmatch(r"=+ \d+ passed, \d+ deselected(, \d+ warnings?)? in .+ =+", checked.stdout.splitlines()[-1])
     for test, file in (("test_behaviour", "test_battery.py"), ("test_folder", "test_battery_folders.py")):
         given = (ROOT / "tests" / "contract" / file).read_text("utf-8").partition("\nCHECKS")[2].partition("\n)\n")[0]
         ran = re.findall(rf"::{test}\[(\S+)\] PASSED", checked.stdout)
-        for check in re.findall(r"^    (\w+),$", given, re.MULTILINE):
-            assert any(check in name for name in ran), check
+        for check, name in itertools.product(re.findall(r"^    (\w+),$", given, re.MULTILINE), new):
+            assert any(check in one and name in one for one in ran), (check, name)
 
     planned = run(project, "reproduce", "plan", "squeezed-means", "--json")
     assert planned.returncode == 0, planned.stderr
@@ -113,6 +121,37 @@ def test_outside_the_repository_a_name_of_its_methods_is_refused(tmp_path: Path)
         create_method("vanilla", tmp_path, METHODS / "_template")
     assert list(tmp_path.iterdir()) == []
     assert create_method("my-idea", tmp_path, METHODS / "_template") == tmp_path / "my_idea"
+
+
+def test_files_name_a_schema_to_editors_where_it_is_in_reach(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "checkout" / "methods", tmp_path / "ideas"
+    shutil.copytree(ROOT / "docs" / "schemas", tmp_path / "checkout" / "docs" / "schemas")
+    for methods in (inside, outside):
+        methods.mkdir()
+        folder = create_method("idea", methods, METHODS / "_template")
+        for path in sorted(folder.rglob("*.toml")):
+            hint = re.match("#:schema (.+)\n", path.read_text("utf-8"))
+            assert (hint is not None) == (methods == inside), path
+            if hint:
+                assert (path.parent / hint[1]).resolve().parent == tmp_path / "checkout" / "docs" / "schemas"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_a_complete_folder(kind: str, tmp_path: Path) -> None:
+    made = create_method("my_idea", tmp_path, METHODS / "_template", kind)
+    expected = {path.relative_to(METHODS / "_template") for path in (METHODS / "_template").rglob("*.*")}
+    expected = {path for path in expected if not {"kinds", "__pycache__"} & set(path.parts)}
+    assert {path.relative_to(made) for path in made.rglob("*.*")} == expected
+    for path in made.rglob("*.*"):
+        assert "_template" not in path.read_text("utf-8"), path
+    hook = {"activations": "trace.select(", "weights": "trace.model", "network": "def prepare("}[kind]
+    assert hook in (made / "method.py").read_text("utf-8")
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown kind 'weight': did you mean weights\?"):
+        create_method("my_idea", tmp_path, METHODS / "_template", "weight")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ columns = ["text"]
 [words]
 minimum_count = 1
 [files]
-"{name}/train.txt" = {{ md5 = "{md5}", split = "train" }}
+"{name}/train.txt" = {{ md5 = "{md5}" }}
 """
 
 

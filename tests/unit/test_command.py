@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands, pages
 from reproduce.cli import run as run_command
+from reproduce.cli.options import as_typed
 from reproduce.errors import UserError
 from reproduce.training import run as run_module
 from reproduce.training import side_by_side
@@ -130,7 +131,7 @@ def test_only_names_experiments_of_any_method() -> None:
     ("method", "only", "expected"),
     [
         ("all", "table3_ptb,table3_pbt", "no method has an experiment 'table3_pbt': did you mean table3_ptb"),
-        ("all", "nothing*", "no method has an experiment 'nothing*': `reproduce list` names them"),
+        ("all", "nothing*", f"no method has an experiment 'nothing*': `{as_typed()} list` names them"),
         ("vcl", "table3_ptb", "method vcl has no experiment 'table3_ptb': it has matrix_images, "),
     ],
 )

@@ -19,32 +19,7 @@ from reproduce.experiment.dataset_card import DatasetCard, Words, topics_text
 from reproduce.experiment.toml import read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = [
-    "cifar10",
-    "cifar100",
-    "cifar10_exact_subset",
-    "cifar10_jpeg75",
-    "digits",
-    "fashion_mnist",
-    "mnist",
-    "ptb",
-    "pydoc_topics",
-    "svhn",
-    "tiny_imagenet",
-    "uci_abalone",
-    "uci_car",
-    "uci_cardiotocography_10clases",
-    "uci_contrac",
-    "uci_molec_biol_splice",
-    "uci_semeion",
-    "uci_spambase",
-    "uci_statlog_german_credit",
-    "uci_statlog_image",
-    "uci_steel_plates",
-    "uci_wine_quality_red",
-    "uci_yeast",
-    "wikitext2",
-]
+NAMES = card_names()
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +37,14 @@ def real():
 
 
 def test_all_cards_are_read():
-    assert card_names() == NAMES
+    assert {"cifar10", "digits", "mnist", "ptb", "uci_car", "wikitext2"} <= set(NAMES)
+    assert sorted(path.stem for path in cards_module.CARDS.iterdir() if path.suffix == ".toml") == NAMES
     for name in NAMES:
         assert read_card(name).name == name
 
 
 def test_an_unknown_card_names_the_known_ones():
-    with pytest.raises(UserError, match=r"^unknown dataset 'mnits': known are cifar10, .*wikitext2$"):
+    with pytest.raises(UserError, match=r"^unknown dataset 'mnits': did you mean mnist\?$"):
         load("mnits")
 
 
@@ -106,7 +82,8 @@ def test_lossy_images_say_so():
     assert not card.exact
     assert "JPEG quality 75" in card.title
     assert "not CIFAR-10" in card.title
-    assert [name for name in NAMES if not read_card(name).exact] == ["cifar10_jpeg75"]
+    for stand_in in (read_card(name) for name in NAMES if not read_card(name).exact):
+        assert stand_in.note  # which every page that shows its numbers repeats
 
 
 def test_checksums_tell_datasets_apart_and_follow_what_identifies_them(monkeypatch):

@@ -17,7 +17,7 @@ def test_the_direction_is_declared() -> None:
 
 
 def test_an_unknown_metric_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"^unknown metric 'eror': there are loss, error, "):
+    with pytest.raises(UserError, match=r"^unknown metric 'eror': did you mean error"):
         metric_named("eror")
     with pytest.raises(UserError, match="unknown metric 'top_accuracy'"):
         higher_is_better("test.top_accuracy")

@@ -189,7 +189,9 @@ def test_missing_key_at_the_top(tmp_path: Path) -> None:
 
 def test_several_problems_are_counted(tmp_path: Path) -> None:
     text = GOOD.replace("batch_size = 16", "batch_sise = 16")
-    assert error_of(tmp_path, text).endswith(":17: recipe.batch_sise: unknown key (and 1 more)")
+    assert error_of(tmp_path, text).endswith(
+        ":17: recipe.batch_sise: unknown key: did you mean batch_size? (and 1 more)"
+    )
 
 
 def test_plateau_has_no_warm_up_and_adam_no_momentum(tmp_path: Path) -> None:

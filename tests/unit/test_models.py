@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,17 +14,30 @@ from reproduce.models import Sizes, build, check_options, known_models
 from reproduce.models.initialisation import draw_weight
 
 CIFAR = Sizes((3, 32, 32), 10)
-SMALL = {
-    "mlp": ({"width": 7, "depth": 2, "dropout": 0.3}, Sizes((1, 8, 8), 10)),
-    "lstm": ({"hidden": 6, "dropout": 0.3}, Sizes((), 11)),
-    "resnet": ({"depth": 8, "width": 4}, Sizes((1, 8, 8), 10)),
-    "cnn11": ({}, Sizes((1, 8, 8), 10)),
-    "row_rnn": ({"hidden": 6}, Sizes((1, 8, 8), 10)),
-    "rectified_mlp": ({"width": 7, "depth": 1}, Sizes((1, 8, 8), 10)),
-    "autoencoder": ({"d_sae": 5, "input_dropout": 0.3}, Sizes((1, 8, 8), 64)),
-    "pixels": ({}, Sizes((1, 8, 8), 64)),
-    "code_lstm": ({"hidden": 6, "d_sae": 5, "dropout": 0.3}, Sizes((), 11)),
+SIZES = (Sizes((1, 8, 8), 10), Sizes((), 11), Sizes((1, 8, 8), 64))  # images, words, images from features
+MORE = {  # options beside the required ones, so that whatever draws is on
+    "mlp": {"width": 7, "depth": 2, "dropout": 0.3},
+    "lstm": {"dropout": 0.3},
+    "resnet": {"depth": 8, "width": 4},
+    "autoencoder": {"input_dropout": 0.3},
+    "code_lstm": {"dropout": 0.3},
 }
+
+
+def small(name: str) -> tuple[dict, Sizes]:
+    """Options of a small model, and the first sizes that it takes; those of a new file need no entry above."""
+    fields = import_module(f"reproduce.models.{name}").Options.model_fields
+    needed = {key: {int: 6, float: 0.5}[field.annotation] for key, field in fields.items() if field.is_required()}
+    options = needed | MORE.get(name, {})
+    refusals = []
+    for sizes in SIZES:
+        try:
+            build(name, options, sizes, generator(0), generator(1))
+        except UserError as error:
+            refusals.append(str(error))
+        else:
+            return options, sizes
+    raise AssertionError(f"add options of {name} to MORE: {refusals}")
 
 
 def generator(seed: int) -> torch.Generator:
@@ -44,8 +58,24 @@ def forward(model: nn.Module, name: str, sizes: Sizes) -> torch.Tensor:
     return model(torch.randn(2, *sizes.input_shape, generator=generator(5)))
 
 
-def test_every_model_file_is_covered_here():
-    assert known_models() == sorted(SMALL)
+SMALL = {name: small(name) for name in known_models()}
+
+
+def test_the_models_are_found():
+    assert {"mlp", "lstm", "resnet", "autoencoder"} <= set(known_models())
+    assert set(MORE) <= set(known_models())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_site_is_bfloat16_under_autocast(name):
+    options, sizes = SMALL[name]
+    model = built(name, options, sizes).train()
+    trace = watch(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        forward(model, name, sizes).float().square().mean().backward()
+    assert [record.site for record in trace.records] == list(sites_of(model))
+    assert {record.activation.dtype for record in trace.records} <= {torch.bfloat16}
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +151,7 @@ def test_a_deep_copy_computes_the_same_and_shares_the_stream_of_masks():
 
 def test_bad_requests_name_model_and_option():
     cases = [
-        ("transformer", {}, rf"^unknown model 'transformer': the models are {', '.join(known_models())}$"),
+        ("transformer", {}, rf"^unknown model 'transformer': there are {', '.join(known_models())}$"),
         ("dropout", {}, r"^unknown model 'dropout'"),
         ("mlp", {"depth": 1}, r"^model 'mlp': width: missing key$"),
         (

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reproduce.method.sites import sites_of, watch
-from reproduce.models import Sizes, build, known_models
+from reproduce.models import Sizes, build
 from reproduce.models.precision import like
 
 IMAGES, WORDS = Sizes((3, 8, 8), 10), Sizes((), 11)
+# Beside these configurations, `test_models` goes over every file of a model.
 MODELS: dict[str, list[tuple[dict[str, Any], Sizes]]] = {
     "mlp": [
         ({"width": 7, "depth": 2, "dropout": 0.3, "dropout_after": "every"}, IMAGES),
@@ -43,10 +44,6 @@ def output_of(model: Any, sizes: Sizes, device: str = "cpu") -> Tensor:
     if not sizes.input_shape:
         return model(torch.zeros(3, 2, dtype=torch.int64, device=device), model.initial_state(2))[0]
     return model(torch.ones(2, *sizes.input_shape, device=device))
-
-
-def test_every_model_is_covered_here() -> None:
-    assert sorted(MODELS) == known_models()
 
 
 @pytest.mark.parametrize(("name", "options", "sizes"), CONFIGURATIONS)

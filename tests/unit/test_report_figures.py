@@ -3,13 +3,14 @@
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
+from typing import get_args
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import cells
+from reproduce.experiment.schema import FigureName, cells
 from reproduce.report import figures, style
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
@@ -334,6 +335,10 @@ def test_only_what_leaves_its_axes_is_clipped_and_to_all_of_them():
         "height": 36,
     }
     assert len([element for element in root.iter() if "clip-path" in element.attrib]) == 1
+
+
+def test_the_names_that_a_file_may_give_are_those_of_the_figures():
+    assert set(get_args(FigureName)) == set(figures.FIGURES)
 
 
 def test_an_unknown_figure_is_named(task, colors):

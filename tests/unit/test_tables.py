@@ -184,7 +184,7 @@ def test_counts_are_those_of_the_card(tmp_path: Path) -> None:
 
 def test_cards_of_tables_are_strict() -> None:
     for changes, message in (
-        ({"table": None}, "gives shape"),
+        ({"table": None}, "gives table"),
         ({"classes": None}, "gives classes"),
         ({"shape": (1, 2, 3)}, "no shape"),
         ({"archive": {}}, "gives archive"),

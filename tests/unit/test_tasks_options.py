@@ -71,7 +71,7 @@ def test_the_value_zero_is_given_too() -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(UserError, match=r"unknown task kind 'image_clasification': there are .*image_classification"):
+    with pytest.raises(UserError, match=r"unknown task kind 'image_clasification': did you mean image_classification"):
         tasks.check_options(spec("image_clasification"))
 
 

@@ -82,14 +82,18 @@ def test_hyphens_do_not_make_another_run() -> None:
         (
             Arm(method="per", params={"strenght": 1.0}),
             {},
-            "arm 'arm': method per takes strength, .* and no 'strenght', found 1.0",
+            "arm 'arm': method per takes strength, .* and no 'strenght', found 1.0: did you mean strength",
         ),
         (Arm(method="per", params={"strength": "1"}), {}, "method per: strength: .*found '1'"),
         (Arm(method="per", params={"strength": -1.0}), {}, "method per: strength: .*greater than or equal to 0"),
         (Arm(method="per", params={"strength": math.inf}), {}, "method per: strength: .*finite"),
         (Arm(method="per", params={"strength": date(2020, 1, 1)}), {}, "method per: strength: .*2020-01-01"),
-        (Arm(model="mpl"), {}, "unknown model 'mpl'"),
-        (Arm(model_options={"widht": 3}), {}, "model 'mlp' takes width, .* and no 'widht', found 3"),
+        (Arm(model="mpl"), {}, "unknown model 'mpl': did you mean mlp"),
+        (
+            Arm(model_options={"widht": 3}),
+            {},
+            "model 'mlp' takes width, .* and no 'widht', found 3: did you mean width",
+        ),
         (
             Arm(),
             {"tasks": MNIST, "recipe": PLATEAU},
@@ -100,7 +104,11 @@ def test_hyphens_do_not_make_another_run() -> None:
             {"tasks": MNIST},
             "selection best_validation: 'mnist' has no validation split",
         ),
-        (Arm(), {"tasks": {"a": DIGITS.model_copy(update={"dataset": "digit"})}}, "unknown dataset 'digit': known are"),
+        (
+            Arm(),
+            {"tasks": {"a": DIGITS.model_copy(update={"dataset": "digit"})}},
+            "unknown dataset 'digit': did you mean digits",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(arm: Arm, changes: dict[str, Any], expected: str) -> None:

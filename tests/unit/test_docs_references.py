@@ -1,0 +1,118 @@
+"""Reference pages and schemas in docs/ are those of the code and say every key; links in Markdown lead to files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pydantic import BaseModel
+
+from reproduce.bench.variants import FunctionPair, Variant, Variants
+from reproduce.experiment.dataset_card import DatasetCard, File, HuggingFace, Statistics, Table, Words
+from reproduce.experiment.files import Share
+from reproduce.experiment.folder import ROOT
+from reproduce.experiment.published import Published, Row
+from reproduce.experiment.schema import (
+    Arm,
+    Claim,
+    Clip,
+    DecayRate,
+    Experiment,
+    HostSpec,
+    PlateauRate,
+    Recipe,
+    StepRate,
+    TaskSpec,
+)
+
+DOCS = ROOT / "docs"
+FOUND = {(Experiment, "axes"), (DatasetCard, "name")}  # while reading: no file gives them
+SCHEDULES = (StepRate, DecayRate, PlateauRate)
+TABLES = {
+    "experiment_file.md": (Experiment, TaskSpec, HostSpec, Recipe, Clip, Arm, Claim, Published, Row, Share, *SCHEDULES),
+    "dataset_card.md": (DatasetCard, File, Statistics, Words, Table, HuggingFace),
+}
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def references() -> ModuleType:
+    """docs/references.py, a script that belongs to no package."""
+    found = importlib.util.spec_from_file_location("references", DOCS / "references.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_what_is_made_is_current(references: ModuleType) -> None:
+    made = list(references.contents())
+    assert len(made) == 6
+    for path, text in made:
+        assert path.read_text("utf-8") == text, f"{path}: type `make references`"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of the tables of keys."""
+    lines = (DOCS / page).read_text("utf-8").splitlines()
+    return [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize(("page", "model"), [(page, model) for page, models in TABLES.items() for model in models])
+def test_every_key_stands_on_its_page_with_its_default(page: str, model: type[BaseModel]) -> None:
+    found = rows(page)
+    for name, info in model.model_fields.items():
+        if (model, name) in FOUND:
+            continue
+        mine = [row for row in found if row[0] == f"`{name}`"]
+        assert mine, name
+        if info.is_required():
+            assert any("needed" in row for row in mine), name
+        elif isinstance(info.default, int | float) and not isinstance(info.default, bool):
+            assert any(f"`{info.default}`" in row for row in mine), name
+        elif isinstance(info.default, str) and info.default:
+            assert any(f'`"{info.default}"`' in row for row in mine), name
+
+
+def test_the_keys_of_variants_stand_there_too() -> None:
+    names = {row[0].strip("`") for row in rows("experiment_file.md")}
+    for model in (Variants, Variant, FunctionPair):
+        assert model.model_fields.keys() <= names
+
+
+def test_types_are_said_in_words(references: ModuleType) -> None:
+    said = references.type_in_words
+    assert said({"type": "integer", "minimum": 1}) == "integer, at least 1"
+    assert said({"type": "number", "exclusiveMinimum": 0}) == "number, above 0"
+    assert said({"enum": ["a", "b", "c"]}) == "`a`, `b` or `c`"
+    assert said({"type": "array", "items": {"$ref": "#/$defs/Claim"}}) == "list of [tables](#claims)"
+    assert said({"type": "array", "items": [{"type": "integer"}] * 3}) == "list of 3 integers"
+    assert said({"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}) == (
+        "number or list of numbers"
+    )
+    single = {"type": "string"}
+    assert said({"anyOf": [single, {"type": "array", "items": single, "minItems": 1}]}) == "text; or an axis"
+    assert said({"type": "object", "additionalProperties": {"type": "string"}}) == "by name: text"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_in_markdown_lead_to_files(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match("https?:", link):
+            path, _, anchor = link.partition("#")
+            target = Path(os.path.normpath(page.parent / path)) if path else page
+            assert target.exists(), link
+            if anchor:
+                assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a repository host gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
