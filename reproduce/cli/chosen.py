@@ -11,6 +11,7 @@ from reproduce.cli.options import as_typed, chosen_methods
 from reproduce.errors import UserError, did_you_mean, nearest
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
+from reproduce.results.index import read_briefly
 from reproduce.results.record import Result
 from reproduce.results.store import read_results
 
@@ -66,9 +67,14 @@ def experiments_known() -> dict[str, dict[str, Experiment]]:
 
 
 def committed_results() -> list[Result]:
-    return read_results(EVIDENCE.glob("*.json"))[0]
+    """The evidence, as far as planning needs it: without curves."""
+    return list(read_briefly(EVIDENCE.glob("*.json"))[0].values())
 
 
-def local_results(runs: Path) -> tuple[list[Result], list[str]]:
-    """The Results in a folder of runs, and a line for each that cannot be read."""
-    return read_results(runs.glob("*/result.json"))
+def local_results(runs: Path, briefly: bool = False) -> tuple[list[Result], list[str]]:
+    """The Results in a folder of runs, without curves if ``briefly``, and a line for each that cannot be read."""
+    files = runs.glob("*/result.json")
+    if not briefly:
+        return read_results(files)
+    found, problems = read_briefly(files)
+    return list(found.values()), problems

@@ -14,10 +14,10 @@ from reproduce.report.drawings import complete
 from reproduce.report.evidence import Address, beside_pages
 from reproduce.report.front import front
 from reproduce.report.index import index_pages
-from reproduce.report.kept import kept_folder
 from reproduce.report.page import method_pages
 from reproduce.report.render import Page
 from reproduce.report.waiting import Timing
+from reproduce.results.cache import kept_folder
 from reproduce.results.columns import find_all
 from reproduce.results.evaluate import MethodFindings
 from reproduce.results.match import ResultIndex

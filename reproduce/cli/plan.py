@@ -75,7 +75,7 @@ def plan(
         from reproduce.training.plan import most_valuable_first
 
         experiments = chosen_experiments(method, scale, only)
-        sealed, _ = local_results(runs)
+        sealed, _ = local_results(runs, briefly=True)
         planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)

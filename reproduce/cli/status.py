@@ -25,8 +25,8 @@ from reproduce.cli.options import (
 )
 from reproduce.errors import UserError
 from reproduce.experiment.schema import parse_seeds
+from reproduce.results.index import read_briefly
 from reproduce.results.record import Result
-from reproduce.results.store import read_results
 
 if TYPE_CHECKING:
     from reproduce.cli.coverage import Coverage
@@ -100,12 +100,8 @@ class Looks:
     def again(self) -> None:
         files = set(self.runs.glob("*/result.json"))
         self.results = {path: result for path, result in self.results.items() if path in files}
-        self.problems = []
-        for path in sorted(files - self.results.keys()):
-            found, problems = read_results([path])
-            for result in found:
-                self.results[path] = result
-            self.problems += problems
+        found, self.problems = read_briefly(files - self.results.keys())
+        self.results |= found
         begun = {path.parent for name in (".lock", "checkpoint.pt") for path in self.runs.glob(f"*/{name}")}
         states = {
             folder.name: state_of(folder, None) for folder in sorted(begun) if folder / "result.json" not in files

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from reproduce.experiment.dataset_card import CARDS
 from reproduce.experiment.folder import MethodFolder
-from reproduce.report.kept import code, digest_of, files_digest, keep, kept_folder, key_of, read_kept
+from reproduce.report.kept import code, keep, key_of, read_kept
+from reproduce.results.cache import digest_of, files_digest, kept_folder
 
 
 @dataclass(frozen=True)

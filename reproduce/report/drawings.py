@@ -16,8 +16,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from reproduce.report import style
-from reproduce.report.kept import code, files_digest, keep, key_of, read_kept, remove_oldest
+from reproduce.report.kept import code, keep, key_of, read_kept, remove_oldest
 from reproduce.report.said import ends_described, ends_table, line_ends
+from reproduce.results.cache import files_digest
 from reproduce.results.evaluate import TaskFinding
 from reproduce.results.record import Result
 

@@ -1,6 +1,6 @@
 """What is kept between commands: text under a hash of everything that it follows from, in the user's cache folder.
 
-It can be removed at any time. Kept text is used only where its key and its own checksum hold: none is stale, and what
+Kept text is used only where its key and its own checksum hold: none is stale, and what
 is damaged is made anew.
 """
 
@@ -11,22 +11,13 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from reproduce.experiment.identity import canonical_json
+from reproduce.results.cache import files_digest
 
 PACKAGE = Path(__file__).parents[1]
 MOST = 2000  # files in a folder; a report has about a hundred figures
-
-
-def kept_folder(name: str) -> Path | None:
-    """The user's folder of that name; None where there is no home."""
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return root / "activation-reproductions" / name
 
 
 def read_kept(path: Path) -> str | None:
@@ -86,18 +77,3 @@ def code() -> str:
 def key_of(content: object) -> str:
     """A hash of what JSON can spell."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
-
-
-def files_digest(folder: Path) -> str:
-    """A hash of all files in a folder and below it, but compiled ones."""
-    inside = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return digest_of(inside, folder)
-
-
-def digest_of(files: Iterable[Path], folder: Path) -> str:
-    """A hash of these files: of their places in the folder, and of their content."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from reproduce.errors import UserError
-from reproduce.report import drawings, figures, kept, render, style
+from reproduce.report import drawings, figures, render, style
 from reproduce.report.drawings import Drawing, complete
+from reproduce.results.cache import files_digest
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
 
@@ -121,9 +122,9 @@ def test_the_key_follows_what_a_figure_shows(make_experiment, make_results):
 
 def test_files_of_a_method_are_in_the_key_of_its_figures(tmp_path):
     (tmp_path / "figures.py").write_text("A = 1")
-    before = kept.files_digest(tmp_path)
+    before = files_digest(tmp_path)
     (tmp_path / "figures.py").write_text("A = 2")
-    assert kept.files_digest(tmp_path) != before
+    assert files_digest(tmp_path) != before
 
 
 def test_a_readers_own_settings_change_no_byte(tmp_path):
