@@ -157,7 +157,7 @@ def _estimates(data: str, runs: Path, workers: Workers) -> Iterator[Finding]:
     from reproduce.cli.durations import duration, runs_text
     from reproduce.cli.estimates import Timer, known_times
 
-    sealed, _ = local_results(runs)
+    sealed, _ = local_results(runs, briefly=True)
     any_untimed = False
     times, ids = known_times([*sealed, *committed_results()], runs), {result.id for result in sealed}
     for scale in SCALES:

@@ -210,7 +210,7 @@ REFUSED = {
     "unknown method": ["unknown method 'par': did you mean per?"],
     "unknown experiment": ["has no experiment 'tinny'", "tiny"],
     "unknown experiment of all": ["no method has an experiment 'tinny': did you mean tiny?"],
-    "unknown scale": ["unknown scale 'fast'", "quick, reduced or paper"],
+    "unknown scale": ["unknown scale 'fast'", "there are quick, reduced, paper"],
     "unknown key": ["broken.toml:13: recipe.epoch: unknown key"],
     "wrong type": ["broken.toml:14: recipe.batch_size: ", "integer", "found 'x'"],
     "claim without source": ["broken.toml:27: claims.0.source: missing key"],

@@ -113,7 +113,7 @@ def test_all_that_several_experiments_share_counts_once_in_the_sum(tmp_path: Pat
     ("arguments", "message"),
     [
         (["par"], "unknown method 'par': did you mean per?"),
-        (["per", "--scale", "fast"], "unknown scale 'fast': use quick, reduced or paper"),
+        (["per", "--scale", "fast"], "unknown scale 'fast': there are quick, reduced, paper"),
         (["per", "--only", "quick_digit"], "method per has no experiment 'quick_digit': did you mean quick_digits"),
         (["per", "--seeds", "0,x"], "--seeds '0,x': expected '0,1,2' or a number of seeds"),
         (["--seeds", "3"], "--scale, --seeds and --only choose among a method's experiments: name it, or say all"),
