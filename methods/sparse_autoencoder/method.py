@@ -17,6 +17,7 @@ from reproduce.method import (
     Trace,
     check_activations,
     errors_in,
+    holders_of,
     in_float32,
     sites_of,
     sites_with_role,
@@ -222,8 +223,9 @@ def _stored(owner: Any, name: str) -> Tensor:
 
 
 def _owner(model: nn.Module, site: Site) -> nn.Module:
-    """The module that holds a Site: for a code, the autoencoder."""
-    return model.get_submodule(site.name.rpartition(".")[0])
+    """The autoencoder whose code a Site is: the nearest module around it with a ``W_dec``, else the nearest."""
+    holders = holders_of(model, site)
+    return next((module for module in holders if hasattr(module, "W_dec")), holders[0])
 
 
 class SparseAutoencoder(Method):
@@ -250,6 +252,10 @@ class SparseAutoencoder(Method):
         if self.resample_every is not None and self.sites != "code":
             raise ValueError(f"resample_every needs sites = 'code', got {self.sites!r}")
         return self
+
+    @property
+    def acts_after_step(self) -> bool:
+        return self.resample_every is not None
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Give each autoencoder the counts that resampling needs.
@@ -287,8 +293,9 @@ class SparseAutoencoder(Method):
         for site in sites_of(model):
             if site.role == self.sites and site.trace is not None:
                 owner: Any = _owner(model, site)
-                code = next(record.activation for record in site.trace.records if record.site is site)
-                owner.resampling.after_step(owner, code.detach(), optimizer, progress, generator)
+                codes = [record.samples.detach() for record in site.trace.records if record.site is site]
+                code = codes[0] if len(codes) == 1 else torch.cat(codes)  # several: of accumulated batches
+                owner.resampling.after_step(owner, code, optimizer, progress, generator)
 
     def _decoder(self, model: nn.Module, site: Site) -> Tensor:
         found = getattr(_owner(model, site), "W_dec", None)

@@ -53,10 +53,15 @@ class Method(BaseModel):
         """
         own = type(self)
         adds = own.penalty is not Method.penalty and not _all_zero(self, getattr(own.penalty, "strengths", []))
-        if not adds and own.after_step is Method.after_step:
+        if not adds and not self.acts_after_step:
             return frozenset()
         chosen = [name for name, field in own.model_fields.items() if _holds_role(field.annotation)]
         return frozenset(getattr(self, name) for name in chosen) if chosen else ROLES
+
+    @property
+    def acts_after_step(self) -> bool:
+        """Whether `after_step` does something: a method of which only some configurations do overrides this."""
+        return type(self).after_step is not Method.after_step
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""
