@@ -47,8 +47,8 @@ def attach(
 
     Move the model to its device first, and build the optimiser afterwards: what the method adds is then among
     ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``, under
-    `torch.no_grad`, or where a part of it is called alone. A deep copy keeps the method's transforms, records nothing, and
-    can be attached itself. Several handles on one model do not see each other. Attach before ``torch.compile``.
+    `torch.no_grad`, or where a part of it is called alone. A deep copy keeps the method's transforms, records nothing,
+    and can be attached itself. Several handles on one model do not see each other. Attach before ``torch.compile``.
 
     Args:
         method: any method of this suite.
@@ -68,7 +68,9 @@ def attach(
         ValueError: nothing to attach to, unknown names, or what the method refuses; the model is then unchanged.
     """
     if any(tensor.is_meta for tensor in tensors_of(model)):
-        raise ValueError("the model lies on the meta device, where nothing is computed: load its weights, then attach()")
+        raise ValueError(
+            "the model lies on the meta device, where nothing is computed: load its weights, then attach()"
+        )
     handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
     try:
         handle.connect(example, are_named=not isinstance(sites, str))
@@ -127,10 +129,12 @@ class Handle:
         before = Structure(self.model)
         try:
             if self.tapped:
-                self.passes.hook(self.model)
+                self.passes.hook_begin(self.model)
             for tap, module in self.tapped:
                 tap.own(self.trace)
                 tap.hook(module)
+            if self.tapped:
+                self.passes.hook_end(self.model)
         finally:
             self.changes.append(before.changes())
         if example is not None:
@@ -200,8 +204,8 @@ class Handle:
     def remove(self) -> None:
         """Give back the model that was attached, with its trained weights.
 
-        Hooks, Sites, and all that the method added, replaced or parametrized are as before; what others have done to the
-        model since stays.
+        Hooks, Sites, and all that the method added, replaced or parametrized are as before; what others have done to
+        the model since stays.
         """
         for changes in reversed(self.changes):
             changes.undo()
@@ -268,8 +272,8 @@ def _refuse_replacing_others(changes: Changes) -> None:
         if change.path in added:
             other = type(added[change.path].method).__name__
             raise ValueError(
-                f"{change.name!r} of {type(change.module).__name__} is in use by {other}, which is attached to this model "
-                "too: remove() that handle first"
+                f"{change.name!r} of {type(change.module).__name__} is in use by {other}, which is attached to this "
+                "model too: remove() that handle first"
             )
 
 

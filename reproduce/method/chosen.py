@@ -18,7 +18,9 @@ _NEAR = 3
 
 
 def taps_for(method: Method, model: nn.Module, sites: Any, axes: Any) -> list[tuple[Tap, nn.Module]]:
-    """A Tap for each module that ``sites`` asks for, and the module; none where the method reads no activations and none are found.
+    """A Tap for each module that ``sites`` asks for, and the module.
+
+    There may be none where the method reads no activations.
 
     Raises:
         ValueError: names or patterns of no module, wrong axes, or a model without modules for ``sites``.

@@ -54,7 +54,7 @@ class Changes:
             for module, was in zip(before.modules, before.classes, strict=True)
             if type(module) is not was
         ]
-        self.frozen = [(parameter, was) for parameter, was in before.trainable if parameter.requires_grad != was]
+        self.frozen = [(one, required) for one, required in before.trainable if one.requires_grad != required]
         self.list: list[Change] = []
         for module, entries in self.order:
             now = dict(_entries(module))
@@ -89,8 +89,8 @@ class Changes:
         for parameter, value in trained:
             if value is not None:
                 parameter.data = value
-        for parameter, was in self.frozen:
-            parameter.requires_grad_(was)
+        for parameter, required in self.frozen:
+            parameter.requires_grad_(required)
         for module, entries in self.order:
             _reorder(module, entries)
         self.list.clear()
@@ -165,4 +165,4 @@ def _reorder(module: nn.Module, entries: dict[tuple[str, Any], Any]) -> None:
 
 
 def _is_lazy(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return nn.parameter.is_lazy(tensor)

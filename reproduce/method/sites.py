@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -184,7 +184,7 @@ class Trace:
 def sites_of(model: nn.Module) -> Iterator[Site]:
     """The Sites of a model, each knowing its path afterwards.
 
-    Where a method is attached to a model (`Trace.own_sites_only`), those of its own handle, with the names that it gave.
+    Where a method is attached (`Trace.own_sites_only`), those of its own handle, with the names that it gave.
     """
     owner = _OWNER.get()
     for name, module in model.named_modules():

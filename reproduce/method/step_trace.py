@@ -57,7 +57,7 @@ class StepTrace(Trace):
         """Whether an activation of the module of this name, in training mode, is to be recorded.
 
         Raises:
-            ValueError: it is computed again in the backward pass, and was passed without a gradient in the forward pass.
+            ValueError: it is computed again in the backward pass, and had no gradient in the forward pass.
         """
         if not self.is_open:
             if name in self.without_gradient and torch.is_grad_enabled() and _is_in_backward():
@@ -101,13 +101,13 @@ class StepTrace(Trace):
                 "checkpoint: use checkpoint(..., use_reentrant=False), or name a module outside"
             )
         return (
-            "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode and "
-            "with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False). attach() "
-            "comes before torch.compile"
+            "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode "
+            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False); "
+            "attach() comes before torch.compile"
         )
 
     def refuse_constant(self, penalty: Tensor) -> None:
-        """A penalty without gradient, on activations without one, trains nothing of a model that has weights to train."""
+        """A penalty on activations without gradient trains nothing, of a model that has weights to train."""
         if penalty.requires_grad or any(record.activation.requires_grad for record in self._records):
             return
         if any(parameter.requires_grad for parameter in self.model.parameters()):

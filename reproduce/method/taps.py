@@ -30,8 +30,11 @@ class Passes:
     def __init__(self, trace: StepTrace) -> None:
         self.trace: StepTrace | None = trace  # None in a copy of the model
 
-    def hook(self, model: nn.Module) -> None:
+    def hook_begin(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.begin)
+
+    def hook_end(self, model: nn.Module) -> None:
+        """After all other hooks: the model itself may have a Site at its output."""
         model.register_forward_hook(self.end, always_call=True)
 
     @torch.compiler.disable
@@ -48,8 +51,8 @@ class Passes:
 class Tap(nn.ModuleList):
     """The Sites of one hooked module, whose child it is: one for each axes and width of its activations.
 
-    Calls of a recurrent cell in one forward pass are the time steps of one activation, and so are those of a module with
-    axes "tnc" whose activations are (batch, features). Each call of any other module is an activation of its own.
+    Calls of a recurrent cell in one forward pass are the time steps of one activation, and so are those of a module
+    with axes "tnc" whose activations are (batch, features). Each call of any other module is an activation of its own.
     """
 
     def __init__(self, name: str, module: nn.Module, role: Role, side: Side, axes: Axes | None) -> None:
@@ -137,7 +140,9 @@ class Tap(nn.ModuleList):
 
     def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
         if activation.is_nested:
-            raise ValueError(f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another")
+            raise ValueError(
+                f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another"
+            )
         is_step = self.is_stepped and activation.dim() == 2
         whole = activation.unsqueeze(0) if is_step else activation
         index, site = self._site(whole)
