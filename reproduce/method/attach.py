@@ -247,6 +247,7 @@ class Handle:
 
     def _refuse_unmet(self, where: str) -> None:
         unmet = [tap.name for tap, _ in self.tapped if not tap.is_met] if self.must_be_met else []
+        unmet = [name for name in unmet if not self.trace.has(name)]
         if unmet:
             raise ValueError(
                 f"module {unmet[0]!r} was named, and is not called {where}: a module around it may use its weights "

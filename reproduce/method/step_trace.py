@@ -92,6 +92,10 @@ class StepTrace(Trace):
     def is_empty(self) -> bool:
         return not self._records and not self._passed_over
 
+    def has(self, name: str) -> bool:
+        """Whether an activation of this Site was recorded."""
+        return any(record.site.name == name for record in self._records)
+
     def why_empty(self) -> str:
         """What is missing, where there is nothing to make a penalty of."""
         if self.without_gradient and not self.consumed:

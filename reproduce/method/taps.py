@@ -127,7 +127,7 @@ class Tap(nn.ModuleList):
 
     def _acts(self, module: nn.Module) -> bool:
         """Whether anything is done to this activation. If not, nothing is looked at: it may be of any kind."""
-        if not self.is_met:
+        if not torch.compiler.is_compiling() and not self.is_met:  # a compiled model would be compiled a second time
             self.is_met = True
         is_recorded = module.training and self.trace is not None and self.trace.records_now(self.name)
         return is_recorded or self.is_transformed or self.is_explored
