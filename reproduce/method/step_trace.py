@@ -73,6 +73,8 @@ class StepTrace(Trace):
 
     def add(self, site: Site, activation: Tensor) -> None:
         if self.is_open and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():  # whose outputs have no version that tells what overwrote them inside
+                activation = activation.clone()
             n_before = len(self._records)
             super().add(site, activation)
             if len(self._records) > n_before:
@@ -178,5 +180,8 @@ def _version(activation: Tensor) -> int:
 
 
 def _is_in_backward() -> bool:
-    """Whether autograd's engine runs this: checkpointing computes activations again then."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    """Whether autograd's engine runs this: checkpointing computes activations again then.
+
+    A compiled model cannot tell.
+    """
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)

@@ -37,12 +37,10 @@ class Passes:
         """After all other hooks: the model itself may have a Site at its output."""
         model.register_forward_hook(self.end, always_call=True)
 
-    @torch.compiler.disable
     def begin(self, module: nn.Module, arguments: Any) -> None:
         if self.trace is not None:
             self.trace.begin()
 
-    @torch.compiler.disable
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.trace is not None:
             self.trace.end()
