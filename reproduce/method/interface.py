@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reproduce.method.sites import ROLES, Role, Trace
@@ -37,6 +37,12 @@ class Method(BaseModel):
         is_guarded = cls.penalty is Method.penalty or hasattr(cls.penalty, "strengths")
         if not is_guarded:  # this class's own, or one mixed in
             setattr(cls, "penalty", _zero_at_strength_zero(cls.penalty, cls.strengths()))  # noqa: B010
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any, info: ValidationInfo) -> Any:
+        """In Python too; JSON has lists alone, and pydantic takes them there."""
+        return tuple(value) if isinstance(value, list) and info.mode == "python" else value
 
     @classmethod
     def strengths(cls) -> list[str]:

@@ -40,7 +40,10 @@ class StepTrace(Trace):
     def begin(self) -> None:
         """A forward pass of the whole model begins."""
         is_recorded = (
-            torch.is_grad_enabled() and any(module.training for module in self.hooked) and not _is_in_backward()
+            torch.is_grad_enabled()
+            and any(module.training for module in self.hooked)
+            and not torch.compiler.is_exporting()
+            and not _is_in_backward()
         )
         if is_recorded and not self.around:
             self.clear()

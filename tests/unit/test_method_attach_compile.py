@@ -151,10 +151,5 @@ def test_attaching_after_the_model_was_compiled_is_noticed(inputs: Tensor) -> No
     compiled(inputs)
     handle = attach(L2, model)
     compiled(inputs)
-    try:
-        penalty = handle.penalty()
-    except ValueError as error:
-        assert "comes before torch.compile" in str(error)  # noqa: PT017
-    else:
-        model(inputs)
-        torch.testing.assert_close(penalty, handle.penalty())
+    with pytest.raises(ValueError, match=r"nothing was recorded: .*attach\(\) comes before torch\.compile"):
+        handle.penalty()

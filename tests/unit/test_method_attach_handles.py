@@ -137,6 +137,32 @@ def test_what_one_handle_added_another_does_not_replace(inputs: Tensor) -> None:
     attach(method, model, seed=1)
 
 
+def test_an_average_of_an_attached_model_is_a_model_that_records_nothing(inputs: Tensor) -> None:
+    model = perceptron()
+    attach(BatchNorm(), model, sites="pre", example=inputs)
+    handle = attach(L2, model, sites=["3"])
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    output = model(inputs)
+    average(2 * inputs)
+    torch.testing.assert_close(handle.penalty(), output.square().mean())
+    average.update_parameters(model)
+    model.eval()
+    average.eval()
+    torch.testing.assert_close(average(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_attached_model_is_exported(inputs: Tensor, training: bool) -> None:
+    model = perceptron().train(training)
+    expected = model(inputs)
+    handle = attach(L2, model, example=inputs)
+    exported = torch.export.export(model, (inputs,))
+    torch.testing.assert_close(exported.module()(inputs), expected)
+    assert handle.trace.is_empty
+    model.train()(inputs)
+    torch.testing.assert_close(handle.penalty(), model[:2](inputs).square().mean() + expected.square().mean())
+
+
 class Doubled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return 2 * weight

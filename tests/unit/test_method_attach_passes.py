@@ -15,6 +15,8 @@ from methods.orthogonal.method import OrthogonalRegularization
 from methods.per.method import PER
 from methods.variance_preserving_init.method import VariancePreservingInit
 from methods.weight_norm_penalty.method import WeightNormPenalty
+from reproduce import attach as public_attach
+from reproduce.errors import UserError
 from reproduce.method.attach import attach
 
 L2 = ActivityNorm(kind="l2", strength=1.0, reduction="mean")  # the mean of squares, summed over Sites
@@ -270,6 +272,14 @@ def test_methods_of_weights_need_no_sites_and_no_forward_pass(method: Any) -> No
     with_sites = attach(method, small())
     with_sites.model(torch.ones(2, 4))
     assert with_sites.trace.records == []
+
+
+def test_lists_serve_where_a_field_is_a_tuple() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    handle = public_attach("weight_norm_penalty", model, strength=1.0, layers=["1.weight"])
+    assert handle.method == WeightNormPenalty(strength=1.0, layers=("1.weight",))
+    with pytest.raises(UserError, match="layers"):
+        public_attach("weight_norm_penalty", model, layers="1.weight")
 
 
 def test_a_method_that_fills_sites_says_that_there_are_none() -> None:
