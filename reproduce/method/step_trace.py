@@ -42,7 +42,7 @@ class StepTrace(Trace):
         is_recorded = (
             torch.is_grad_enabled()
             and any(module.training for module in self.hooked)
-            and not torch.compiler.is_exporting()
+            and not _is_exported()
             and not _is_in_backward()
         )
         if is_recorded and not self.around:
@@ -180,6 +180,11 @@ class StepTrace(Trace):
 
 def _version(activation: Tensor) -> int:
     return activation._version
+
+
+def _is_exported() -> bool:
+    """Whether `torch.export` calls the model, with tensors that have no values."""
+    return not torch.compiler.is_dynamo_compiling() and bool(torch.compiler.is_exporting())
 
 
 def _is_in_backward() -> bool:
