@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
 from reproduce.method.chosen import taps_for
@@ -290,7 +290,7 @@ def _watch_optimizers(handle: Handle) -> Any:
         if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"]):
             own.awaits_after_step = True
 
-    hook = register_optimizer_step_post_hook(note)
+    hook = optimizers.register_optimizer_step_post_hook(note)
     weakref.finalize(handle, hook.remove)
     return hook
 
