@@ -17,6 +17,7 @@ from reproduce.method import (
     Trace,
     check_activations,
     errors_in,
+    holders_of,
     in_float32,
     moderate_scale,
     sites_of,
@@ -216,10 +217,7 @@ class Resampling(nn.Module):
 
 def _owner(model: nn.Module, site: Site) -> nn.Module:
     """The autoencoder whose code a Site is: the nearest module around it with a decoder, else the nearest."""
-    paths = [site.name]
-    while paths[-1]:
-        paths.append(paths[-1].rpartition(".")[0])
-    holders = [model.get_submodule(path) for path in paths[1:]]
+    holders = holders_of(model, site)
     return next((module for module in holders if weights_of(module) is not None), holders[0])
 
 
@@ -248,6 +246,10 @@ class SparseAutoencoder(Method):
         if self.resample_every is not None and self.sites != "code":
             raise ValueError(f"resample_every needs sites = 'code', got {self.sites!r}")
         return self
+
+    @property
+    def acts_after_step(self) -> bool:
+        return self.resample_every is not None
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Give each autoencoder the counts that resampling needs.
@@ -289,9 +291,9 @@ class SparseAutoencoder(Method):
         for site in sites_of(model):
             if site.role == self.sites and site.trace is not None:
                 owner: Any = _owner(model, site)
-                code = next(record.activation for record in site.trace.records if record.site is site)
-                weights = weights_of(owner)
-                owner.resampling.after_step(weights, code.detach(), optimizer, progress, generator)
+                codes = [record.samples.detach() for record in site.trace.records if record.site is site]
+                code = codes[0] if len(codes) == 1 else torch.cat(codes)  # several: of accumulated batches
+                owner.resampling.after_step(weights_of(owner), code, optimizer, progress, generator)
 
     def _decoder(self, model: nn.Module, site: Site) -> Tensor:
         weights = weights_of(_owner(model, site))

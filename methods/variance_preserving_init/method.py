@@ -235,6 +235,10 @@ class VariancePreservingInit(Method):
 
     mode: Literal["closed_form", "sample_statistics", "layer_statistics"] = "closed_form"
 
+    @property
+    def acts_after_step(self) -> bool:
+        return self.mode != "closed_form"
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Rewrite the kernels, or fill the Sites. Random words are drawn where there are LSTM layers.
 
@@ -253,21 +257,21 @@ class VariancePreservingInit(Method):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Tensor, generator: torch.Generator
     ) -> None:
         """Fold what the first batch has set into the weights."""
-        if self.mode != "closed_form":
-            for module in model.modules():
-                if isinstance(module, FirstBatchStandardisation):
-                    module.fold()
+        if self.acts_after_step:
+            for site in sites_of(model):
+                if isinstance(site.transform, FirstBatchStandardisation):
+                    site.transform.fold()
 
 
 def _standardise(model: nn.Module, of_layer: bool) -> None:
     with errors_in("modes of statistics standardise 'pre' Sites"):
-        sites_with_role(model, "pre")
+        chosen = set(sites_with_role(model, "pre"))
     kernel: nn.Module | None = None
     kernels: dict[Site, nn.Module | None] = {}
     for module in model.modules():
         if isinstance(module, _KERNELS):
             kernel = module
-        elif isinstance(module, Site) and module.role == "pre":
+        elif isinstance(module, Site) and module in chosen:
             kernels[module], kernel = kernel, None
     fill_sites(model, list(kernels), lambda site: FirstBatchStandardisation(site, kernels[site], of_layer))
 

@@ -22,6 +22,7 @@ from reproduce.method import (
     TransformableFunction,
     check_activations,
     device_of,
+    dtype_of,
     in_float32,
     losses_together,
     mean_of_each,
@@ -199,7 +200,8 @@ class VCL(Method):
         chosen = sites_with_role(model, self.sites)[0 if self.include_first else 1 :]
         if not chosen:
             raise ValueError(f"the model has no {self.sites!r} Site after the first: choose other `sites`")
-        betas = [torch.full(self._shape(site), self.initial_beta, device=device_of(model)) for site in chosen]
+        kind: dict[str, Any] = {"device": device_of(model), "dtype": dtype_of(model)}
+        betas = [torch.full(self._shape(site), self.initial_beta, **kind) for site in chosen]
         for site, beta in zip(chosen, betas, strict=True):
             if self.learn_beta:
                 site.register_parameter("beta", nn.Parameter(beta))

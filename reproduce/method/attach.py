@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
+from reproduce.method.chosen import taps_for
+from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
-from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, StepTrace, Tap, watch_layouts
+from reproduce.method.step_trace import StepTrace
+from reproduce.method.taps import Passes, Tap, at_first_tensor, watch_layouts
 
-_LISTED = 12  # module names in an error
+logger = logging.getLogger(__name__)
 
 
 def attach(
@@ -40,8 +46,9 @@ def attach(
     >>> handle.remove()
 
     Move the model to its device first, and build the optimiser afterwards: what the method adds is then among
-    ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``. A deep copy keeps
-    the method's transforms and records nothing. Attach before ``torch.compile``; recording breaks its graph.
+    ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``, under
+    `torch.no_grad`, or where a part of it is called alone. A deep copy keeps the method's transforms, records nothing,
+    and can be attached itself. Several handles on one model do not see each other. Attach before ``torch.compile``.
 
     Args:
         method: any method of this suite.
@@ -49,9 +56,10 @@ def attach(
         sites: ``"post"``: outputs of all modules in `ACTIVATIONS`, and of recurrent layers (of a tuple the first
             tensor); ``"pre"``: inputs of all modules in `ACTIVATIONS`; or names of modules whose outputs are meant
             (of a tuple, mapping or dataclass the first tensor), with the role that the method's field ``sites``
-            says, else "post"; or a mapping from names to roles.
-        example: one input (a tuple: positional, a dict: keyword arguments) for a dry run without gradient in eval
-            mode, so that a method knows shapes before training; needed by those that put transforms into Sites.
+            says, else "post"; or a mapping from names to roles. In a name, ``*`` stands for any one part:
+            ``"encoder.*.mlp.act"``. A method that reads weights alone needs no Sites.
+        example: one input (a tuple or list: positional, a dict: keyword arguments) for a dry run without gradient in
+            eval mode, so that a method knows shapes before training; needed by those that put transforms into Sites.
         axes: meaning of the axes, for all or by module name; else what the layers beside say (`Layouts`): "nc", "ncl"
             "nchw" or "ncdhw" after a convolution, "ntc" or "nhwc" after a linear layer, "tnc" with recurrent layers
             and attention without ``batch_first``. Where none says, a method to which it matters refuses the Site.
@@ -60,145 +68,241 @@ def attach(
     Raises:
         ValueError: nothing to attach to, unknown names, or what the method refuses; the model is then unchanged.
     """
-    handle = Handle(method, model, _taps(method, model, sites, axes), seed)
+    if any(tensor.is_meta for tensor in tensors_of(model)):
+        raise ValueError(
+            "the model lies on the meta device, where nothing is computed: load its weights, then attach()"
+        )
+    handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
     try:
-        handle.connect(example)
+        handle.connect(example, are_named=not isinstance(sites, str))
     except BaseException:
         handle.remove()
         raise
     return handle
 
 
+_HANDLES: weakref.WeakSet[Handle] = weakref.WeakSet()  # those that are attached
+
+
 class Handle:
     """A method attached to a model, from `attach`."""
 
-    def __init__(self, method: Method, model: nn.Module, taps: list[Tap], seed: int) -> None:
+    def __init__(
+        self, method: Method, model: nn.Module, tapped: list[tuple[Tap, nn.Module]], seed: int, example: Any
+    ) -> None:
         self.method = method
         self.model = model
-        self.taps = taps
-        self.trace = StepTrace(model)
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.tapped = tapped
+        self.trace = StepTrace(model, method.recorded_roles, [module for _, module in tapped])
+        self.passes = Passes(self.trace)
+        self.device = _device(model, example)
         self.generator = Generators.seeded(seed, self.device).method
         self.progress = torch.zeros((), device=self.device)
-        self.hooks: list[Any] = []
-        self.added: list[tuple[nn.Module, str]] = []
-        self.awaits_after_step = False
+        self.changes: list[Changes] = []
+        self.is_attached = False
+        self.must_be_met = False  # every Tap is of a module that was named, and none has been missed yet
+        self.has_penalty = False  # since the last after_step
+        self.awaits_after_step = False  # an optimiser has stepped since then
+        self.optimizer_hook: Any = None
 
     @property
     def sites(self) -> list[Site]:
         """The Sites, in the order of the model's modules; a module that is met with several widths has several."""
-        return [site for tap in self.taps for site in tap.sites()]
+        return [site for tap, _ in self.tapped for site in tap.sites()]
 
-    def connect(self, example: Any) -> None:
-        """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model."""
-        before = _members(self.model)
-        self.hooks.append(self.model.register_forward_pre_hook(self.taps[0].start))
-        self.hooks.extend(watch_layouts(self.model, self.taps))
+    def __repr__(self) -> str:
+        if not self.is_attached:
+            return f"{self.method!r}, removed from {type(self.model).__name__}"
+        lines = [f"{self.method!r}, attached to {type(self.model).__name__}"]
+        for site in self.sites:
+            kind = f"{' or '.join((site.axes, *site.could_be))} {site.shape}" if site.shape else "not met yet"
+            filled = f", {type(site.transform).__name__}" if site.transform is not None else ""
+            lines.append(f"  {site.name}: {site.role}, {kind}{filled}")
+        return "\n".join(lines if self.tapped else [*lines, "  no Sites: it reads weights alone"])
+
+    def connect(self, example: Any, are_named: bool) -> None:
+        """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model.
+
+        Modules that ``are_named`` by the caller must be met.
+        """
+        self.is_attached = True
+        self.must_be_met = are_named
+        before = Structure(self.model)
         try:
-            for tap in self.taps:
-                self.hooks.append(tap.hook(self.model.get_submodule(tap.path)))
-            if example is not None:
-                _dry_run(self.model, example, self.device)
-            self.method.prepare(self.model, self.generator)
-            for tap in self.taps:
-                tap.connect(self.trace)
+            if self.tapped:
+                watch_layouts(self.model, [tap for tap, _ in self.tapped])
+                self.passes.hook_begin(self.model)
+            for tap, module in self.tapped:
+                tap.own(self.trace)
+                tap.hook(module)
+            if self.tapped:
+                self.passes.hook_end(self.model)
         finally:
-            self.added = [(module, name) for key, (module, name) in _members(self.model).items() if key not in before]
+            self.changes.append(before.changes())
+        if example is not None:
+            self._explore(example)
+        self._prepare()
+        if self.method.acts_after_step:
+            self.optimizer_hook = _watch_optimizers(self)
+        _HANDLES.add(self)
+        logger.info("%r", self)
 
     def penalty(self, progress: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The penalty on the last forward pass, already weighted: a 0-dim tensor to add to your loss.
 
-        It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first
-        one recorded. ``progress`` in [0, 1] drives schedules; where it is not given it stays as it was, 0 at first.
-        ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
+        It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
+        recorded. A method that reads weights alone needs no forward pass. ``progress`` in [0, 1] drives schedules;
+        where it is not given it stays as it was, 0 at first. ``mask`` (n, positions...) is True at positions that are
+        no padding; the others are then left out.
 
         Raises:
-            ValueError: no forward pass in training mode since the last penalty, a model on another device than when
-                it was attached, activations overwritten in place, or what the method refuses.
+            ValueError: no forward pass in training mode since the last penalty, or one without gradients; a module
+                that was named and is never called; a model on another device than when it was attached; activations
+                overwritten in place; a step without `after_step`; or what the method refuses.
         """
-        if self.trace.consumed or not self.trace.records:
-            raise ValueError(
-                "nothing was recorded: each penalty() needs a forward pass of the whole model in train() mode before "
-                "it, attach() comes before torch.compile, and a removed handle records nothing"
-            )
-        try:
-            self.trace.check(self.device)
-            if self.awaits_after_step:
-                raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
-            if progress is not None:
-                self.progress.fill_(progress)
-            with self.trace.masked(mask):
+        if not self.is_attached:
+            raise ValueError("this is a removed handle: attach() the method again")
+        if self.awaits_after_step:
+            raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
+        if progress is not None:
+            self.progress.fill_(progress)
+        if self.trace.roles:
+            penalty = self._penalty_of_records(mask)
+        else:
+            with self.trace.own_sites_only(), self.trace.masked(mask):
                 penalty = self.method.penalty(self.trace, self.progress, self.generator)
-            self.awaits_after_step = type(self.method).after_step is not Method.after_step
+        self.has_penalty = True
+        return penalty
+
+    def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
+        trace = self.trace
+        self._refuse_unmet("in the forward pass")
+        if trace.consumed or trace.is_empty:
+            raise ValueError(trace.why_empty())
+        try:
+            trace.check(self.device)
+            trace.join_steps()
+            with trace.own_sites_only(), trace.masked(mask):
+                penalty = self.method.penalty(trace, self.progress, self.generator)
+            trace.refuse_constant(penalty)
+            if self.method.acts_after_step:
+                trace.keep()
             return penalty
         finally:
-            self.trace.consumed = True
-            if not self.awaits_after_step:
-                self.trace.clear()
+            trace.consumed = True
+            trace.clear()
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """For the few methods that rewrite weights outside the gradient: call it after each ``optimizer.step()``."""
-        if self.awaits_after_step:
-            self.method.after_step(self.model, optimizer, self.progress, self.generator)
-            self.trace.clear()
-            self.awaits_after_step = False
+        """For the few methods that rewrite weights outside the gradient: call it after each ``optimizer.step()``.
+
+        It sees the records of all penalties since the last one, of accumulated batches too.
+        """
+        if self.method.acts_after_step and self.has_penalty and self.is_attached:
+            with self.trace.own_sites_only():
+                self.trace.after_step(
+                    lambda: self.method.after_step(self.model, optimizer, self.progress, self.generator)
+                )
+        self.has_penalty = self.awaits_after_step = False
 
     def remove(self) -> None:
-        """Take the hooks, the Sites, and the parameters, buffers and modules that the method added away again."""
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks.clear()
-        self.trace.clear()
-        for module, name in self.added:
-            if hasattr(module, name):
-                delattr(module, name)
-        self.added.clear()
+        """Give back the model that was attached, with its trained weights.
 
+        Hooks, Sites, and all that the method added, replaced or parametrized are as before; what others have done to
+        the model since stays.
+        """
+        for changes in reversed(self.changes):
+            changes.undo()
+        self.changes.clear()
+        for tap, _ in self.tapped:
+            tap.release()
+        self.trace.release()
+        self.passes.trace = None
+        if self.optimizer_hook is not None:
+            self.optimizer_hook.remove()
+        self.is_attached = False
+        _HANDLES.discard(self)
 
-def _taps(method: Method, model: nn.Module, sites: Any, axes: Any) -> list[Tap]:
-    """A Tap for each module that ``sites`` asks for."""
-    modules = dict(model.named_modules())
-    named = [name for name in modules if name]
-    listed = ", ".join([*named[:_LISTED], *(["..."] if len(named) > _LISTED else [])]) or "none"
-    side: Side = "output"
-    roles: dict[str, Role]
-    if isinstance(sites, str):
-        if sites not in ("pre", "post"):
-            raise ValueError(f"sites is 'pre', 'post' or a list of module names, got {sites!r}")
-        kinds = ACTIVATIONS if sites == "pre" else ACTIVATIONS + RECURRENT
-        side = "input" if sites == "pre" else "output"
-        roles = {name: sites for name, module in modules.items() if isinstance(module, kinds)}  # type: ignore[misc]
-        if not roles:
+    def _explore(self, example: Any) -> None:
+        for tap, _ in self.tapped:
+            tap.is_explored = True
+        try:
+            _dry_run(self.model, example, self.device)
+        finally:
+            for tap, _ in self.tapped:
+                tap.is_explored = False
+        self._refuse_unmet("in the dry run")
+
+    def _prepare(self) -> None:
+        before = Structure(self.model)
+        values = Values(tensors_of(self.model) if type(self.method).prepare is not Method.prepare else ())
+        try:
+            with self.trace.own_sites_only():
+                self.method.prepare(self.model, self.generator)
+            for tap, _ in self.tapped:
+                tap.prepared()
+            changes = before.changes()
+            _refuse_replacing_others(changes)
+        except BaseException:
+            before.changes().undo()
+            values.put_back()
+            raise
+        self.changes.append(changes)
+
+    def _refuse_unmet(self, where: str) -> None:
+        unmet = [tap.name for tap, _ in self.tapped if not tap.is_met] if self.must_be_met else []
+        unmet = [name for name in unmet if not self.trace.has(name)]
+        if unmet:
             raise ValueError(
-                f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be "
-                f"seen; name the modules whose outputs are meant, of: {listed}"
+                f"module {unmet[0]!r} was named, and is not called {where}: a module around it may use its weights "
+                "without calling it, as nn.MultiheadAttention does; name one that is called"
             )
-    elif isinstance(sites, Mapping):
-        roles = dict(sites)
-    else:
-        own: Any = getattr(method, "sites", "post")
-        roles = dict.fromkeys(sites, own if own in get_args(Role) else "post")
-    by_name: dict[str, Any] = dict(axes) if isinstance(axes, Mapping) else {name: axes for name in roles}
-    unknown = [name for name in roles if name not in modules] + [name for name in by_name if name not in roles]
-    if unknown or not roles:
-        raise ValueError(f"no module {unknown[0]!r} among: {listed}" if unknown else f"sites names none of: {listed}")
-    wrong = [given for given in by_name.values() if given is not None and given not in get_args(Axes)]
-    if wrong:
-        raise ValueError(f"axes are {get_args(Axes)}, got {wrong[0]!r}")
-    return [Tap(name, modules[name], role, side, by_name.get(name)) for name, role in roles.items()]
+        self.must_be_met = False
 
 
-def _members(model: nn.Module) -> dict[tuple[int, str], tuple[nn.Module, str]]:
-    """Every parameter, buffer and child of every module."""
-    return {
-        (id(module), name): (module, name)
-        for module in model.modules()
-        for name in [*module._parameters, *module._buffers, *module._modules]
-    }
+def _device(model: nn.Module, example: Any) -> torch.device:
+    """Where the model lies; for one without parameters and buffers, where its example lies."""
+    found = next((tensor.device for tensor in tensors_of(model)), None)
+    if found is not None:
+        return found
+    devices: list[torch.device] = []
+    at_first_tensor(example, lambda tensor: devices.append(tensor.device) or tensor)  # type: ignore[func-returns-value]
+    return devices[0] if devices else torch.device("cpu")
+
+
+def _refuse_replacing_others(changes: Changes) -> None:
+    """What one handle put into the model, another must not overwrite."""
+    added = {path: handle for handle in _HANDLES for done in handle.changes for path in done.added()}
+    for change in changes.replaced():
+        if change.path in added:
+            other = type(added[change.path].method).__name__
+            raise ValueError(
+                f"{change.name!r} of {type(change.module).__name__} is in use by {other}, which is attached to this "
+                "model too: remove() that handle first"
+            )
+
+
+def _watch_optimizers(handle: Handle) -> Any:
+    """Note where an optimiser of the model's parameters has stepped after a penalty."""
+    watching = weakref.ref(handle)
+
+    def note(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+        own = watching()
+        if own is None or not own.has_penalty:
+            return
+        ids = {id(parameter) for parameter in own.model.parameters()}
+        if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"]):
+            own.awaits_after_step = True
+
+    hook = optimizers.register_optimizer_step_post_hook(note)
+    weakref.finalize(handle, hook.remove)
+    return hook
 
 
 def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
-    """One forward pass that leaves no trace: in eval mode, without gradient, torch's global generator put back."""
+    """One forward pass that leaves no trace: in eval mode, without gradient, with torch's global generator and the
+    model's buffers put back.
+    """
+    buffers = Values(model.buffers())
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -206,7 +310,8 @@ def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
             if isinstance(example, Mapping):
                 model(**example)
             else:
-                model(*(example if isinstance(example, tuple) else (example,)))
+                model(*(example if isinstance(example, tuple | list) else (example,)))
     finally:
+        buffers.put_back()
         for module, training in modes:
             module.training = training

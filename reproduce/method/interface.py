@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reproduce.method.sites import ROLES, Role, Trace
@@ -38,6 +38,12 @@ class Method(BaseModel):
         if not is_guarded:  # this class's own, or one mixed in
             setattr(cls, "penalty", _zero_at_strength_zero(cls.penalty, cls.strengths()))  # noqa: B010
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any, info: ValidationInfo) -> Any:
+        """In Python too; JSON has lists alone, and pydantic takes them there."""
+        return tuple(value) if isinstance(value, list) and info.mode == "python" else value
+
     @classmethod
     def strengths(cls) -> list[str]:
         """The fields that weight the penalty: those whose names end in ``strength`` or ``coefficient``."""
@@ -53,10 +59,15 @@ class Method(BaseModel):
         """
         own = type(self)
         adds = own.penalty is not Method.penalty and not _all_zero(self, getattr(own.penalty, "strengths", []))
-        if not adds and own.after_step is Method.after_step:
+        if not adds and not self.acts_after_step:
             return frozenset()
         chosen = [name for name, field in own.model_fields.items() if _holds_role(field.annotation)]
         return frozenset(getattr(self, name) for name in chosen) if chosen else ROLES
+
+    @property
+    def acts_after_step(self) -> bool:
+        """Whether `after_step` does something: a method of which only some configurations do overrides this."""
+        return type(self).after_step is not Method.after_step
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -16,6 +17,7 @@ Role = Literal["pre", "post", "dropped", "code"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
 Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "ndhwc", "tnc", "ntc"]
 _Of = TypeVar("_Of")
+_OWNER: ContextVar[Trace | None] = ContextVar("whose Sites sites_of finds", default=None)
 
 
 class Site(nn.Module):
@@ -30,6 +32,7 @@ class Site(nn.Module):
         could_be: what the axes may be as well, where they are a guess.
 
     A method may put a module into ``transform`` (batch normalisation, say): the Site then records its output.
+    ``owner`` is None for a Site of the model's own, or the Trace of the handle that put it into another's model.
     """
 
     def __init__(self, role: Role, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> None:
@@ -43,6 +46,7 @@ class Site(nn.Module):
         self.name = ""  # its path in the model, given by `watch`
         self.transform: nn.Module | None = None
         self.trace: Trace | None = None
+        self.owner: Trace | None = None
 
     @property
     def features(self) -> int:
@@ -187,6 +191,15 @@ class Trace:
         calls = Counter(record.site for record in self._records)
         return [without_masked(record, self._mask, calls[record.site]) for record in self._records]
 
+    @contextlib.contextmanager
+    def own_sites_only(self) -> Iterator[None]:
+        """Within it, `sites_of` finds the Sites that this Trace owns, and no others."""
+        token = _OWNER.set(self)
+        try:
+            yield
+        finally:
+            _OWNER.reset(token)
+
     def clear(self) -> None:
         self._records.clear()
         self._passed_over = False
@@ -217,11 +230,27 @@ class Trace:
 
 
 def sites_of(model: nn.Module) -> Iterator[Site]:
-    """All Sites of a model, each knowing its path afterwards."""
+    """The Sites of a model, each knowing its path afterwards.
+
+    Where a method is attached (`Trace.own_sites_only`), those of its own handle, with the names that it gave.
+    """
+    owner = _OWNER.get()
     for name, module in model.named_modules():
-        if isinstance(module, Site):
-            module.name = name
+        if isinstance(module, Site) and module.owner is owner:
+            if owner is None:
+                module.name = name
             yield module
+
+
+def holders_of(model: nn.Module, site: Site) -> list[nn.Module]:
+    """The modules around a Site, the nearest first: by object, so that it does not matter what the Site is called."""
+    parents = {id(child): module for module in model.modules() for child in reversed(list(module.children()))}
+    holders: list[nn.Module] = []
+    inner: nn.Module = site
+    while inner is not model and id(inner) in parents:
+        inner = parents[id(inner)]
+        holders.append(inner)
+    return holders
 
 
 def watch(model: nn.Module, roles: frozenset[Role] = ROLES) -> Trace:
@@ -245,7 +274,9 @@ def sites_with_role(model: nn.Module, role: Role) -> list[Site]:
 
 
 def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], nn.Module]) -> None:
-    """Put a module of its own, on the model's device, into each of these Sites, or into none.
+    """Put a module of its own, on the model's device and of its type, into each of these Sites, or into none.
+
+    In a model of half precision what is put in stays in float32, as statistics must.
 
     Raises:
         ValueError: a Site that is filled already, or that ``make`` refuses.
@@ -254,11 +285,18 @@ def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], n
     if filled is not None:
         raise ValueError(f"Site {filled.name!r} already holds {type(filled.transform).__name__}")
     made = [make(site) for site in sites]
-    device = device_of(model)
+    device, dtype = device_of(model), dtype_of(model)
     for site, transform in zip(sites, made, strict=True):
-        site.transform = transform.to(device)
+        # To float32 nothing is cast: what a method keeps in double precision stays so.
+        site.transform = transform.to(device, dtype) if dtype == torch.float64 else transform.to(device)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies; the CPU for a model without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What a method adds to a model is of this type: float64 for a model in double precision, else float32."""
+    found = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    return found if found == torch.float64 else torch.float32

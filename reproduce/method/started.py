@@ -17,8 +17,11 @@ class Started(Method):
 
     @property
     def recorded_roles(self) -> frozenset[Role]:
-        follows = type(self.start).after_step is not Method.after_step
-        return self.method.recorded_roles | (self.start.recorded_roles if follows else frozenset())
+        return self.method.recorded_roles | (self.start.recorded_roles if self.start.acts_after_step else frozenset())
+
+    @property
+    def acts_after_step(self) -> bool:
+        return self.start.acts_after_step or self.method.acts_after_step
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         self.start.prepare(model, generator)

@@ -1,4 +1,4 @@
-"""How a model of one's own gets Sites: hooks on its modules, and a Trace that notices what goes wrong."""
+"""How a model of one's own gets Sites: hooks on its modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.layouts import Layouts, shape_of_sample
-from reproduce.method.sites import Axes, Role, Site, Trace
+from reproduce.method.sites import Axes, Role, Site
+from reproduce.method.step_trace import StepTrace
 
 # Subclasses count too (ReLU6 is a Hardtanh).
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -24,67 +25,62 @@ SUBMODULE = "activation_sites"  # where a hooked module keeps its Sites
 Side = Literal["input", "output"]
 
 
-class StepTrace(Trace):
-    """A Trace that begins anew at each forward pass, and notices when a recorded tensor is overwritten."""
+class Passes:
+    """Hooks of the whole model: they tell the Trace where a forward pass begins and ends."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.versions: list[int] = []
-        self.consumed = False
+    def __init__(self, trace: StepTrace) -> None:
+        self.trace: StepTrace | None = trace  # None in a copy of the model
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # stays behind where its model is copied or saved: the copy records nothing
+    def hook_begin(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self.begin)
 
-    def add(self, site: Site, activation: Tensor) -> None:
-        if not activation.is_inference():
-            super().add(site, activation)
-            self.versions.append(activation._version)
+    def hook_end(self, model: nn.Module) -> None:
+        """After all other hooks: the model itself may have a Site at its output."""
+        model.register_forward_hook(self.end, always_call=True)
 
-    def clear(self) -> None:
-        super().clear()
-        self.versions.clear()
-        self.consumed = False
+    def begin(self, module: nn.Module, arguments: Any) -> None:
+        if self.trace is not None:
+            self.trace.begin()
 
-    def check(self, device: torch.device) -> None:
-        for record, version in zip(self.records, self.versions, strict=True):
-            if record.activation.device != device:
-                raise ValueError(
-                    f"the model was attached on {device} and is on {record.activation.device} now: move it first, "
-                    "and then attach()"
-                )
-            if record.activation._version != version:
-                raise ValueError(
-                    f"Site {record.site.name!r}: its activations were overwritten in place after it, by += or a "
-                    "module with inplace=True: change that, or name another module"
-                )
+    def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        if self.trace is not None:
+            self.trace.end()
 
 
 class Tap(nn.ModuleList):
-    """The Sites of one hooked module, whose child it is: one for each axes and width of its activations."""
+    """The Sites of one hooked module, whose child it is: one for each axes and width of its activations.
+
+    Calls of a recurrent cell in one forward pass are the time steps of one activation, and so are those of a module
+    with axes "tnc" whose activations are (batch, features). Each call of any other module is an activation of its own.
+    """
 
     def __init__(self, name: str, module: nn.Module, role: Role, side: Side, axes: Axes | None) -> None:
         super().__init__()
-        self.path = name
         self.name = name or type(module).__name__  # for messages: the model itself has no path
         self.role: Role = role
         self.side = side
         self.axes: Axes | None = axes
         self.trace: StepTrace | None = None
+        self.is_stepped = axes == "tnc" or (axes is None and isinstance(module, nn.RNNCellBase))
+        self.is_met = False  # in a pass of the whole model, since it was attached
+        self.is_explored = False  # a dry run is under way: shapes are met
+        self.is_transformed = False  # by what the method put into its Sites
         self.calls: list[int] = []
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
         # By the number of axes: the layouts met, and the shapes that had them.
         self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
         self._add_site("nc", None)  # what it really is, the first activation says
 
-    def hook(self, module: nn.Module) -> Any:
+    def hook(self, module: nn.Module) -> None:
         name = SUBMODULE
         while hasattr(module, name):  # attached twice
             name += "_"
         module.add_module(name, self)
         # With bound methods a deep copy of the model has hooks that know the copied Sites.
         if self.side == "input":
-            return module.register_forward_pre_hook(self.before, with_kwargs=True)
-        return module.register_forward_hook(self.after)
+            module.register_forward_pre_hook(self.before, with_kwargs=True)
+        else:
+            module.register_forward_hook(self.after)
 
     def forward(self, value: Any) -> Any:
         """The identity, for modules that call all their children in turn, as Sequential does."""
@@ -93,24 +89,29 @@ class Tap(nn.ModuleList):
     def sites(self) -> list[Site]:
         return list(self)  # type: ignore[arg-type]
 
-    @torch.compiler.disable
-    def start(self, module: nn.Module, arguments: Any) -> None:
-        """A new forward pass of the whole model: what an earlier one recorded is let go."""
-        if self.trace is not None:
-            self.trace.clear()
-
-    def connect(self, trace: StepTrace) -> None:
-        """Begin to record, after the method has prepared the Sites."""
+    def own(self, trace: StepTrace) -> None:
+        """Make the Sites those of a handle, before the method sees them."""
         self.trace = trace
+        for site in self.sites():
+            self._give_to(trace, site)
+
+    def prepared(self) -> None:
+        """Look at what the method has put into the Sites."""
+        self.is_transformed = any(site.transform is not None for site in self.sites())
         for site, calls in zip(self.sites(), self.calls, strict=True):
-            site.trace, site.name = trace, self.name
             if self._is_filled() and calls > 1:
                 raise ValueError(
                     f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
                     f"Site {site.name!r} is for one activation: give each call a module of its own"
                 )
 
-    @torch.compiler.disable
+    def release(self) -> None:
+        """Record no more: a removed handle, also where a compiled model still calls the hooks."""
+        self.is_transformed = False
+        self.trace = None
+        for site in self.sites():
+            self._give_to(None, site)
+
     def before(self, module: nn.Module, arguments: Any, options: Any) -> Any:
         inplace = getattr(module, "inplace", False)  # it would overwrite what the Site records
 
@@ -118,11 +119,19 @@ class Tap(nn.ModuleList):
             passed = self._pass(module, activation)
             return passed.clone() if inplace else passed
 
-        return self._changed((arguments, options), act)
+        return self._changed((arguments, options), act) if self._acts(module) else None
 
-    @torch.compiler.disable
     def after(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        if not self._acts(module):
+            return None
         return self._changed(output, lambda activation: self._pass(module, activation))
+
+    def _acts(self, module: nn.Module) -> bool:
+        """Whether anything is done to this activation. If not, nothing is looked at: it may be of any kind."""
+        if not torch.compiler.is_compiling() and not self.is_met:  # a compiled model would be compiled a second time
+            self.is_met = True
+        is_recorded = module.training and self.trace is not None and self.trace.records_now(self.name)
+        return is_recorded or self.is_transformed or self.is_explored
 
     def _changed(self, value: Any, act: Callable[[Tensor], Tensor]) -> Any:
         found = at_first_tensor(value, act)
@@ -131,11 +140,21 @@ class Tap(nn.ModuleList):
         return found
 
     def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
-        index, site = self._site(module, activation)
-        self.calls[index] += 1
+        if activation.is_nested:
+            raise ValueError(
+                f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another"
+            )
+        is_step = self.is_stepped and activation.dim() == 2
+        whole = activation.unsqueeze(0) if is_step else activation
+        index, site = self._site(module, whole)
+        if self.is_explored:
+            self.calls[index] += 1
+        if is_step and self.trace is not None and site not in self.trace.stepped:
+            self.trace.stepped.add(site)
         if site.training != module.training:
             site.train(module.training)
-        return site(activation)
+        passed = site(whole)
+        return passed.squeeze(0) if is_step else passed
 
     def _site(self, module: nn.Module, activation: Tensor) -> tuple[int, Site]:
         axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
@@ -159,10 +178,14 @@ class Tap(nn.ModuleList):
     def _add_site(self, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> Site:
         site = Site(self.role, axes, shape, could_be)
         site.name = self.name
-        site.trace = self.trace
+        self._give_to(self.trace, site)
         self.append(site)
         self.calls.append(0)
         return site
+
+    @staticmethod
+    def _give_to(trace: StepTrace | None, site: Site) -> None:
+        site.trace = site.owner = trace
 
     def _is_filled(self) -> bool:
         """Whether the method put something into a Site."""

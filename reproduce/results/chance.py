@@ -39,8 +39,10 @@ def rows_of_test(spec: TaskSpec, card: DatasetCard) -> int | None:
     None where rows are not what is counted.
     """
     if card.table is not None:
-        inside = card.table.rows / card.table.folds
-        return round(card.table.rows - inside if spec.fold_convention == "swapped" else inside)
+        if (rows := card.table.rows) is None:
+            return None
+        inside = rows / card.table.folds
+        return round(rows - inside if spec.fold_convention == "swapped" else inside)
     return card.splits.get("test")
 
 

@@ -1,0 +1,100 @@
+"""Which modules of a model `attach` gives Sites, from what its caller wrote."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from torch import nn
+
+from reproduce.method import Method
+from reproduce.method.sites import Axes, Role
+from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, Tap
+
+_LISTED = 12  # module names in an error where none is near
+_NEAR = 3
+
+
+def taps_for(method: Method, model: nn.Module, sites: Any, axes: Any) -> list[tuple[Tap, nn.Module]]:
+    """A Tap for each module that ``sites`` asks for, and the module.
+
+    There may be none where the method reads no activations.
+
+    Raises:
+        ValueError: names or patterns of no module, wrong axes, or a model without modules for ``sites``.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    side: Side = "input" if isinstance(sites, str) and sites == "pre" else "output"
+    roles = _roles(method, modules, sites)
+    by_name: dict[str, Any] = dict.fromkeys(roles, axes)
+    if isinstance(axes, Mapping):
+        by_name = {name: given for key, given in axes.items() for name in _names(key, roles)}
+    wrong = [given for given in by_name.values() if given is not None and given not in get_args(Axes)]
+    if wrong:
+        raise ValueError(f"axes are {get_args(Axes)}, got {wrong[0]!r}")
+    chosen: dict[tuple[int, Role], str] = {}
+    for name, role in roles.items():  # a module may have several names
+        first = chosen.setdefault((id(modules[name]), role), name)
+        if by_name.get(name) is not None:
+            by_name.setdefault(first, by_name[name])
+    return [
+        (Tap(name, modules[name], role, side, by_name.get(name)), modules[name]) for (_, role), name in chosen.items()
+    ]
+
+
+def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict[str, Role]:
+    """The role of each module that is meant, by name."""
+    if isinstance(sites, str):
+        if sites not in ("pre", "post"):
+            raise ValueError(f"sites is 'pre', 'post' or a list of module names, got {sites!r}")
+        kinds = ACTIVATIONS if sites == "pre" else ACTIVATIONS + RECURRENT
+        found: dict[str, Role] = {
+            name: sites  # type: ignore[misc]
+            for name, module in modules.items()
+            if isinstance(module, kinds)
+        }
+        if not found and method.recorded_roles:
+            raise ValueError(
+                f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be "
+                f"seen; name the modules whose outputs are meant, of: {_listed(modules)}"
+            )
+        return found
+    own: Any = getattr(method, "sites", "post")
+    default: Role = own if own in get_args(Role) else "post"
+    given: dict[str, Role] = dict(sites) if isinstance(sites, Mapping) else dict.fromkeys(sites, default)
+    if not given:
+        raise ValueError(f"sites names none of: {_listed(modules)}")
+    return {name: role for key, role in given.items() for name in _names(key, modules)}
+
+
+def _names(key: str, known: Iterable[str]) -> list[str]:
+    """The names that a name or a pattern means; ``*`` stands for one part of a dotted name, or for a piece of it."""
+    names = list(known)
+    if key in names:
+        return [key]
+    found = [name for name in names if _fits(name, key)] if any(sign in key for sign in "*?[") else []
+    if not found:
+        kind = "module" if not any(sign in key for sign in "*?[") else "module that fits"
+        raise ValueError(f"no {kind} {key!r}; {_near(key, names)}")
+    return found
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return bool(name) and len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _near(key: str, names: list[str]) -> str:
+    """Names that end alike, then names that are spelled alike; or the first ones."""
+    last = key.rpartition(".")[2]
+    named = [name for name in names if name]
+    ends = [name for name in named if name.rpartition(".")[2] == last]
+    near = list(dict.fromkeys([*difflib.get_close_matches(key, named, n=_NEAR), *ends]))[:_NEAR]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {_listed(named)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    named = [name for name in names if name]
+    return ", ".join([*named[:_LISTED], *(["..."] if len(named) > _LISTED else [])]) or "none"

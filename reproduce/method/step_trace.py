@@ -1,0 +1,195 @@
+"""The Trace of an attached method: it belongs to one forward pass of the whole model, and notices what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.method.sites import Record, Role, Site, Trace
+
+
+class StepTrace(Trace):
+    """A Trace that begins anew with each forward pass of the whole model in which gradients are computed.
+
+    Other passes neither add to it nor replace it: evaluation, passes under `torch.no_grad`, parts of the model that are
+    called alone, and what checkpointing computes again in the backward pass.
+
+    Args:
+        model: whose Sites record.
+        roles: of the Sites that are recorded.
+        hooked: the modules whose activations pass the Sites.
+    """
+
+    def __init__(self, model: nn.Module, roles: frozenset[Role], hooked: list[nn.Module]) -> None:
+        super().__init__(model, roles)
+        self.hooked = hooked
+        self.versions: list[int] = []
+        self.is_open = False  # a pass is under way that is recorded
+        self.around: list[bool] = []  # `is_open` of the passes of the whole model around this one
+        self.consumed = False
+        self.stepped: set[Site] = set()  # whose calls are the time steps of one activation
+        self.without_gradient: set[str] = set()  # Sites that were passed under no_grad in the recorded pass
+        self.earlier: list[Record] = []  # of the batches since the last step, without gradients
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # stays behind where its model is copied or saved: the copy records nothing
+
+    def begin(self) -> None:
+        """A forward pass of the whole model begins."""
+        is_recorded = (
+            torch.is_grad_enabled()
+            and any(module.training for module in self.hooked)
+            and not _is_exported()
+            and not _is_in_backward()
+        )
+        if is_recorded and not self.around:
+            self.clear()
+            self.without_gradient.clear()
+            self.consumed = False
+        self.around.append(self.is_open)
+        self.is_open = is_recorded
+
+    def end(self) -> None:
+        """It ends, also where it raised an error."""
+        self.is_open = self.around.pop() if self.around else False
+
+    def records_now(self, name: str) -> bool:
+        """Whether an activation of the module of this name, in training mode, is to be recorded.
+
+        Raises:
+            ValueError: it is computed again in the backward pass, and had no gradient in the forward pass.
+        """
+        if not self.is_open:
+            if name in self.without_gradient and torch.is_grad_enabled() and _is_in_backward():
+                raise ValueError(
+                    f"module {name!r} lies in a reentrant checkpoint, where its activations have no gradient: use "
+                    "checkpoint(..., use_reentrant=False), or name a module outside"
+                )
+            return False
+        if not torch.is_grad_enabled():
+            self.without_gradient.add(name)
+            return False
+        return True
+
+    def add(self, site: Site, activation: Tensor) -> None:
+        if self.is_open and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():  # whose outputs have no version that tells what overwrote them inside
+                activation = activation.clone()
+            n_before = len(self._records)
+            super().add(site, activation)
+            if len(self._records) > n_before:
+                self.versions.append(_version(activation))
+
+    def clear(self) -> None:
+        super().clear()
+        self.versions.clear()
+
+    def release(self) -> None:
+        """Let go of everything."""
+        self.clear()
+        self.earlier.clear()
+        self.is_open = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._records and not self._passed_over
+
+    def has(self, name: str) -> bool:
+        """Whether an activation of this Site was recorded."""
+        return any(record.site.name == name for record in self._records)
+
+    def why_empty(self) -> str:
+        """What is missing, where there is nothing to make a penalty of."""
+        if self.without_gradient and not self.consumed:
+            names = ", ".join(sorted(self.without_gradient))
+            return (
+                f"nothing was recorded: {names} was passed without gradients, under no_grad or in a reentrant "
+                "checkpoint: use checkpoint(..., use_reentrant=False), or name a module outside"
+            )
+        return (
+            "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode "
+            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False); "
+            "attach() comes before torch.compile"
+        )
+
+    def refuse_constant(self, penalty: Tensor) -> None:
+        """A penalty on activations without gradient trains nothing, of a model that has weights to train."""
+        if penalty.requires_grad or any(record.activation.requires_grad for record in self._records):
+            return
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "no activation that was recorded has a gradient: the layers before are frozen, or their outputs are "
+                "detached; name a module after a layer that trains"
+            )
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what was recorded on another device, or overwritten since."""
+        for record, version in zip(self._records, self.versions, strict=True):
+            if record.activation.device != device:
+                raise ValueError(
+                    f"the model was attached on {device} and is on {record.activation.device} now: move it first, "
+                    "and then attach()"
+                )
+            if _version(record.activation) != version:
+                raise ValueError(
+                    f"Site {record.site.name!r}: its activations were overwritten in place after it, by += or a "
+                    "module with inplace=True: change that, or name another module"
+                )
+
+    def join_steps(self) -> None:
+        """Make one activation (time, batch, features) of the calls of a Site that are time steps."""
+        if not self.stepped:
+            return
+        joined: dict[Site, list[Tensor]] = {}
+        kept: list[Record] = []
+        for record in self._records:
+            if record.site not in self.stepped:
+                kept.append(record)
+            elif record.site in joined:
+                joined[record.site].append(record.activation)
+            else:
+                joined[record.site] = [record.activation]
+                kept.append(record)
+        for site, steps in joined.items():
+            if len({step.shape for step in steps}) > 1:
+                shapes = ", ".join(sorted({str(tuple(step.shape[1:])) for step in steps}))
+                raise ValueError(f"Site {site.name!r}: its calls are time steps of one shape, found {shapes}")
+        self._records = [
+            Record(record.site, torch.cat(joined[record.site])) if record.site in joined else record for record in kept
+        ]
+        self.versions = [_version(record.activation) for record in self._records]
+
+    def keep(self) -> None:
+        """Keep what was recorded for what comes after the step, beside that of the batches before it."""
+        self.earlier += [Record(record.site, record.activation.detach()) for record in self._records]
+        self.clear()
+
+    def after_step(self, act: Callable[[], None]) -> None:
+        """Do what comes after a step, with the records of all its batches."""
+        self.clear()
+        self._records += self.earlier
+        self.earlier.clear()
+        try:
+            act()
+        finally:
+            self.clear()
+
+
+def _version(activation: Tensor) -> int:
+    return activation._version
+
+
+def _is_exported() -> bool:
+    """Whether `torch.export` calls the model, with tensors that have no values."""
+    return not torch.compiler.is_dynamo_compiling() and bool(torch.compiler.is_exporting())
+
+
+def _is_in_backward() -> bool:
+    """Whether autograd's engine runs this: checkpointing computes activations again then.
+
+    A compiled model cannot tell.
+    """
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
