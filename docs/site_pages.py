@@ -50,9 +50,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for entry in config.nav:
         if "Methods" in entry:
             entry["Methods"] = [entry["Methods"], *(f"methods/{name}.md" for name in _of_the_repository())]
-    config.nav[:] = [
-        entry for entry in config.nav if entry != {"Cookbook": "cookbook.md"} or (DOCS / "cookbook.md").is_file()
-    ]
     return config
 
 
