@@ -82,42 +82,47 @@ class _Steps:
 
 def batch_normalized_lstm(
     inputs: Tensor,
-    state: tuple[Tensor, Tensor],
+    hidden: Tensor,
+    cell: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
     normalizations: Mapping[Term, Normalization],
-) -> tuple[Tensor, tuple[Tensor, Tensor], dict[Term, Moments]]:
-    """One layer of an LSTM with recurrent batch normalization (eqs. 6 to 8), step by step.
+    moments: dict[Term, Moments] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of an LSTM with recurrent batch normalization (eqs. 6 to 8): outputs (T, N, H), h_T and c_T (N, H).
 
     ``(i, f, g, o)_t = BN(W_h h_{t-1}) + BN(W_x x_t) + b``, ``c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)``,
-    ``h_t = sigmoid(o) tanh(BN(c_t))``; what flows on to the next step is c_t itself. Each BN standardizes a unit over the
-    mini-batch at one time step, or with population moments of that step.
+    ``h_t = sigmoid(o) tanh(BN(c_t))``; what flows on to the next step is c_t itself. Each BN standardizes a unit over
+    the mini-batch at one time step, or with population moments of that step. Gates and cell are computed in float32
+    at least; what is returned has the type of the matrix products.
 
     Args:
         inputs: (T, N, C).
-        state: h_0 and c_0, both (N, H).
+        hidden: h_0, (N, H).
+        cell: c_0, (N, H).
         weight_ih: W_x, (4 H, C), in torch's order of gates.
         weight_hh: W_h, (4 H, H).
         bias: b, (4 H,), or None.
         normalizations: of the terms "input", "hidden" and "cell"; a term that is not named stays as it is.
-
-    Returns:
-        Outputs (T, N, H), the state (h_T, c_T), and the moments of each normalized term. Gates and cell are computed in
-        float32 at least; outputs and state have the type of the matrix products.
+        moments: is filled with those that each normalized term met, without gradient.
 
     Raises:
-        ValueError: no time step; moments of a mini-batch of fewer than two examples, or of fewer steps than there are.
+        ValueError: no time step; moments of a mini-batch of fewer than two examples, or of other steps than there are.
     """
     _check(inputs, normalizations)
     projected = F.linear(inputs, weight_ih)
     dtype = projected.dtype
-    from_input, moments = _normalize_all(in_float32(projected), normalizations.get("input"))
+    from_input, found = _normalize_all(in_float32(projected), normalizations.get("input"))
     bias = None if bias is None else bias.to(from_input.dtype)
-    steps = {name: _Steps(rule, bias if name == "hidden" else None) for name, rule in normalizations.items()}
+    steps = {
+        name: _Steps(rule, bias if name == "hidden" else None)
+        for name, rule in normalizations.items()
+        if name != "input"
+    }
     if bias is not None and "hidden" not in steps:
         from_input = from_input + bias
-    hidden, cell = state[0].to(dtype), state[1].to(from_input.dtype)
+    hidden, cell = hidden.to(dtype), cell.to(from_input.dtype)
     outputs = []
     for step, from_inputs in enumerate(from_input.unbind()):
         from_hidden = in_float32(F.linear(hidden, weight_hh))
@@ -128,14 +133,17 @@ def batch_normalized_lstm(
         shown = steps["cell"](cell, step) if "cell" in steps else cell
         hidden = (o.sigmoid() * shown.tanh()).to(dtype)
         outputs.append(hidden)
-    found: dict[Term, Moments] = {} if moments is None else {"input": moments}
-    found |= {name: steps[name].moments() for name in ("hidden", "cell") if name in steps}
-    return torch.stack(outputs), (hidden, cell.to(dtype)), found
+    if moments is not None:
+        moments.update({} if found is None else {"input": found})
+        moments.update({name: rule.moments() for name, rule in steps.items()})
+    return torch.stack(outputs), hidden, cell.to(dtype)
 
 
 def _check(inputs: Tensor, normalizations: Mapping[Term, Normalization]) -> None:
     if inputs.dim() != 3 or len(inputs) == 0:
-        raise ValueError(f"an LSTM reads inputs (time, batch, features) of at least one step, got {tuple(inputs.shape)}")
+        raise ValueError(
+            f"an LSTM reads inputs (time, batch, features) of at least one step, got {tuple(inputs.shape)}"
+        )
     for name, rule in normalizations.items():
         if rule.population is None and inputs.shape[1] < 2:
             raise ValueError(
@@ -255,14 +263,17 @@ class LayerNormalizations(nn.Module):
 
     def run(
         self, inputs: Tensor, state: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor | None]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`batch_normalized_lstm` with the own normalizations; while training, they take up the moments it met."""
-        rules: Any = {name: term.rule(len(inputs)) for name, term in self.terms.items()}
-        outputs, state, found = batch_normalized_lstm(inputs, state, *weights, rules)
+        terms: Any = dict(self.terms.items())
+        rules = {name: term.rule(len(inputs)) for name, term in terms.items()}
+        met: dict[Term, Moments] = {}
+        weight_ih, weight_hh, bias = weights
+        found = batch_normalized_lstm(inputs, *state, weight_ih, weight_hh, bias, rules, met)
         if self.training:
-            for name, term in self.terms.items():
-                term.update(found[name])  # type: ignore[index, operator]
-        return outputs, state
+            for name, term in terms.items():
+                term.update(met[name])
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerNormalizations:
         if self.generator is not None:
@@ -309,7 +320,7 @@ class BatchNormalizedLSTM(nn.LSTM):
     def _layers(self, value: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (T, N, C) through all layers."""
         ways = 2 if self.bidirectional else 1
-        ends: list[tuple[Tensor, Tensor]] = []
+        ends: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             outputs = []
             for way in range(ways):
@@ -320,7 +331,7 @@ class BatchNormalizedLSTM(nn.LSTM):
                     start = own.initial_state(read, self.hidden_size)
                 else:
                     start = given[0][index], given[1][index]
-                output, end = own.run(read, start, self._weights(layer, way))
+                output, *end = own.run(read, start, self._weights(layer, way))
                 outputs.append(output.flip(0) if way else output)
                 ends.append(end)
             value = outputs[0] if ways == 1 else torch.cat(outputs, -1)
