@@ -113,7 +113,7 @@ class ArmRow:
             points = len(self.runs.points)
             notes.append(f"the best of {points} points that do not differ lies {self.luck:.2g} off by chance alone")
         if self.runs.baseline_chosen:
-            notes.append("on the seeds that chose, validation prefers the baseline, the grid's zero")
+            notes.append("validation prefers 0, the baseline")
         return tuple(notes)
 
     @property
