@@ -41,8 +41,8 @@ class BatchNorm(Method):
     def _normalizer(self, site: Site) -> nn.Module:
         if site.is_sequence:
             raise ValueError(
-                f"Site {site.name!r} holds a sequence (axes {site.axes!r}), and batch normalization needs one without time "
-                "steps: recurrent_batchnorm is the method for LSTMs"
+                f"Site {site.name!r} holds a sequence (axes {site.axes!r}), and batch normalization needs one without "
+                "time: recurrent_batchnorm is the method for LSTMs"
             )
         layer = batch_normalization(site, eps=self.eps, momentum=self.momentum, affine=self.affine)
         if self.affine:

@@ -430,7 +430,7 @@ def test_one_blank_between_words_and_each_line_ends_in_a_character_of_its_own(te
 def test_a_corpus_of_characters_is_read_from_the_files_of_its_words(tmp_path, no_network):
     card, contents, _ = small("ptb")
     put(tmp_path, contents)
-    of_characters = card.model_copy(update={"format": "characters"})
+    of_characters = card.model_copy(update={"format": "characters", "words": Words(vocabulary=19)})
     data = load_card(of_characters, tmp_path, tmp_path / "cache")
     read = "".join(data.vocabulary[index].replace("<eos>", "\n") for index in data.train.tolist())
     assert read == "the cat sat\n\nthe dog\n"
