@@ -113,28 +113,24 @@ def batch_normalized_lstm(
     _check(inputs, normalizations)
     projected = F.linear(inputs, weight_ih)
     dtype = projected.dtype
-    from_input, found = _normalize_all(in_float32(projected), normalizations.get("input"))
+    from_input = in_float32(projected)
     bias = None if bias is None else bias.to(from_input.dtype)
-    steps = {
-        name: _Steps(rule, bias if name == "hidden" else None)
-        for name, rule in normalizations.items()
-        if name != "input"
-    }
-    if bias is not None and "hidden" not in steps:
+    shifted = next((name for name in ("hidden", "input") if name in normalizations), None)  # saves an addition a step
+    steps = {name: _Steps(rule, bias if name == shifted else None) for name, rule in normalizations.items()}
+    if bias is not None and shifted is None:
         from_input = from_input + bias
     hidden, cell = hidden.to(dtype), cell.to(from_input.dtype)
     outputs = []
     for step, from_inputs in enumerate(from_input.unbind()):
         from_hidden = in_float32(F.linear(hidden, weight_hh))
-        if "hidden" in steps:
-            from_hidden = steps["hidden"](from_hidden, step)
+        from_inputs = steps["input"](from_inputs, step) if "input" in steps else from_inputs
+        from_hidden = steps["hidden"](from_hidden, step) if "hidden" in steps else from_hidden
         i, f, g, o = (from_inputs + from_hidden).chunk(4, -1)
         cell = torch.addcmul(f.sigmoid() * cell, i.sigmoid(), g.tanh())
         shown = steps["cell"](cell, step) if "cell" in steps else cell
         hidden = (o.sigmoid() * shown.tanh()).to(dtype)
         outputs.append(hidden)
     if moments is not None:
-        moments.update({} if found is None else {"input": found})
         moments.update({name: rule.moments() for name, rule in steps.items()})
     return torch.stack(outputs), hidden, cell.to(dtype)
 
@@ -154,21 +150,6 @@ def _check(inputs: Tensor, normalizations: Mapping[Term, Normalization]) -> None
             raise ValueError(
                 f"{name}: population moments of {len(rule.population.mean)} steps for inputs of {len(inputs)}"
             )
-
-
-def _normalize_all(value: Tensor, rule: Normalization | None) -> tuple[Tensor, Moments | None]:
-    """The input term (T, N, 4 H), all steps at once: no step needs the one before."""
-    if rule is None:
-        return value, None
-    moments = rule.population
-    if moments is None:
-        variance, mean = torch.var_mean(value, 1, correction=0)
-        moments = Moments(mean, variance)
-    factor = rule.scale * torch.rsqrt(moments.variance + rule.eps)
-    normalized = (value - moments.mean.unsqueeze(1)) * factor.unsqueeze(1)
-    if rule.shift is not None:
-        normalized = normalized + rule.shift
-    return normalized, Moments(moments.mean.detach(), moments.variance.detach())
 
 
 class StepNormalization(nn.Module):
