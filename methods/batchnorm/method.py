@@ -39,6 +39,11 @@ class BatchNorm(Method):
         fill_sites(model, sites_with_role(model, self.sites), self._normalizer)
 
     def _normalizer(self, site: Site) -> nn.Module:
+        if site.is_sequence:
+            raise ValueError(
+                f"Site {site.name!r} holds a sequence (axes {site.axes!r}), and batch normalization needs one without "
+                "time: recurrent_batchnorm is the method for LSTMs"
+            )
         layer = batch_normalization(site, eps=self.eps, momentum=self.momentum, affine=self.affine)
         if self.affine:
             nn.init.constant_(layer.weight, self.initial_scale)

@@ -111,7 +111,7 @@ def test_role_and_affine_are_hyperparameters() -> None:
 
 def test_sequences_are_refused_and_the_model_is_left_alone() -> None:
     model = nn.ModuleDict({"first": Site("pre", "nc", (3,)), "recurrent": Site("pre", "tnc", (3,))})
-    with pytest.raises(ValueError, match=r"'recurrent'.*sequence.*'tnc'"):
+    with pytest.raises(ValueError, match=r"'recurrent'.*sequence.*'tnc'.*: recurrent_batchnorm is the method"):
         BatchNorm().prepare(model, torch.Generator())
     assert model["first"].transform is None
 

@@ -1,4 +1,4 @@
-"""Word-level corpora as token indices: one ``<eos>`` a line, blank lines included."""
+"""Corpora as indices of tokens, words or characters: one ``<eos>`` a line, blank lines included."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WordData:
 
 
 def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
-    """Plain text files, one for each split, or one whose lines are cut 80/10/10 in order.
+    """Plain text files, one for each split, or one whose lines are cut 80/10/10 in order; of words, or of characters.
 
     The vocabulary is that of all splits, in order of appearance; with a minimum_count above 1, that of train, and words
     that are rarer there are <unk>.
@@ -44,6 +44,7 @@ def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
         DataError: a file is missing, damaged, or gives other token or vocabulary counts than the card's.
     """
     found = obtain(card, root, cache, _write_lines(card.columns[0] if card.columns else ""))
+    split_tokens = _split_characters if card.format == "characters" else _split_words
     words: dict[Split, list[str]] = {}
     for pattern, (path,) in found.files.items():
         try:
@@ -51,7 +52,7 @@ def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {card.get}") from error
         split = card.files[pattern].split
-        words |= {split: _split_words(text)} if split else _cut(path, text)
+        words |= {split: split_tokens(text)} if split else _cut(path, text, split_tokens)
     if card.words and card.words.minimum_count > 1:
         words, vocabulary = _without_rare(words, card.words.minimum_count)
         return _indexed(card, words, vocabulary, found.origin)
@@ -76,14 +77,14 @@ def load_topics(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
     return _indexed(card, kept, vocabulary, f"embedded: pydoc_data.topics of Python {python_version()}")
 
 
-def _cut(path: Path, text: str) -> dict[Split, list[str]]:
+def _cut(path: Path, text: str, split_tokens: Callable[[str], list[str]]) -> dict[Split, list[str]]:
     """The lines of one file: eight tenths to train on, a tenth each for validation and test."""
     lines = text.splitlines(keepends=True)
     ends = [round(len(lines) * end) for end in (0.0, 0.8, 0.9, 1.0)]
     parts = {split: "".join(lines[ends[i] : ends[i + 1]]) for i, split in enumerate(get_args(Split))}
     if not all(parts.values()):
         raise DataError(f"{path}: {len(lines)} lines are too few to cut 80/10/10: expected 10 or more")
-    return {split: _split_words(part) for split, part in parts.items()}
+    return {split: split_tokens(part) for split, part in parts.items()}
 
 
 def _without_rare(words: dict[Split, list[str]], minimum: int) -> tuple[dict[Split, list[str]], tuple[str, ...]]:
@@ -98,12 +99,21 @@ _RULER = re.compile(r"\s*([^\w\s])\1{2,}\s*")  # an underlined heading's second 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-def _split_words(text: str) -> list[str]:
+def _lines(text: str) -> list[str]:
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()  # what follows the last line's end
+    return lines
+
+
+def _split_characters(text: str) -> list[str]:
+    """Each character of a line, and what separates words as one blank; "<unk>" is five characters."""
+    return [token for line in _lines(text) for token in (*" ".join(line.split()), END)]
+
+
+def _split_words(text: str) -> list[str]:
     words: list[str] = []
-    for line in lines:
+    for line in _lines(text):
         # One object for a word that comes often: a million of them would keep 70 MB, even when they are gone.
         words += map(sys.intern, line.split())
         words.append(END)
@@ -138,5 +148,6 @@ def _write_lines(column: str) -> Callable[[Any, Path], None]:
 
 WORD_FORMATS: dict[str, Callable[[DatasetCard, Path | None, Path], WordData]] = {
     "text": load_text,
+    "characters": load_text,
     "pydoc_topics": load_topics,
 }

@@ -42,7 +42,7 @@ class Statistics(Strict):
 
 
 class Words(Strict):
-    """What a word-level corpus must come out as, and how rare words are treated."""
+    """What a corpus must come out as, and how rare words are treated; of characters, those are its words."""
 
     tokens: dict[Split, int] = Field(
         default={}, description="How many a split has, with one `<eos>` a line; data that has others is refused."
@@ -75,13 +75,13 @@ class HuggingFace(Strict):
 
 
 _NEEDED = {
-    "files": ("idx", "cifar", "svhn", "parquet", "text", "uci", "image_folder", "csv"),
+    "files": ("idx", "cifar", "svhn", "parquet", "text", "characters", "uci", "image_folder", "csv"),
     "torchvision": ("idx", "cifar", "svhn"),
     "archive": ("cifar", "uci"),
     "columns": ("parquet", "csv"),
     "split_seed": ("digits", "csv"),
     "table": ("uci", "csv"),
-    "words": ("text", "pydoc_topics"),
+    "words": ("text", "characters", "pydoc_topics"),
     "shape": ("image_folder",),
     "classes": ("image_folder", "csv"),
 }
@@ -109,7 +109,7 @@ class DatasetCard(Strict):
     name: str = ""  # the file's name, filled in by `read_card`
     title: str = Field(description="What pages call the dataset.")
     format: Literal[
-        "idx", "cifar", "svhn", "parquet", "digits", "text", "pydoc_topics", "uci", "image_folder", "csv"
+        "idx", "cifar", "svhn", "parquet", "digits", "text", "characters", "pydoc_topics", "uci", "image_folder", "csv"
     ] = Field(description="How its files are read: a loader in reproduce/data.")
     source: str = Field(description="Who made it, and where it comes from.")
     licence: str = Field(description="Under which it is given.")
@@ -186,9 +186,10 @@ class DatasetCard(Strict):
         given = [file.split for file in self.files.values()]
         if self.format == "parquet" and None in given:
             raise ValueError("each file of a parquet card gives its split")
-        if self.format == "text" and None in given and len(given) > 1:
+        is_text = self.format in ("text", "characters")
+        if is_text and None in given and len(given) > 1:
             raise ValueError("each file of a text card gives its split; a single one may leave it out")
-        if self.format == "text" and self.hugging_face and not self.columns:
+        if is_text and self.hugging_face and not self.columns:
             raise ValueError("a text card of Hugging Face gives columns: the one of the text")
         if self.format == "image_folder" and None in given and (set(given) != {None} or not self._is_cut):
             raise ValueError("each pattern of files gives its split; or none does, and split_seed and splits cut them")
@@ -196,7 +197,7 @@ class DatasetCard(Strict):
             raise ValueError("a card of format 'uci' gives table.rows and table.features")
         if self.format == "csv" and (len(given) != 1 or given[0] is not None):
             raise ValueError("a csv card has one file without a split: [table] folds cuts it")
-        if self.format == "text" and set(given) not in ({None}, set(get_args(Split))):
+        if is_text and set(given) not in ({None}, set(get_args(Split))):
             raise ValueError("the files of a text card are train, validation and test; or one, which is cut")
         if self.format == "image_folder" and None not in given and not {"train", "test"} <= set(given):
             raise ValueError("files of images have a train and a test split; or none, and are cut by split_seed")

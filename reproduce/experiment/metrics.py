@@ -26,6 +26,7 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),
         Metric("perplexity", "lower", low=1),
+        Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),
         Metric("histogram_distance", "lower", low=0),
         # Of reconstructions and codes.

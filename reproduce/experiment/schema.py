@@ -60,6 +60,11 @@ class TaskSpec(Strict):
     train_examples: Count | None = Field(
         default=None, description="Use only the first so many training examples; of text, so many tokens."
     )
+    symbols: Literal["characters"] | None = Field(
+        default=None,
+        description="Language modeling: what the tokens are. Left out: words. `characters`: of a corpus of characters, "
+        "with bits per character as a further metric.",
+    )
     normalise: Normalisation | None = Field(
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "

@@ -27,8 +27,9 @@ class Options(ModelOptions):
     order: Literal["rows", "pixels"] = "rows"
     # Shuffle the sequence, the same for every image and every run; the published permutations are not known.
     permutation_seed: int | None = Field(default=None, ge=0)
-    # "torch": U(+-1 / sqrt(hidden)); "orthogonal": every gate's hidden-to-hidden block is orthogonal.
-    initialisation: Literal["torch", "orthogonal"] = "torch"
+    # "torch": U(+-1 / sqrt(hidden)); "orthogonal": every gate's hidden-to-hidden block is orthogonal; "identity": it is
+    # the identity, and every gate's input-to-hidden block orthogonal (Cooijmans et al. 2017, sequential MNIST).
+    initialisation: Literal["torch", "orthogonal", "identity"] = "torch"
 
 
 class RowRNN(nn.Module):
@@ -71,13 +72,18 @@ class RowRNN(nn.Module):
 def build(options: Options, sizes: Sizes, initialisation: torch.Generator, dropout: torch.Generator | None) -> RowRNN:
     """The model with every parameter drawn from ``initialisation``: U(+-1 / sqrt(hidden)), torch's default.
 
-    With "orthogonal", the hidden-to-hidden kernel is then drawn anew, block by block.
+    With "orthogonal" and "identity", kernels are then set anew, block by block.
     """
     model = RowRNN(options, sizes)
     for parameter in model.parameters():
         draw_uniform(parameter, 1.0 / math.sqrt(options.hidden), initialisation)
-    if options.initialisation == "orthogonal":
-        kernel = model.recurrent.get_parameter("weight_hh_l0")
-        for block in kernel.detach().chunk(BLOCKS[options.cell]):
-            nn.init.orthogonal_(block, generator=initialisation)
+    blocks = BLOCKS[options.cell]
+    from_hidden = model.recurrent.get_parameter("weight_hh_l0").detach().chunk(blocks)
+    from_input = model.recurrent.get_parameter("weight_ih_l0").detach().chunk(blocks)
+    if options.initialisation == "identity":
+        for block in from_hidden:
+            nn.init.eye_(block)
+    orthogonal = {"torch": (), "orthogonal": from_hidden, "identity": from_input}[options.initialisation]
+    for block in orthogonal:
+        nn.init.orthogonal_(block, generator=initialisation)
     return model

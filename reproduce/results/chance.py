@@ -15,15 +15,17 @@ NEAR = 0.97  # of chance level: one class answered to all is a little better or 
 
 
 def chance_level(metric: str, card: DatasetCard) -> float | None:
-    """What answering at random comes to: (1 - 1 / classes) of errors in %, a vocabulary's size of a perplexity.
+    """What answering at random comes to: (1 - 1 / classes) of errors in %, a vocabulary's size of a perplexity,
+    and its logarithm of bits per character.
 
     None for other metrics, and where the card has no such number.
     """
     name = metric.rpartition(".")[2]
     if name in ERRORS and card.classes is not None:
         return 100 * (1 - 1 / card.classes)
-    if name == "perplexity" and card.words is not None and card.words.vocabulary is not None:
-        return float(card.words.vocabulary)
+    if card.words is not None and card.words.vocabulary is not None:
+        vocabulary = float(card.words.vocabulary)
+        return {"perplexity": vocabulary, "bits_per_character": math.log2(vocabulary)}.get(name)
     return None
 
 

@@ -1,10 +1,10 @@
-"""Word-level language modeling by truncated back-propagation: cross-entropy in nats, perplexity."""
+"""Language modeling by truncated back-propagation: cross-entropy in nats, perplexity, of characters bits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,17 +22,20 @@ from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
 
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
+    symbols: Literal["characters"] | None = None  # None: words
 
     @property
     def metrics(self) -> frozenset[str]:
-        return frozenset({"loss", "perplexity"})
+        of_characters = {"bits_per_character"} if self.symbols == "characters" else set()
+        return frozenset({"loss", "perplexity"} | of_characters)
 
 
 class LanguageModeling:
     """A corpus cut into ``batch_size`` streams, read in windows with the state carried across them.
 
     The last window, shorter than the others, is left out of training so that every step has one shape; evaluation
-    reads every token. Perplexity is exp(sum of token losses / tokens), the ``rows - 1`` normalisation.
+    reads every token. Perplexity is exp(sum of token losses / tokens), the ``rows - 1`` normalisation; bits per
+    character are its logarithm to the base 2.
     """
 
     metric = METRICS["perplexity"]
@@ -52,6 +55,13 @@ class LanguageModeling:
             raise UserError("recipe.mixup and recipe.augment are for images; language modeling has neither")
         if options.train_examples and options.train_examples > len(data.train):
             raise UserError(f"train_examples = {options.train_examples}: there are only {len(data.train)} tokens")
+        if options.symbols == "characters" and data.card.format != "characters":
+            raise UserError(
+                f"symbols = 'characters' needs a dataset of format 'characters'; {spec.dataset!r} has "
+                f"{data.card.format!r}",
+                ["symbols"],
+            )
+        self.counts_bits = options.symbols == "characters"
         self.window = recipe.window
         self.recipe = recipe
         self.device = device
@@ -117,7 +127,8 @@ class LanguageModeling:
             targets = tokens[start + 1 : end + 1]
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return found | {"bits_per_character": loss / math.log(2)} if self.counts_bits else found
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         inputs, targets = self.train[: self.window], self.train[1 : self.window + 1]

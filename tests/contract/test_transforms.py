@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.recurrent_batchnorm.method import Normalization
 from reproduce.experiment.folder import all_methods
 
 BATCH = 3
@@ -51,6 +52,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "per.sliced_per_loss": {"directions": DIRECTIONS},
     "per.value_and_slope": {"dimension": 5},
     "quantile_activation.reference_quantile": {"reference": seeded(5, 8, seed=3).sort(dim=1).values},
+    "recurrent_batchnorm.batch_normalized_lstm": {
+        **{"hidden": seeded(3, 2, seed=6), "cell": seeded(3, 2, seed=7)},
+        **{"weight_ih": seeded(8, 5, seed=8), "weight_hh": seeded(8, 2, seed=9), "bias": seeded(8, seed=10)},
+        "normalizations": {
+            "input": Normalization(seeded(8, seed=11).exp()),
+            "hidden": Normalization(seeded(8, seed=12).exp()),
+            "cell": Normalization(seeded(2, seed=13).exp(), seeded(2, seed=14)),
+        },
+    },
     "sigreg.kernel_and_slope": {"dimension": 5},
     "sigreg.sigregs": {"feature_axes": 1, "n_groups": 2, "orders": [torch.arange(12).flip(0)] * 2},
     "sigreg.sliced_sigreg": {"directions": DIRECTIONS},
@@ -63,7 +73,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "vcl.variance_constancy_losses": {"betas": [torch.ones(5, dtype=torch.float64), seeded(5).exp()]},
     "activity_prior.prior_loss": {"prior": torch.distributions.Normal(0.0, 1.0)},
 }
-SHAPES = {"activity_norm.temporal_activation_regularization": (4, 3, 5)}
+SHAPES = {
+    "activity_norm.temporal_activation_regularization": (4, 3, 5),
+    "recurrent_batchnorm.batch_normalized_lstm": (4, 3, 5),
+}
 IN_THE_UNIT_INTERVAL = ("kl_sparsity", "scheduled", "correlation_map", "sample_variance_share", "slope", "attraction")
 OPTIONS: dict[str, dict[str, Any]] = {
     "energy_distance.energy_distance in groups": {"group_size": 4},

@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 def real():
     """Real data: REPRODUCE_DATA, else the folder beside the repository; an empty set where there is none."""
     folder = Path(os.environ.get("REPRODUCE_DATA", REPOSITORY.parent / "shared" / "data"))
-    wanted = ["mnist", "ptb", "wikitext2", "cifar10_exact_subset"]
+    wanted = ["mnist", "ptb", "ptb_characters", "wikitext2", "cifar10_exact_subset"]
     present = [name for name in wanted if all((folder / path).exists() for path in read_card(name).files)]
     return folder, present
 

@@ -21,7 +21,7 @@ import torchvision
 from PIL import Image
 
 from reproduce.data import DataError, DatasetCard, ImageData, WordData, checksum, load_card, read_card
-from reproduce.data.words import _split_words
+from reproduce.data.words import _split_characters, _split_words
 from reproduce.experiment.dataset_card import File, Words
 
 COUNTS = {"train": 13, "test": 7}
@@ -412,6 +412,29 @@ def test_files_without_checksum_are_identified_by_name_and_size(tmp_path):
 )
 def test_each_line_ends_in_a_word_of_its_own(text: str, words: list[str]) -> None:
     assert _split_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [
+        ("", []),
+        ("\n", ["<eos>"]),
+        (" a bc \n\n <unk> \n", ["a", " ", "b", "c", "<eos>", "<eos>", "<", "u", "n", "k", ">", "<eos>"]),
+        ("a  b\tc", ["a", " ", "b", " ", "c", "<eos>"]),
+    ],
+)
+def test_one_blank_between_words_and_each_line_ends_in_a_character_of_its_own(text: str, characters: list[str]) -> None:
+    assert _split_characters(text) == characters
+
+
+def test_a_corpus_of_characters_is_read_from_the_files_of_its_words(tmp_path, no_network):
+    card, contents, _ = small("ptb")
+    put(tmp_path, contents)
+    of_characters = card.model_copy(update={"format": "characters", "words": Words(vocabulary=19)})
+    data = load_card(of_characters, tmp_path, tmp_path / "cache")
+    read = "".join(data.vocabulary[index].replace("<eos>", "\n") for index in data.train.tolist())
+    assert read == "the cat sat\n\nthe dog\n"
+    assert set(data.vocabulary) == {*"the cat sat the dog a cat <unk> a bird", "<eos>"}
 
 
 def test_a_word_is_kept_once() -> None:

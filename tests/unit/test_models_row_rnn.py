@@ -60,6 +60,15 @@ def test_orthogonal_blocks_one_for_each_gate(cell):
     assert not torch.allclose(model(cell=cell).recurrent.weight_hh_l0[:6] @ kernel[:6].T, torch.eye(6))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "tanh", "gru"])
+def test_identity_from_hidden_and_orthogonal_from_input_in_each_gate(cell):
+    recurrent = model(cell=cell, initialisation="identity").recurrent
+    for block in recurrent.weight_hh_l0.detach().chunk(BLOCKS[cell]):
+        assert torch.equal(block, torch.eye(6))
+    for block in recurrent.weight_ih_l0.detach().chunk(BLOCKS[cell]):  # (6, 8): orthonormal rows
+        torch.testing.assert_close(block @ block.T, torch.eye(6))
+
+
 def test_parameters_of_the_published_size():
     """128 tanh units, pixel by pixel: 128 (1 + 128 + 2) + 10 (128 + 1)."""
     network = model(Sizes((1, 28, 28), 10), hidden=128, cell="tanh", order="pixels")

@@ -15,6 +15,7 @@ def test_chance_level_is_that_of_the_card():
     assert chance_level("test.error", read_card("mnist")) == pytest.approx(90)
     assert chance_level("test.classifier_error", read_card("mnist")) == pytest.approx(90)
     assert chance_level("test.perplexity", read_card("ptb")) == 10000
+    assert chance_level("test.bits_per_character", read_card("ptb_characters")) == pytest.approx(np.log2(50))
     assert chance_level("test.loss", read_card("mnist")) is None
     assert chance_level("test.error", read_card("ptb")) is None
 

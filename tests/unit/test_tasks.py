@@ -330,6 +330,17 @@ def test_perplexity_divides_by_rows_minus_one() -> None:
         assert found[name]["perplexity"] == pytest.approx(math.exp(total / n_predictions), rel=1e-5)
 
 
+def test_bits_per_character_are_the_loss_to_the_base_2_and_need_characters() -> None:
+    data = word_data()
+    of_characters = WordData(**{**vars(data), "card": DatasetCard.model_construct(name="tiny", format="characters")})
+    for found in word_task(of_characters, {"symbols": "characters"}).evaluate().values():
+        assert found["bits_per_character"] == pytest.approx(math.log2(found["perplexity"]))
+    assert "bits_per_character" not in word_task(data).evaluate()["test"]
+    of_words = WordData(**{**vars(data), "card": DatasetCard.model_construct(name="tiny", format="text")})
+    with pytest.raises(UserError, match=r"symbols = 'characters' needs a dataset of format 'characters'.*'text'"):
+        word_task(of_words, {"symbols": "characters"})
+
+
 def test_evaluation_leaves_the_carried_state() -> None:
     task = word_task(word_data())
     task.start_epoch()

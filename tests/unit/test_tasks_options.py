@@ -19,6 +19,7 @@ HOST = {"model": "lstm", "site": "layers.0.post", "recipe": {"epochs": 1, "batch
 VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
+    "symbols": "characters",
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "classifier_iterations": 3,
@@ -31,8 +32,8 @@ USED = {
     "image_classification": IMAGES,
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "classifier_iterations"},
-    "language_modeling": {"train_examples"},
-    "code_language_modeling": {"train_examples"},
+    "language_modeling": {"train_examples", "symbols"},
+    "code_language_modeling": {"train_examples", "symbols"},
     "activation_autoencoding": {"train_examples", "host"},
     "table_classification": {"fold", "fold_convention"},
 }
