@@ -90,7 +90,7 @@ def batch_normalized_lstm(
     normalizations: Mapping[Term, Normalization],
     moments: dict[Term, Moments] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer of an LSTM with recurrent batch normalization (eqs. 6 to 8): outputs (T, N, H), h_T and c_T (N, H).
+    """One layer of an LSTM with recurrent batch normalization (section 3): outputs (T, N, H), h_T and c_T (N, H).
 
     ``(i, f, g, o)_t = BN(W_h h_{t-1}) + BN(W_x x_t) + b``, ``c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)``,
     ``h_t = sigmoid(o) tanh(BN(c_t))``; what flows on to the next step is c_t itself. Each BN standardizes a unit over
@@ -335,10 +335,10 @@ class RecurrentBatchNorm(Method):
     the population's at that step. Nothing is added to the loss.
     """
 
-    # "all": eqs. 6 to 8. "gates": without the cell. "input": the input term alone (Laurent et al. 2016, by frame).
+    # "all": section 3. "gates": without the cell. "input": the input term alone (Laurent et al. 2016, by frame).
     terms: Terms = "all"
-    steps: PositiveCount = 100  # T_max; the length of sequences of characters in section 5.2
-    initial_scale: Positive = 0.1  # gamma at the start; section 4
+    steps: PositiveCount = 100  # T_max; the length of its sequences of characters
+    initial_scale: Positive = 0.1  # gamma at the start
     # Bias of the forget gate at the start, all others then being 0: the authors' code. None: the model's own biases.
     forget_bias: Annotated[float, Field(allow_inf_nan=False)] | None = 1.0
     eps: Positive = 1e-5  # the authors' code; the paper gives no value
