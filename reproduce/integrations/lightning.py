@@ -191,8 +191,8 @@ def _n_steps(trainer: lightning.Trainer) -> float:
     """The steps of the optimiser in the whole training."""
     if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):
         raise ValueError(
-            "the Trainer accumulates batches by epoch: it cannot say how many steps training takes, and schedules go by "
-            "the fraction done; give PenaltyCallback its total_steps"
+            "the Trainer accumulates batches by epoch: it cannot say how many steps training takes, and schedules "
+            "go by the fraction done; give PenaltyCallback its total_steps"
         )
     found = trainer.estimated_stepping_batches
     if not 0 < found < float("inf"):
