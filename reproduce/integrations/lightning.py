@@ -189,7 +189,8 @@ def _dtypes(model: nn.Module) -> dict[str, torch.dtype]:
 
 def _n_steps(trainer: lightning.Trainer) -> float:
     """The steps of the optimiser in the whole training."""
-    if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):
+    callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    if any(isinstance(one, GradientAccumulationScheduler) for one in callbacks):
         raise ValueError(
             "the Trainer accumulates batches by epoch: it cannot say how many steps training takes, and schedules "
             "go by the fraction done; give PenaltyCallback its total_steps"

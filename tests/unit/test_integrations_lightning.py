@@ -85,6 +85,13 @@ class CallsItself(Classifier):
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
+class Halves(Classifier):
+    """Each of two processes has every second row of a batch."""
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return self.loss([part[self.global_rank :: 2] for part in batch])
+
+
 class TwoOptimizers(Classifier):
     def configure_optimizers(self) -> Any:
         return [torch.optim.SGD(layer.parameters(), lr=RATE) for layer in (self.network[0], self.network[2])]
@@ -434,8 +441,9 @@ def test_two_processes_train_as_one_on_both_their_batches(tmp_path: Path) -> Non
             strategy=strategy,
             devices=2,
             max_steps=3,
+            use_distributed_sampler=False,
         )
-        fitted.fit(Classifier(), DataLoader(data(24), batch_size=4))
+        fitted.fit(Halves(), DataLoader(data(24), batch_size=8))
     finally:
         os.environ.clear()
         os.environ.update(environment)
