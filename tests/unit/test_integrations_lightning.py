@@ -167,6 +167,20 @@ def test_the_network_may_be_the_module_itself(penalised: str) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+def test_two_methods_add_up(tmp_path: Path) -> None:
+    module = Classifier()
+    penalties = [PenaltyCallback(l2(strength), log_as=name) for strength, name in ((0.25, "first"), (0.75, "second"))]
+    fitted = trainer(*penalties, max_steps=1)
+    fitted.fit(module, DataLoader(data(), batch_size=24))
+    for one, other in zip(module.parameters(), by_hand().parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    logged = fitted.callback_metrics
+    assert logged["second"].item() == pytest.approx(3 * logged["first"].item(), rel=1e-6)
+    fitted.save_checkpoint(tmp_path / "both.ckpt")
+    states = torch.load(tmp_path / "both.ckpt", weights_only=False)["callbacks"]
+    assert {penalty.state_key for penalty in penalties} <= set(states)
+
+
 def test_the_penalty_is_logged_and_evaluation_has_none() -> None:
     module, penalty = Classifier(), PenaltyCallback(l2(5.0), log_as="regularizer")
     expected = 5.0 * squares(module.network, data().tensors[0]).item()
