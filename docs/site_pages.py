@@ -199,6 +199,12 @@ def _api() -> Iterator[tuple[str, str]]:
     yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{handle}"
     interface = _described("reproduce.method", members=_offered(ROOT / "reproduce" / "method" / "__init__.py"))
     yield "method", f"# What a method is made of: `reproduce.method`\n\n{interface}"
+    integrations = [
+        f"## `{module}`\n\n{_described(module, heading_level=3)}"
+        for path in sorted((ROOT / "reproduce" / "integrations").glob("[a-z]*.py"))
+        for module in [f"reproduce.integrations.{path.stem}"]
+    ]
+    yield "integrations", "# Methods in other training loops: `reproduce.integrations`\n\n" + "\n\n".join(integrations)
     for room, title in (("models", "Models"), ("tasks", "Tasks")):
         blocks = [
             f"## {path.stem}\n\n{_described(f'reproduce.{room}.{path.stem}', heading_level=3)}"

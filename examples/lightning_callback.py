@@ -1,4 +1,4 @@
-"""A method of this suite as a Lightning callback: `python examples/lightning_callback.py`."""
+"""A method of this suite in Lightning's training loop, by a callback: `python examples/lightning_callback.py`."""
 
 from __future__ import annotations
 
@@ -11,43 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from reproduce import Method, attach, load_method
-from reproduce.method.attach import Handle
-
-
-class ActivationPenalty(lightning.Callback):
-    """Adds a method's penalty to the loss of any LightningModule that holds its network in an attribute.
-
-    ``sites`` and ``example`` are those of attach(). A method that becomes a part of the network, as batch normalization
-    does, is none for a callback: attach it yourself before fit(), and keep the handle.
-    """
-
-    def __init__(self, method: Method, network: str = "network", sites: Any = "post", example: Any = None) -> None:
-        self.method, self.network, self.sites, self.example = method, network, sites, example
-        self.handle: Handle | None = None
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Attach before the optimizers are made: a method may add parameters."""
-        if stage == "fit":
-            pl_module.to(trainer.strategy.root_device)  # attach() wants the model where it will train
-            network = pl_module.get_submodule(self.network)
-            self.handle = attach(self.method, network, self.sites, self.example)
-
-    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Add the penalty in place, on the scale that the loss already has."""
-        progress = trainer.global_step / trainer.estimated_stepping_batches
-        penalty = self.handle.penalty(progress) / trainer.accumulate_grad_batches
-        scaler = getattr(trainer.precision_plugin, "scaler", None)  # with precision="16-mixed"
-        loss += penalty if scaler is None else scaler.scale(penalty)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """For the few methods that act after a step."""
-        self.handle.after_step(trainer.optimizers[0])
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Leave the model as it was, with trained weights."""
-        if stage == "fit" and self.handle is not None:
-            self.handle.remove()
+from reproduce import load_method
+from reproduce.integrations.lightning import PenaltyCallback
 
 
 class Classifier(lightning.LightningModule):
@@ -76,14 +41,19 @@ QUIET: dict[str, Any] = dict.fromkeys(
 )
 
 
+def penalised(strength: float) -> lightning.Trainer:
+    """A Trainer with a callback more: your LightningModule stays as it is."""
+    method = load_method("activity_norm", kind="l2", strength=strength, reduction="mean")
+    return lightning.Trainer(max_epochs=10, accelerator="cpu", callbacks=[PenaltyCallback(method)], **QUIET)
+
+
 def main() -> None:
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     training, held_out = (TensorDataset(images[part], labels[part]) for part in (slice(0, 1200), slice(1200, None)))
     for strength in (0.0, 0.03):
         lightning.seed_everything(0, verbose=False)
-        penalty = ActivationPenalty(load_method("activity_norm", kind="l2", strength=strength, reduction="mean"))
-        trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", callbacks=[penalty], **QUIET)
+        trainer = penalised(strength)
         batches = DataLoader(training, batch_size=100, shuffle=True)
         trainer.fit(Classifier(), batches, DataLoader(held_out, batch_size=600))
         found = trainer.callback_metrics

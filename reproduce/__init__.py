@@ -78,6 +78,7 @@ def attach(
         ValueError: nothing to attach to, or what the method refuses; the model is then unchanged.
     """
     from reproduce.method.attach import attach as attach_method
+    from reproduce.method.chosen import default_sites
 
     if isinstance(method, str):
         name, method = method, load_method(method, **parameters)
@@ -85,6 +86,4 @@ def attach(
             method = load_method(name, sites=sites, **parameters)
     elif parameters:
         raise TypeError(f"attach() takes no {next(iter(parameters))!r} for a method that is made already: name it")
-    if sites is None:
-        sites = "pre" if getattr(method, "sites", "post") == "pre" else "post"
-    return attach_method(method, model, sites, example, axes, seed)
+    return attach_method(method, model, default_sites(method) if sites is None else sites, example, axes, seed)

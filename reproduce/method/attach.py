@@ -204,6 +204,31 @@ class Handle:
                 )
         self.has_penalty = self.awaits_after_step = False
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed training needs beside the model's own `state_dict`: where ``progress`` is, and what the method
+        draws next. To be saved after a step, as the optimiser's is.
+        """
+        return {"progress": self.progress.detach().clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave; the model's own values are loaded by the model.
+
+        Raises:
+            ValueError: it is no state of a handle, or one from another kind of device.
+        """
+        if set(state) != {"progress", "generator"}:
+            raise ValueError(
+                f"a handle's state has progress and generator, found {', '.join(map(str, state)) or 'none'}"
+            )
+        try:
+            self.generator.set_state(state["generator"].cpu())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"the handle's state is not from {self.device.type}, where the model lies: resume on the kind of "
+                "device on which it was saved"
+            ) from error
+        self.progress.fill_(state["progress"].item())
+
     def remove(self) -> None:
         """Give back the model that was attached, with its trained weights.
 

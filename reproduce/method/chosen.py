@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,6 +15,11 @@ from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, Tap
 
 _LISTED = 12  # module names in an error where none is near
 _NEAR = 3
+
+
+def default_sites(method: Method) -> Literal["pre", "post"]:
+    """Before or after the activation modules: where the method reads by its own field ``sites``, else after them."""
+    return "pre" if getattr(method, "sites", "post") == "pre" else "post"
 
 
 def taps_for(method: Method, model: nn.Module, sites: Any, axes: Any) -> list[tuple[Tap, nn.Module]]:

@@ -8,19 +8,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments
 
 from reproduce import Method, load_method
+from reproduce.integrations.transformers import PenaltyTrainer
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("plain_loop", "lightning_callback", "trainer_subclass")
 RATE = 0.1
+LAYERS = [f"bert.encoder.layer.{index}.intermediate" for index in range(2)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # advice of Lightning and of torch's DataLoader
 
 
@@ -93,53 +93,6 @@ def test_at_strength_zero_the_plain_loop_is_the_loop_without_a_method() -> None:
     assert shape_of(models[0]) == before
 
 
-class Fixed(callback.Classifier):
-    """One step of plain gradient descent: what it does can be written down."""
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=RATE)
-
-
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_a_lightning_step_is_the_step_by_hand(pieces: int) -> None:
-    images = torch.rand(20, 64, generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(20) % 10
-    module = Fixed()
-    twin = Fixed()
-    twin.load_state_dict(module.state_dict())
-    penalty = callback.ActivationPenalty(l2(1.0))
-    before = shape_of(module)
-    trainer = lightning.Trainer(
-        max_steps=1, accelerator="cpu", accumulate_grad_batches=pieces, callbacks=[penalty], **callback.QUIET
-    )
-    batches = DataLoader(TensorDataset(images, labels), batch_size=20 // pieces)
-    trainer.fit(module, batches, batches)  # it validates before and after
-    assert shape_of(module) == before
-    # Means over equal parts are the mean over all.
-    loss = F.cross_entropy(twin.network(images), labels) + squares_by_hand(twin.network, images, ["1", "3"])
-    loss.backward()
-    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
-        assert other.grad is not None
-        torch.testing.assert_close(one, other - RATE * other.grad)
-
-
-def test_what_a_method_adds_is_in_lightnings_optimizer_and_taken_away_again() -> None:
-    images, labels = torch.rand(20, 64, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 10
-    seen: list[int] = []
-
-    class Counting(Fixed):
-        def on_train_start(self) -> None:
-            seen.append(sum(len(group["params"]) for group in self.optimizers().param_groups))
-
-    module = Counting()
-    before = shape_of(module)
-    added = callback.ActivationPenalty(load_method("vcl"), sites="pre", example=images[:2])
-    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", callbacks=[added], **callback.QUIET)
-    trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=20))
-    assert seen == [6 + 2]  # weights and biases, and VCL's learned beta of each layer
-    assert shape_of(module) == before
-
-
 def trained_by_subclass(strength: float, pieces: int, folder: Path) -> tuple[Any, Any]:
     """One step of plain gradient descent over 16 sentences, without dropout."""
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +116,7 @@ def trained_by_subclass(strength: float, pieces: int, folder: Path) -> tuple[Any
         use_cpu=True,
     )
     sentences = subclass.sentences(16, seed=0)
-    return subclass.PenalisedTrainer(
+    return PenaltyTrainer(
         model, arguments, train_dataset=sentences, eval_dataset=sentences, method=l2(strength), sites=subclass.SITES
     ), torch.stack([one["input_ids"] for one in sentences])
 
@@ -180,7 +133,7 @@ def test_a_trainers_step_adds_the_gradient_of_the_penalty(pieces: int, tmp_path:
     free, penalised = (dict(model.named_parameters()) for model in ends)
     twin = subclass.classifier()
     twin.load_state_dict(start, strict=False)
-    (3.0 * squares_by_hand(twin.eval(), ids, subclass.SITES)).backward()
+    (3.0 * squares_by_hand(twin.eval(), ids, LAYERS)).backward()
     moved = 0
     for name, parameter in twin.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -203,12 +156,10 @@ def test_a_trainer_evaluates_without_the_penalty_and_gives_the_model_back(tmp_pa
     assert shape_of(trainer.model) == before
 
 
-def test_the_page_shows_what_the_examples_do() -> None:
-    """Each piece of code on the page stands in one of the examples, line for line."""
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_shows_what_the_example_does(name: str) -> None:
+    """The code below its heading stands in the example, line for line."""
     page = (ROOT / "docs" / "own_model.md").read_text("utf-8")
-    sources = [(ROOT / "examples" / f"{name}.py").read_text("utf-8") for name in NAMES]
-    pieces = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(pieces) == len(NAMES)
-    for piece, source in zip(pieces, sources, strict=True):
-        assert piece in source
-    assert all(f"examples/{name}.py" in page for name in NAMES)
+    (section,) = (part for part in page.split("\n## ") if f"examples/{name}.py" in part.splitlines()[0])
+    (piece,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert piece in (ROOT / "examples" / f"{name}.py").read_text("utf-8")

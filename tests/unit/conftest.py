@@ -9,14 +9,44 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from reproduce.cli import chosen
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.identity import RunConfig, Start
 from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+from reproduce.method import Method, Role, Trace, sites_of
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
+
+
+class Everything(Method):
+    """A method with all that a resumed training must find again: it learns, counts, draws, follows progress, and acts
+    after a step.
+    """
+
+    strength: float = 0.3
+    sites: Role = "post"
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        model.register_parameter("scale", nn.Parameter(torch.rand((), generator=generator)))
+        model.register_buffer("n_steps", torch.zeros(()))
+        model.register_buffer("n_samples", torch.zeros(()))
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        squares = torch.stack([record.activation.square().mean() for record in trace.select(self.sites)]).sum()
+        drawn = torch.rand((), generator=generator)
+        return self.strength * (1 + progress) * (squares * drawn + (trace.model.scale - 0.5).square())
+
+    def after_step(self, model: Any, optimizer: Any, progress: Tensor, generator: torch.Generator) -> None:
+        first = next(iter(sites_of(model)))
+        model.n_steps += 1
+        model.n_samples += sum(len(record.activation) for record in first.trace.records if record.site is first)
+        with torch.no_grad():
+            model.scale.mul_(1 - 0.1 * torch.rand((), generator=generator))
+
 
 DEFAULTS = {"vanilla": {}, "batchnorm": {"eps": 1e-5}, "per": {"strength": 0.0, "mode": "exact"}}
 
@@ -220,3 +250,8 @@ def per_findings(card_folder: Path) -> Callable[..., MethodFindings]:
 def no_evidence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands that read the committed Results, which takes seconds, find none."""
     monkeypatch.setattr(chosen, "EVIDENCE", tmp_path / "no evidence")
+
+
+@pytest.fixture
+def everything() -> Method:
+    return Everything()

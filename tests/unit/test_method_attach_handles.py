@@ -352,3 +352,42 @@ def test_a_handle_says_what_is_recorded(inputs: Tensor, caplog: pytest.LogCaptur
     handle.remove()
     assert repr(handle).endswith("removed from Sequential")
     assert repr(attach(OrthogonalRegularization(), nn.Linear(2, 2))).endswith("no Sites: it reads weights alone")
+
+
+def test_a_handle_goes_on_from_a_saved_state(inputs: Tensor) -> None:
+    """Its progress, and what the method draws next; the weights are the model's own."""
+    model, twin = perceptron(), perceptron()
+    method = PER(strength=1.0, mode="sliced")
+    handle, other = attach(method, model), attach(method, twin)
+
+    def penalties(network: nn.Module, attached: Any, n: int) -> list[float]:
+        return [(network(inputs), attached.penalty().item())[1] for _ in range(n)]
+
+    model(inputs)
+    handle.penalty(progress=0.25)
+    state = handle.state_dict()
+    expected = penalties(model, handle, 3)
+    assert len(set(expected)) == 3  # each has its own directions
+    assert penalties(twin, other, 3) != expected
+    other.load_state_dict(state)
+    assert penalties(twin, other, 3) == expected
+    assert other.progress == 0.25
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "^a handle's state has progress and generator, found none$"),
+        ({"0.weight": torch.zeros(())}, "found 0.weight$"),
+        (
+            {"progress": torch.zeros(()), "generator": torch.zeros(16, dtype=torch.uint8)},
+            "^the handle's state is not from cpu, where the model lies",
+        ),
+    ],
+)
+def test_what_is_no_state_of_this_handle_is_refused(state: dict[str, Tensor], message: str) -> None:
+    handle = attach(PRE, perceptron(), "pre")
+    before = handle.state_dict()
+    with pytest.raises(ValueError, match=message):
+        handle.load_state_dict(state)
+    assert all(torch.equal(value, before[key]) for key, value in handle.state_dict().items())
