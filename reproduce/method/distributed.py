@@ -116,8 +116,10 @@ def _is_in_use() -> bool:
 def _alive(model: nn.Module) -> list[Any]:
     sharding: Any = sys.modules.get("torch.distributed.fsdp")  # not imported: not in use, and slow to import
     kinds = (DistributedDataParallel, *((sharding.FullyShardedDataParallel,) if sharding else ()))
-    # By type(): isinstance() asks the object, which may be a proxy that then does something.
-    made = [one for one in gc.get_objects() if issubclass(type(one), kinds)]
+    objects = gc.get_objects()
+    # By type(), once for each: isinstance() asks the object, which may be a proxy that then does something.
+    wrapping = {own for own in set(map(type, objects)) if issubclass(own, kinds)}
+    made = [one for one in objects if type(one) in wrapping] if wrapping else []
     parts = set(map(id, model.modules()))
     return [one for one in made if any(id(part) in parts for part in one.modules())]
 
