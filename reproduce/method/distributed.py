@@ -30,21 +30,34 @@ def refuse_unsynchronised(model: nn.Module, before: set[int]) -> None:
     """
     if not _is_in_use() or all(id(tensor) in before for tensor in tensors_of(model)):
         return
-    wrappers = _wrappers_of(model)
-    around = [(type(one).__name__, one) for one in wrappers] + [("fully_shard", part) for part in _sharded(model)]
-    for name, parameter in model.named_parameters():
-        if id(parameter) in before or not parameter.requires_grad:
-            continue
-        owner = model.get_submodule(name.rpartition(".")[0])
-        for kind, one in around:
-            if any(part is owner for part in one.modules()):
-                raise ValueError(
-                    f"the method adds the parameter {name!r}, and {kind} was there before it, so that each process "
-                    f"would train one of its own: attach() to the model first, and then {kind}(model)"
-                )
-    for wrapper in wrappers:
+    added = {
+        name: model.get_submodule(name.rpartition(".")[0])
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in before
+    }
+    if added and _around(model, added):
+        gc.collect()  # a wrapper that is no longer used may lie in a cycle of references
+        for name, kind in _around(model, added).items():
+            raise ValueError(
+                f"the method adds the parameter {name!r}, and {kind} was there before it, so that each process would "
+                f"train one of its own: attach() to the model first, and then {kind}(model)"
+            )
+    for wrapper in wrappers_of(model):
         if isinstance(wrapper, DistributedDataParallel):
             wrapper._assign_modules_buffers()
+
+
+def _around(model: nn.Module, owners: dict[str, nn.Module]) -> dict[str, str]:
+    """What is around the modules with these names."""
+    kinds = [(type(one).__name__, one) for one in wrappers_of(model)] + [
+        ("fully_shard", one) for one in _sharded(model)
+    ]
+    return {
+        name: kind
+        for name, owner in owners.items()
+        for kind, one in kinds
+        if any(part is owner for part in one.modules())
+    }
 
 
 def reshard(model: nn.Module) -> None:
@@ -97,23 +110,12 @@ class AlikeAfterSteps:
     def _found(self) -> list[Any]:
         """Looked for again where one is gone, as at the start of another fit."""
         if self._wrappers is None or any(one() is None for one in self._wrappers):
-            self._wrappers = [weakref.ref(one) for one in _wrappers_of(self.model)]
+            self._wrappers = [weakref.ref(one) for one in wrappers_of(self.model)]
         return [one() for one in self._wrappers]
 
 
-def _wrappers_of(model: nn.Module) -> list[Any]:
+def wrappers_of(model: nn.Module) -> list[Any]:
     """What averages gradients around the model or a part of it; a module does not know what is around it."""
-    if not _alive(model):
-        return []
-    gc.collect()  # one that is no longer used may lie in a cycle of references
-    return _alive(model)
-
-
-def _is_in_use() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _alive(model: nn.Module) -> list[Any]:
     sharding: Any = sys.modules.get("torch.distributed.fsdp")  # not imported: not in use, and slow to import
     kinds = (DistributedDataParallel, *((sharding.FullyShardedDataParallel,) if sharding else ()))
     objects = gc.get_objects()
@@ -122,6 +124,10 @@ def _alive(model: nn.Module) -> list[Any]:
     made = [one for one in objects if type(one) in wrapping] if wrapping else []
     parts = set(map(id, model.modules()))
     return [one for one in made if any(id(part) in parts for part in one.modules())]
+
+
+def _is_in_use() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _sharded(model: nn.Module) -> Iterator[Any]:

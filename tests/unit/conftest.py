@@ -220,3 +220,15 @@ def per_findings(card_folder: Path) -> Callable[..., MethodFindings]:
 def no_evidence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands that read the committed Results, which takes seconds, find none."""
     monkeypatch.setattr(chosen, "EVIDENCE", tmp_path / "no evidence")
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found: `tests/unit/ranks.py`."""
+    import torch
+
+    from tests.unit.ranks import RANKS, process
+
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(process, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]

@@ -2,167 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from reproduce import attach
-from reproduce.bench.tiny_tasks import configurations
-from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
-from reproduce.method import Method
+from reproduce.errors import UserError
 from reproduce.report.method_card import MethodCard
-
-RANKS, STEPS, ROWS = 2, 3, 12  # rows of each process
-FOLDERS = {**all_methods(), "_template": MethodFolder("_template", METHODS / "_template")}
-# Beside the defaults and variants of each method: what its card makes an exception of, and other things that it keeps.
-MORE: dict[str, list[dict[str, Any]]] = {
-    "activity_norm": [{"kind": "ar_tar", "strength": 0.1, "temporal_strength": 0.1}, {"reduction": "mean"}],
-    "activity_prior": [
-        {"across": "units"},
-        {"across": "all"},
-        {"distance": "moments"},
-        {"across": "units", "mode": "l2_after_batchnorm"},
-    ],
-    "orthogonal": [{"formula": "srip", "redraw": False}, {"norm": "spectral"}],
-    "per": [{"reduction": "sum"}, {"mode": "limit"}, {"mode": "sliced", "reduction": "sum"}],
-    "sigreg": [{"reduction": "mean"}, {"mode": "weak", "n_slices": 4}],
-    "sparse_autoencoder": [
-        {"reduction": "batch_sum"},
-        {"kl_coefficient": 0.1},
-        {"l1_coefficient": 0.1, "norm_weighted": True},
-        {"l1_coefficient": 0.1, "resample_every": 2, "resample_until": 1.0},
-    ],
-    "vcl": [{"learn_beta": False}],
-    "vcreg": [{"covariance_strength": 0.0, "target_std": 4.0}],
-}
-ORDERS = ("attach, wrap", "wrap, attach to the module", "wrap, attach to the wrapper")
-
-
-def configured(name: str, params: dict[str, Any]) -> Method:
-    return FOLDERS[name].load().model_validate_json(json.dumps(params))
-
-
-CONFIGURATIONS: dict[str, Method] = {
-    **{f"{name}-{key}": method for name in FOLDERS for key, method in configurations(FOLDERS[name]).items()},
-    **{f"{name}-{params}": configured(name, params) for name, others in MORE.items() for params in others},
-}
-
-
-class Autoencoder(nn.Module):
-    """Three latents of ten are silent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Sequential(nn.Linear(6, 10), nn.ReLU())
-        self.decoder = nn.Linear(10, 6)
-        nn.init.constant_(self.encoder[0].bias[:3], -20.0)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.decoder(self.encoder(rows))
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.rnn, self.drop, self.decoder = nn.LSTM(6, 5, batch_first=True), nn.Dropout(0.0), nn.Linear(5, 6)
-
-    def forward(self, sequences: Tensor) -> Tensor:
-        return self.decoder(self.drop(self.rnn(sequences)[0]))
-
-
-def is_recurrent(method: Method) -> bool:
-    return "dropped" in method.recorded_roles
-
-
-def made(method: Method) -> nn.Module:
-    return Recurrent() if is_recurrent(method) else Autoencoder()
-
-
-def rows_of(method: Method, step: int, ranks: slice = slice(0, RANKS)) -> Tensor:
-    """The same whole batch everywhere; a process takes its own part."""
-    shape = (3, 6) if is_recurrent(method) else (6,)
-    whole = torch.randn(RANKS, ROWS, *shape, generator=torch.Generator().manual_seed(step))
-    return whole[ranks].flatten(0, 1)
-
-
-def attached(method: Method, model: nn.Module, prefix: str = "") -> Any:
-    role = getattr(method, "sites", "pre")
-    sites = {"encoder.0" if role == "pre" else "encoder.1": role}
-    if is_recurrent(method):
-        sites = {"rnn": "post", "drop": "dropped"}
-    return attach(method, model, {prefix + name: role for name, role in sites.items()}, rows_of(method, 0))
-
-
-def trained(method: Method, rank: int | None, order: str = ORDERS[0]) -> dict[str, Tensor]:
-    """Parameters, buffers and the optimiser's state after a few steps, or of one process with the whole batch."""
-    model, own = made(method), slice(0, RANKS) if rank is None else slice(rank, rank + 1)
-    whole: nn.Module = model
-    if order == ORDERS[0]:
-        handle = attached(method, model)
-        whole = model if rank is None else DistributedDataParallel(model)
-    else:
-        whole = DistributedDataParallel(model)
-        handle = attached(method, model) if order == ORDERS[1] else attached(method, whole, "module.")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        rows = rows_of(method, step, own)
-        loss = (whole(rows) - rows).square().mean()
-        (loss + handle.penalty(progress=step / STEPS)).backward()
-        optimizer.step()
-        handle.after_step(optimizer)
-    with torch.no_grad():
-        whole.eval()(rows)  # buffers are sent before a forward pass
-    found = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    moments = (optimizer.state[parameter] for parameter in model.parameters() if parameter in optimizer.state)
-    return found | {f"moment {index}": state["momentum_buffer"].clone() for index, state in enumerate(moments)}
-
-
-def passed(method: Method, ranks: slice) -> tuple[Tensor, Tensor]:
-    """Output and penalty of the first forward pass."""
-    model = made(method)
-    handle = attached(method, model)
-    output = model(rows_of(method, 0, ranks)).detach()
-    return output, handle.penalty(progress=0.5).detach()
-
-
-def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    found: dict[str, Any] = {}
-    for name, method in CONFIGURATIONS.items():
-        found[name] = {"pass": passed(method, slice(rank, rank + 1))}
-        for order in ORDERS:
-            with refusals(found[name], order):
-                found[name][order] = trained(method, rank, order)
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def refusals(found: dict[str, Any], order: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        found[order] = str(error)
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the processes found."""
-    folder = Path(tmp_path_factory.mktemp("ranks"))
-    multiprocessing.spawn(process, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+from tests.unit.ranks_battery import (
+    ACCUMULATED,
+    CONFIGURATIONS,
+    FOLDERS,
+    IN_SHARDS,
+    ORDERS,
+    RANKS,
+    SHARDINGS,
+    accumulated,
+    attached,
+    made,
+    passed,
+    trained,
+)
 
 
 def is_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -177,24 +40,28 @@ def test_every_process_has_the_same_model(ranks: list[dict[str, Any]], name: str
     assert not torch.equal(first["decoder.weight"], before["decoder.weight"])
 
 
-@pytest.mark.parametrize("order", ORDERS[1:])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_attaching_after_wrapping_is_right_or_refused(ranks: list[dict[str, Any]], name: str, order: str) -> None:
+def test_attaching_after_wrapping_is_right_or_refused(ranks: list[dict[str, Any]], name: str) -> None:
     method = CONFIGURATIONS[name]
+    orders = [order for order in ORDERS[1:] if order in ranks[0][name]]
+    assert orders
     model = made(method)
     known = set(model.parameters())
     attached(method, model)
-    if known.issuperset(model.parameters()):
-        assert is_alike(ranks[0][name][order], ranks[1][name][order])
-        for key, value in made(method).state_dict().items():  # a buffer may be the wrapper's
-            assert torch.equal(ranks[0][name][order][key], ranks[0][name][ORDERS[0]][key]), value
-    else:
-        for found in ranks:
+    is_refused = not known.issuperset(model.parameters())
+    for order in orders:
+        first, second = (found[name][order] for found in ranks)
+        if is_refused:
             assert re.fullmatch(
                 r"the method adds the parameter '[\w.]+', and DistributedDataParallel was there before it, .*: "
                 r"attach\(\) to the model first, and then DistributedDataParallel\(model\)",
-                found[name][order],
+                first,
             )
+            assert first == second
+        else:
+            assert is_alike(first, second)
+            for key in made(method).state_dict():  # a buffer may be the wrapper's
+                assert torch.equal(first[key], ranks[0][name][ORDERS[0]][key])
 
 
 def test_what_is_resampled_is_resampled_in_every_process(ranks: list[dict[str, Any]]) -> None:
@@ -215,3 +82,70 @@ def test_the_card_says_whether_the_split_matters(ranks: list[dict[str, Any]], na
     if is_same and not method.acts_after_step:
         for key, value in trained(method, None).items():
             torch.testing.assert_close(ranks[0][name][ORDERS[0]][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_that_are_not_sent_count(ranks: list[dict[str, Any]]) -> None:
+    for key, value in accumulated(ACCUMULATED, None).items():
+        for found in ranks:
+            torch.testing.assert_close(found["accumulated"][key], value, rtol=1e-5, atol=1e-6)
+
+
+WHOLE = "this penalty multiplies activations by weights of a layer that FSDP2 has cut into shards"
+REWRITES = "this method rewrites weights and the optimiser's state after a step, and they are cut into shards"
+ADDS = r"the method adds the parameter '[\w.]+', and fully_shard was there before it"
+REFUSED = {
+    **{f"{name}, {sharding}, cut first": ADDS for name in ("vcl", "batchnorm") for sharding in SHARDINGS},
+    **{f"norms of the decoder, layers, {first} first": WHOLE for first in ("attached", "cut")},
+    **{f"resampled, {sharding}, {first} first": REWRITES for sharding in SHARDINGS for first in ("attached", "cut")},
+}
+
+
+@pytest.mark.parametrize("first", ["attached", "cut"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("name", IN_SHARDS)
+def test_a_model_in_shards_is_trained_as_a_whole_one_or_refused(
+    ranks: list[dict[str, Any]], name: str, sharding: str, first: str
+) -> None:
+    key = f"{name}, {sharding}, {first} first"
+    for found in ranks:
+        if key in REFUSED:
+            assert re.match(REFUSED[key], found["in shards"][key])
+        else:
+            whole = found["of " + name]
+            for place, value in found["in shards"][key].items():
+                torch.testing.assert_close(value, whole[place], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", ["nc", "nhwc"])
+def test_batch_normalization_is_converted_to_that_of_all_devices(axes: Any) -> None:
+    """Torch has that on GPUs alone; without other processes it is the plain one, on a CPU too."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    rows = torch.randn(*(6, 4, 4)[: len(axes) - 1], 4, generator=torch.Generator().manual_seed(0))
+    attach("batchnorm", model, ["0"], rows, axes)
+    wanted = model(rows).detach()
+    known = list(model.parameters())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert sum(isinstance(part, nn.SyncBatchNorm) for part in converted.modules()) == 1
+    assert all(one is other for one, other in zip(known, converted.parameters(), strict=True))
+    torch.testing.assert_close(converted(rows), wanted)
+    unit = converted[0](rows).flatten(0, -2)
+    torch.testing.assert_close(unit.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "**Several devices.** Some split.", "**Several devices.** Any split; own batch.x"]
+)
+def test_a_card_that_does_not_say_it_is_refused(tmp_path: Any, text: str) -> None:
+    (tmp_path / "card.md").write_text(f"# One\n\n## Idea\nOne.\n\n## Mathematics\n{text}\n", "utf-8")
+    with pytest.raises(UserError, match=r"card.md: Mathematics needs a paragraph '\*\*Several devices"):
+        MethodCard(tmp_path).batch_of({})
+
+
+def test_the_last_exception_that_fits_holds(tmp_path: Any) -> None:
+    said = 'Any split; own batch with `share > 0.5` and `kind = "sum"`;\nany split with `kept = true`. More.'
+    (tmp_path / "card.md").write_text(f"# One\n\n## Idea\nOne.\n\n## Mathematics\n**Several devices.** {said}", "utf-8")
+    card = MethodCard(tmp_path)
+    assert card.batch_of({"share": 0.5, "kind": "sum", "kept": False}) == "any split"
+    assert card.batch_of({"share": 0.6, "kind": "sum", "kept": False}) == "own batch"
+    assert card.batch_of({"share": 0.6, "kind": "mean", "kept": False}) == "any split"
+    assert card.batch_of({"share": 0.6, "kind": "sum", "kept": True}) == "any split"
