@@ -77,18 +77,23 @@ class MethodCard:
         last that fits holds, as ``own batch with `reduction = "sum"```.
 
         Raises:
-            UserError: no such paragraph, or one of another form.
+            UserError: no such paragraph, one of another form, or an exception for a parameter that there is not.
         """
         mathematics = self.sections.get("Mathematics", "") + "\n"
         paragraph = re.search(r"^\*\*Several devices\.\*\* (.+?)\.\s", mathematics, re.M | re.S)
         clauses = " ".join(paragraph[1].split()).split("; ") if paragraph else [""]
         found = [_CLAUSE.fullmatch(clause) for clause in clauses]
-        fitting = [clause for clause in found if clause and _fits(clause["condition"] or "", parameters)]
-        if None in found or found[0] not in fitting[:1] or (found[0] and found[0]["condition"]):
+        if not found[0] or found[0]["condition"] or None in found:
             raise UserError(
                 f"{self.path}: Mathematics needs a paragraph '**Several devices.** Any split.' or '... Own batch.', "
                 "with exceptions before its first full stop as '; own batch with `name = value` and `name > 0`'"
             )
+        try:
+            fitting = [clause for clause in found if clause and _fits(clause["condition"] or "", parameters)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: 'Several devices' names no parameter and value of the method: {error}"
+            ) from error
         return "own batch" if fitting[-1]["batch"].lower() == "own batch" else "any split"
 
     @property

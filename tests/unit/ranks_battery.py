@@ -157,7 +157,7 @@ def passed(method: Method, ranks: slice) -> tuple[Tensor, Tensor]:
 
 def trained_in_shards(method: Method, rank: int, layers: dict[str, Any] | None, is_attached_first: bool) -> Any:
     """The whole parameters after a few steps with FSDP2."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     model = made(method)
     handle = attached(method, model) if is_attached_first else None
@@ -166,7 +166,9 @@ def trained_in_shards(method: Method, rank: int, layers: dict[str, Any] | None, 
     fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
     handle = handle or attached(method, model)
     stepped(method, model, handle, rank)
-    handle.remove()
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # the last forward pass left it whole
     return {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
 
 

@@ -149,3 +149,5 @@ def test_the_last_exception_that_fits_holds(tmp_path: Any) -> None:
     assert card.batch_of({"share": 0.6, "kind": "sum", "kept": False}) == "own batch"
     assert card.batch_of({"share": 0.6, "kind": "mean", "kept": False}) == "any split"
     assert card.batch_of({"share": 0.6, "kind": "sum", "kept": True}) == "any split"
+    with pytest.raises(UserError, match="names no parameter and value of the method: 'kept'"):
+        card.batch_of({"share": 0.6, "kind": "sum"})
