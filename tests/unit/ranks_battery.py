@@ -57,6 +57,7 @@ CONFIGURATIONS: dict[str, Method] = {
     **{f"{name}-{params}": configured(name, params) for name, others in MORE.items() for params in others},
 }
 
+TRIED_SHARDINGS = {"vcl": list(SHARDINGS), "norms of the decoder": list(SHARDINGS), "batchnorm": ["layers"]}
 ACCUMULATED = configured("vcl", {"strength": 0.5})
 IN_SHARDS = {
     "per": configured("per", {"strength": 0.1}),
@@ -210,9 +211,9 @@ def battery(rank: int) -> dict[str, Any]:
         tried.add(type(method))
     for name, method in IN_SHARDS.items():
         found["of " + name] = trained(method, rank)
-        for sharding, layers in SHARDINGS.items():
+        for sharding in TRIED_SHARDINGS.get(name, ["one part"]):
             for is_attached_first in (True, False):
                 key = f"{name}, {sharding}, {'attached' if is_attached_first else 'cut'} first"
                 with refusals(found["in shards"], key):
-                    found["in shards"][key] = trained_in_shards(method, rank, layers, is_attached_first)
+                    found["in shards"][key] = trained_in_shards(method, rank, SHARDINGS[sharding], is_attached_first)
     return found
