@@ -13,6 +13,7 @@ from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
 from reproduce.method.chosen import taps_for
+from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
@@ -104,6 +105,7 @@ class Handle:
         self.has_penalty = False  # since the last after_step
         self.awaits_after_step = False  # an optimiser has stepped since then
         self.optimizer_hook: Any = None
+        self.processes = AlikeAfterSteps(model)
 
     @property
     def sites(self) -> list[Site]:
@@ -169,8 +171,7 @@ class Handle:
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:
-            with self.trace.own_sites_only(), self.trace.masked(mask):
-                penalty = self.method.penalty(self.trace, self.progress, self.generator)
+            penalty = self._of_method(mask)
         self.has_penalty = True
         return penalty
 
@@ -182,8 +183,7 @@ class Handle:
         try:
             trace.check(self.device)
             trace.join_steps()
-            with trace.own_sites_only(), trace.masked(mask):
-                penalty = self.method.penalty(trace, self.progress, self.generator)
+            penalty = self._of_method(mask)
             trace.refuse_constant(penalty)
             if self.method.acts_after_step:
                 trace.keep()
@@ -192,13 +192,25 @@ class Handle:
             trace.consumed = True
             trace.clear()
 
+    def _of_method(self, mask: Tensor | None) -> Tensor:
+        try:
+            with self.trace.own_sites_only(), self.trace.masked(mask):
+                return self.method.penalty(self.trace, self.progress, self.generator)
+        except RuntimeError as error:
+            if not is_of_shards(error):
+                raise
+            raise ValueError(
+                "this penalty multiplies activations by weights of a layer that FSDP2 has cut into shards: leave that "
+                "layer whole between forward and backward, fully_shard(layer, reshard_after_forward=False)"
+            ) from error
+
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """For the few methods that rewrite weights outside the gradient: call it after each ``optimizer.step()``.
 
         It sees the records of all penalties since the last one, of accumulated batches too.
         """
         if self.method.acts_after_step and self.has_penalty and self.is_attached:
-            with self.trace.own_sites_only():
+            with self.trace.own_sites_only(), self.processes.rewriting(optimizer):
                 self.trace.after_step(
                     lambda: self.method.after_step(self.model, optimizer, self.progress, self.generator)
                 )
@@ -259,6 +271,7 @@ class Handle:
 
     def _prepare(self) -> None:
         before = Structure(self.model)
+        known = set(map(id, tensors_of(self.model)))
         values = Values(tensors_of(self.model) if type(self.method).prepare is not Method.prepare else ())
         try:
             with self.trace.own_sites_only():
@@ -267,6 +280,7 @@ class Handle:
                 tap.prepared()
             changes = before.changes()
             _refuse_replacing_others(changes)
+            refuse_unsynchronised(self.model, known)
         except BaseException:
             before.changes().undo()
             values.put_back()
@@ -337,6 +351,7 @@ def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
             else:
                 model(*(example if isinstance(example, tuple | list) else (example,)))
     finally:
+        reshard(model)
         buffers.put_back()
         for module, training in modes:
             module.training = training

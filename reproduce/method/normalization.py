@@ -14,14 +14,30 @@ _OF: dict[Axes, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
 }
 
 
-class BatchNormOfLast(nn.BatchNorm1d):
-    """Batch normalization of the last axis, over all others."""
+class BatchNormOfLast(nn.Module):
+    """Batch normalization of the last axis, over all others.
+
+    It holds torch's and is none itself, since `nn.SyncBatchNorm.convert_sync_batchnorm` would put one of the second
+    axis in its place.
+    """
+
+    def __init__(self, features: int, **options: Any) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, **options)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.norm.weight
 
     def forward(self, activation: Tensor) -> Tensor:
-        return super().forward(activation.reshape(-1, activation.shape[-1])).view(activation.shape)
+        normalized: Tensor = self.norm(activation.reshape(-1, activation.shape[-1]))
+        return normalized.view(activation.shape)
 
 
-def batch_normalization(site: Site, **options: Any) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
+Normalization = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | BatchNormOfLast
+
+
+def batch_normalization(site: Site, **options: Any) -> Normalization:
     """Torch's batch normalization of a Site's features, with its options.
 
     Raises:

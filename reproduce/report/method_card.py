@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree.ElementTree import SubElement, tostring
 
 from latex2mathml.converter import Converter
@@ -31,6 +32,13 @@ ATTRIBUTES = re.compile(
     "lspace|rspace|minsize|maxsize|symmetric|largeop|movablelimits|accent|accentunder|width|height|depth|voffset|"
     "linethickness|bevelled|numalign|denomalign|notation|columnalign|columnlines|columnspacing|rowlines|rowspacing|"
     "rowalign|frame|framespacing|side|linebreak"
+)
+
+
+Batch = Literal["any split", "own batch"]
+_CONDITION = re.compile(r"`(\w+) ([=>]) ([^`]+)`")
+_CLAUSE = re.compile(
+    rf"(?P<batch>any split|own batch)(?: with (?P<condition>{_CONDITION.pattern}(?: and {_CONDITION.pattern})*))?", re.I
 )
 
 
@@ -60,6 +68,34 @@ class MethodCard:
         if "Citation" in self.sections:
             citations(self.sections["Citation"], str(path))  # what is wrong is said when the card is read
 
+    def batch_of(self, parameters: Mapping[str, Any]) -> Batch:
+        """What its samples are where a batch is split over several devices, for a method with these parameters.
+
+        "any split": the mean over devices of what each computes is what one device computes of the whole batch. "own
+        batch": each device's own part counts. The card says it under Mathematics in a paragraph that begins with
+        ``**Several devices.**``: ``Any split`` or ``Own batch``, then, each after a semicolon, exceptions of which the
+        last that fits holds, as ``own batch with `reduction = "sum"```.
+
+        Raises:
+            UserError: no such paragraph, one of another form, or an exception for a parameter that there is not.
+        """
+        mathematics = self.sections.get("Mathematics", "") + "\n"
+        paragraph = re.search(r"^\*\*Several devices\.\*\* (.+?)\.\s", mathematics, re.M | re.S)
+        clauses = " ".join(paragraph[1].split()).split("; ") if paragraph else [""]
+        found = [_CLAUSE.fullmatch(clause) for clause in clauses]
+        if not found[0] or found[0]["condition"] or None in found:
+            raise UserError(
+                f"{self.path}: Mathematics needs a paragraph '**Several devices.** Any split.' or '... Own batch.', "
+                "with exceptions before its first full stop as '; own batch with `name = value` and `name > 0`'"
+            )
+        try:
+            fitting = [clause for clause in found if clause and _fits(clause["condition"] or "", parameters)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: 'Several devices' names no parameter and value of the method: {error}"
+            ) from error
+        return "own batch" if fitting[-1]["batch"].lower() == "own batch" else "any split"
+
     @property
     def citations(self) -> tuple[Citation, ...]:
         """The entries of the section Citation, the method's own paper first; none where it says "None".
@@ -68,6 +104,14 @@ class MethodCard:
             UserError: no such section.
         """
         return citations(self.sections.get("Citation", ""), str(self.path))
+
+
+def _fits(condition: str, parameters: Mapping[str, Any]) -> bool:
+    for name, sign, text in _CONDITION.findall(condition):
+        wanted, own = tomllib.loads(f"value = {text}")["value"], parameters[name]
+        if not (own == wanted if sign == "=" else own > wanted):
+            return False
+    return True
 
 
 def to_html(text: str) -> str:

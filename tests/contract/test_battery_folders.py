@@ -55,6 +55,8 @@ def has_a_complete_card(subject: Any, problems: Any) -> None:
     assert card.citations or nothing.match(card.sections["Citation"]), (
         f"{subject.path / 'card.md'}: a Citation is a fenced block of bibtex, or begins with 'None: why'"
     )
+    for method in subject.configurations.values():
+        card.batch_of(method.model_dump(mode="json"))  # or an error that says what Mathematics lacks
     for name, text in card.sections.items():
         made = to_html(text)
         shown = re.sub(r"<(code|annotation)\b.*?</\1>", "", made, flags=re.S)
@@ -213,6 +215,7 @@ ROWS = "[images.arms.penalised]"
         (holds_its_files, "test_method.py", REMOVED, REMOVED),
         (holds_its_files, "card.md", REMOVED, REMOVED),
         (has_a_complete_card, "card.md", "## Ambiguities", "## Doubts"),
+        (has_a_complete_card, "card.md", "**Several devices.** Own batch", "**Several devices.** Own"),
         (has_a_complete_card, "card.md", "1. The paper says", "The paper says"),
         (has_a_complete_card, "card.md", "None: this is an example", "An example"),
         (has_a_complete_card, "card.md", r"$\lambda$", r"$\lambda"),

@@ -255,3 +255,15 @@ def no_evidence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def everything() -> Method:
     return Everything()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found: `tests/unit/ranks.py`."""
+    import torch
+
+    from tests.unit.ranks import RANKS, process
+
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(process, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
