@@ -46,6 +46,10 @@ class Failure:
         return f"{self.label}: {self.reason}"
 
 
+class NodeFault(BrokenExecutor):
+    """A worker elsewhere or its node died, or could not do what another may; the message says it in a few words."""
+
+
 News = tuple[str, Event | Note | Literal["started", "settled"]]  # a Run's id, and what it says
 Found = TypeVar("Found")
 
@@ -213,8 +217,8 @@ class _Campaign:
             raise
         except RunBusy:
             self._ask_again(job)
-        except BrokenExecutor:
-            self._died(job)
+        except BrokenExecutor as error:
+            self._died(job, error)
         except torch.OutOfMemoryError as error:
             if line := self._room.ran_out(n_training):
                 self._reporter.noted(line)
@@ -250,12 +254,14 @@ class _Campaign:
             self._reporter.noted(f"{job.run.label}: another process is training it; it is asked for again later")
         self._busy.append((time.monotonic() + AGAIN_SECONDS, job))
 
-    def _died(self, job: Job) -> None:
+    def _died(self, job: Job, error: BrokenExecutor) -> None:
         self._deaths[job.run.id] += 1
+        how = str(error) if isinstance(error, NodeFault) else "its worker process died"
         if self._deaths[job.run.id] == DEATHS:
-            self._failed(job, RuntimeError(f"its worker process died {DEATHS} times: out of memory, perhaps"))
+            why = "" if isinstance(error, NodeFault) else ": out of memory, perhaps"
+            self._failed(job, RuntimeError(f"{how} {DEATHS} times{why}"))
             return
-        self._reporter.noted(f"{job.run.label}: its worker process died; it goes on from its last checkpoint")
+        self._reporter.noted(f"{job.run.label}: {how}; it goes on from its last checkpoint")
         self._agenda.put_back(job)
 
     def _settled(self) -> None:
