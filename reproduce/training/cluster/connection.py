@@ -152,9 +152,7 @@ def _ray(is_local: bool) -> ModuleType:
     """Ray, which reads these variables when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if is_local:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
-            "0"  # anywhere: a node at 127.0.0.1, which listens there alone
-        )
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a node at 127.0.0.1, on any system
     try:
         import ray
     except ImportError as error:
