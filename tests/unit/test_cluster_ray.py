@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from filelock import FileLock
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+if find_spec("ray") is None:  # asked without importing it: it reads its settings then
+    pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
 from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
 from reproduce.results.record import Result
@@ -121,7 +123,7 @@ def test_numbers_are_the_local_ones_and_one_that_fails_stops_no_other(
     assert not list(settings.runs.rglob("checkpoint*"))
 
 
-LONG = RECIPE.model_copy(update={"steps": 1500})
+LONG = RECIPE.model_copy(update={"steps": 3000, "evaluate_every": 100})
 
 
 def saving_often() -> Work[Any]:
@@ -201,7 +203,7 @@ def test_ctrl_c_leaves_the_checkpoint_of_the_last_step_and_nobody_at_work(
 ) -> None:
     """Of three runs with room for two: the third has not begun."""
     arms = {"vanilla": Arm(), "batchnorm": Arm(method="batchnorm"), "per": Arm(method="per")}
-    runs = planned(arms, RECIPE.model_copy(update={"steps": 3000}))
+    runs = planned(arms, LONG)
 
     def interrupt(run: PlannedRun, event: Event) -> None:
         if len(set(told.of("advanced"))) == 2:
@@ -309,3 +311,53 @@ def rows(table: Path) -> Iterator[tuple[str, str, str]]:
     for line in table.read_text("ascii").splitlines()[1:]:
         words = line.split()
         yield words[1].partition(":")[0], words[3], words[9]
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Nodes that somebody else has started, with room for a run each; in the place of `cluster`, which ends."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    ray.shutdown()
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    yield nodes
+    nodes.shutdown()
+
+
+def test_of_two_nodes_one_dies_and_its_run_goes_on_from_its_checkpoint_on_the_other(
+    two_nodes: Any, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "train_one", saving_often())
+    runs = planned({"vanilla": Arm(), "batchnorm": Arm(method="batchnorm"), "per": Arm(method="per")}, LONG)
+    (other,) = two_nodes.worker_nodes
+    killed: list[str] = []
+
+    def kill(run: PlannedRun, event: Event) -> None:
+        saved = result_path(settings.runs, run.config).parent / CHECKPOINT
+        if not killed and saved.exists() and parent_of(pid_of(run, told)) == raylet_of(other):
+            killed.append(run.label)
+            two_nodes.remove_node(other, allow_graceful=False)
+
+    told = Told(when_advanced=kill)
+    with connected(two_nodes.address) as found:
+        assert found.room_for(Request()) == 2
+        room = Room(2**31, capacity=lambda: found.room_for(Request()))
+        results, failures = run_all(Agenda(runs), settings, RayEngine(found, Request()), room, told)
+        assert found.room_for(Request()) == room.places == 1
+    assert failures == []
+    assert [line for line in told.of("noted") if "goes on" in line] == [
+        f"{killed[0]}: its node died; it goes on from its last checkpoint"
+    ]
+    assert {result.id: numbers(result) for result in results} == alone(runs, settings, tmp_path / "alone")
+    assert sum(result.environment.resumed for result in results) == 1
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2].split()[1])
+
+
+def raylet_of(node: Any) -> int:
+    (process,) = node.all_processes["raylet"]
+    return process.process.pid

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from reproduce.training.checkpoints import place_checkpoint, remove_checkpoint
 from reproduce.training.cluster.connection import Cluster, Request
 from reproduce.training.cluster.node import CHECKPOINTS, RESULT, Answer, Errand, on_node
 from reproduce.training.cluster.post import Letter, post_office
+from reproduce.training.cluster.stores import LEASE_SECONDS, Lease, open_store
 from reproduce.training.loop import CHECKPOINT, Interrupted
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunBusy, RunSettings, result_path
@@ -43,6 +45,13 @@ class _Attempt:
     future: Future[Any]
     task: Any = None
     has_begun: bool = False  # it has said something
+    lease: Lease | None = None  # the same in a shared store
+
+    def let_go(self) -> None:
+        self.lock.release()
+        if self.lease is not None:
+            with suppress(Exception):  # where it cannot be released, it expires
+                self.lease.release()
 
 
 class RayEngine:
@@ -50,10 +59,15 @@ class RayEngine:
 
     A thread of the driver collects what the nodes hand in. Ray itself tries nothing again: `run_all` does, which
     counts the deaths of a Run's workers, and sends the checkpoint along that the driver has.
+
+    Args:
+        store: of a URL that driver and nodes reach: checkpoints go there and are read there, Results go to both.
     """
 
-    def __init__(self, cluster: Cluster, request: Request) -> None:
+    def __init__(self, cluster: Cluster, request: Request, store: str = "") -> None:
         self._ray = cluster.ray
+        self._store_url = store
+        self._renewed = time.monotonic()
         self._task = self._ray.remote(max_retries=0, **request.options)(_on_node)
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._attempts: dict[int, _Attempt] = {}
@@ -75,7 +89,7 @@ class RayEngine:
         self._left.set()
         self._collector.join()
         for attempt in self._attempts.values():
-            attempt.lock.release()
+            attempt.let_go()
         self._ray.kill(self._office)
 
     def start(self, work: Work[Found], run: PlannedRun, settings: RunSettings) -> Future[Found]:
@@ -84,14 +98,52 @@ class RayEngine:
         folder = result_path(settings.runs, run.config).parent
         try:
             attempt = _Attempt(run, folder, _lock(folder), future)
+            if self._store_url:
+                attempt.lease = self._lease(attempt)
         except UserError as error:
             future.set_exception(error)
             return future
         number = next(self._numbers)
-        errand = Errand(number, work, run, settings, git_state()[0], os.environ.get(MORE_METHODS, ""), _begun(folder))
+        errand = Errand(
+            attempt=number,
+            work=work,
+            run=run,
+            settings=settings,
+            commit=git_state()[0],
+            more_methods=os.environ.get(MORE_METHODS, ""),
+            files=_begun(folder),
+            store=self._store_url,
+        )
         attempt.task = self._task.remote(errand, self._office)
         self._attempts[number] = attempt
         return future
+
+    def _lease(self, attempt: _Attempt) -> Lease:
+        """
+        Raises:
+            RunBusy: another driver has it.
+            UserError: the store cannot be written.
+        """
+        lease = Lease(open_store(self._store_url), attempt.folder.name)
+        try:
+            is_had = lease.take()
+        except Exception as error:
+            attempt.lock.release()
+            raise UserError(
+                f"--store {self._store_url}: cannot be written ({type(error).__name__}: {error})"
+            ) from error
+        if not is_had:
+            attempt.lock.release()
+            raise RunBusy(f"{attempt.folder.name}: another driver on the store is training this run")
+        return lease
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > LEASE_SECONDS / 4:
+            self._renewed = time.monotonic()
+            for attempt in list(self._attempts.values()):
+                with suppress(Exception):  # tried again, before it expires
+                    if attempt.lease is not None:
+                        attempt.lease.renew()
 
     def news(self) -> Iterator[News]:
         while True:
@@ -110,6 +162,7 @@ class RayEngine:
     def _collect(self) -> None:
         """Letters first: all that a node has handed in lies there before its answer does."""
         while not self._left.is_set():
+            self._renew()
             training = {attempt.task: number for number, attempt in list(self._attempts.items())}
             try:
                 answered = self._answered(list(training))
@@ -144,7 +197,7 @@ class RayEngine:
         except Exception as error:
             answer = Answer(Letter(number), error=error)
         del self._attempts[number]
-        attempt.lock.release()
+        attempt.let_go()
         if answer.error is None:
             attempt.future.set_result(answer.found)
         else:

@@ -20,6 +20,7 @@ from reproduce.experiment.folder import MORE_METHODS, WORKING_FOLDER, find_metho
 from reproduce.results.source import git_state
 from reproduce.training.checkpoints import previous
 from reproduce.training.cluster.post import Letter
+from reproduce.training.cluster.stores import RESULT, SharedStore, open_store
 from reproduce.training.loop import CHECKPOINT
 from reproduce.training.malloc import keep_freed_memory
 from reproduce.training.plan import PlannedRun
@@ -27,7 +28,6 @@ from reproduce.training.run import RunSettings
 from reproduce.training.workers import Desk, News, Work
 
 POST_SECONDS = 0.25
-RESULT = "result.json"
 CHECKPOINTS = (CHECKPOINT, previous(Path(CHECKPOINT)).name)
 LOGS = "events.out.tfevents.*"  # TensorBoard's
 DATA = "REPRODUCE_DATA"  # names a node's own folder with datasets, where the driver's is not there
@@ -44,6 +44,7 @@ class Errand:
     commit: str  # of the driver's code
     more_methods: str  # the driver's folder of them
     files: Mapping[str, bytes]  # of the Run's folder, to begin with
+    store: str = ""  # that driver and nodes share; "": files travel with the letters
 
 
 @dataclass
@@ -70,11 +71,16 @@ def on_node(errand: Errand, hand_in: Callable[[Letter], bool]) -> Answer:
         try:
             run, settings = _here(errand, Path(scratch))
             post.lay(errand.files)
+            if errand.store:
+                post.share(open_store(errand.store))
             with post:
                 answer.found = errand.work(run, settings, Desk(post.news.append, post.stopping.is_set))
         except BaseException as error:
             answer.error = _that_travels(error)
-        answer.last = post.letter()
+        try:
+            answer.last = post.letter(at_end=True)
+        except Exception as error:
+            answer.error = answer.error or OSError(f"its shared store cannot be written: {error}")
     _forget()
     return answer
 
@@ -86,6 +92,7 @@ class _Post:
         self.news: list[News] = []
         self.stopping = threading.Event()
         self._attempt, self._folder, self._hand_in = attempt, folder, hand_in
+        self._store: SharedStore | None = None
         self._sent: dict[str, tuple[int, int]] = {}  # by name: time of change, size
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_handing_in, daemon=True)
@@ -97,10 +104,35 @@ class _Post:
             (self._folder / name).write_bytes(content)
             self._sent[name] = _state(self._folder / name)
 
-    def letter(self) -> Letter:
-        """What is new since the last one."""
+    def share(self, store: SharedStore) -> None:
+        """Files go there, and what is there is what the Run goes on from."""
+        self._store = store
+        found = {name: store.read(self._folder.name, name) for name in (*CHECKPOINTS, RESULT)}
+        for name, content in found.items():
+            if content is not None:
+                (self._folder / name).write_bytes(content)
+                self._sent[name] = _state(self._folder / name)
+
+    def letter(self, at_end: bool = False) -> Letter:
+        """What is new since the last one; of files, where they are shared, the Result alone.
+
+        Args:
+            at_end: what a shared store does not take then is an error; before, it is tried again.
+        """
         news, self.news[:] = list(self.news), []
-        return Letter(self._attempt, [pickle.dumps(news)] if news else [], dict(self._new_files()))
+        files = {}
+        for name, (content, state) in self._new_files().items():
+            try:
+                if self._store is not None:
+                    self._store.write(self._folder.name, name, content)
+            except Exception:
+                if at_end:
+                    raise
+                continue
+            if self._store is None or name == RESULT:
+                files[name] = content
+            self._sent[name] = state
+        return Letter(self._attempt, [pickle.dumps(news)] if news else [], files)
 
     def __enter__(self) -> Self:
         if self._hand_in(Letter(self._attempt)):  # it waited for a place, and is not wanted any more
@@ -121,15 +153,14 @@ class _Post:
             if stops:
                 self.stopping.set()
 
-    def _new_files(self) -> dict[str, bytes]:
-        """Logs come before the checkpoint that they belong to; the checkpoint before it is the driver's to keep."""
+    def _new_files(self) -> dict[str, tuple[bytes, tuple[int, int]]]:
+        """Logs come before the checkpoint that they belong to; the checkpoint before it is kept where it goes to."""
         found = {}
         for path in [*sorted(self._folder.glob(LOGS)), self._folder / CHECKPOINT, self._folder / RESULT]:
             try:
                 state = _state(path)
                 if self._sent.get(path.name) != state:
-                    found[path.name] = path.read_bytes()
-                    self._sent[path.name] = state
+                    found[path.name] = path.read_bytes(), state
             except FileNotFoundError:  # not yet, or not any more
                 continue
         return found
