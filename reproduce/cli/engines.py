@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from reproduce.cli.campaign import Workers, workers_on
@@ -130,8 +129,8 @@ class EngineChoice:
 
         return open_store(self.store).fetch_results(runs)
 
-    def workers(self, device: str, jobs: int, n_runs: int, mode: str) -> Workers:
-        """The connection to a cluster ends with the command.
+    def workers(self, context: typer.Context, device: str, jobs: int, n_runs: int, mode: str) -> Workers:
+        """The connection to a cluster ends with the command, whose context it is.
 
         Raises:
             UserError: what `check` refuses; no cluster there, or none of its nodes has what a run is to have.
@@ -142,7 +141,7 @@ class EngineChoice:
         from reproduce.training.run import parse_device, step_mode
         from reproduce.training.side_by_side import SideBySide
 
-        cluster = click.get_current_context().with_resource(connected(self.address))
+        cluster = context.with_resource(connected(self.address))
         chosen = device or ("cuda" if cluster.has_gpus() else "cpu")
         request = parse_request(self.resources, has_gpus=chosen == "cuda")
         if chosen == "cpu":

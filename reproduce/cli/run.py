@@ -68,6 +68,7 @@ HELP = f"Train what is not sealed yet, judge the claims, write the page. {ORDER}
 
 
 def run(
+    context: typer.Context,
     method: MethodName,
     scale: ScaleOption = "quick",
     seeds: SeedsOption = "",
@@ -116,7 +117,7 @@ def run(
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     if not chosen_engine.is_local and not missing and not until_decided:
         chosen_engine, device, mode = EngineChoice(), "", ""  # nothing to start a cluster for
-    workers = chosen_engine.workers(device, jobs, len(planned), mode)
+    workers = chosen_engine.workers(context, device, jobs, len(planned), mode)
     runs.mkdir(parents=True, exist_ok=True)
     settings = settings_of(workers, data, runs, len(missing))
     say: Callable[[str], None] = (lambda line: None) if as_json else print

@@ -123,18 +123,18 @@ def test_numbers_are_the_local_ones_and_one_that_fails_stops_no_other(
     assert not list(settings.runs.rglob("checkpoint*"))
 
 
-LONG = RECIPE.model_copy(update={"steps": 3000, "evaluate_every": 100})
+LONG = RECIPE.model_copy(update={"steps": 1500, "evaluate_every": 100})
 
 
 def saving_often() -> Work[Any]:
-    """Training that says its process's id, with a checkpoint after each step. Pickled by value: nodes have no tests."""
+    """Training that says its process's id, with many checkpoints. Pickled by value: nodes have no tests."""
 
     def work(run: PlannedRun, settings: RunSettings, desk: Any) -> Any:
         import os
 
         from reproduce.training import loop, workers
 
-        loop.CHECKPOINT_SECONDS = 0.05
+        loop.CHECKPOINT_SECONDS = 0.2
         desk.tell((run.id, workers.Note(str(os.getpid()))))
         return workers.train_one(run, settings, desk)
 
