@@ -218,3 +218,37 @@ def test_a_store_that_cannot_be_opened_is_one_line(url: str) -> None:
         open_store(url)
     assert str(caught.value).startswith(f"--store {url}: cannot be opened (")
     assert "\n" not in str(caught.value)
+
+
+def test_an_s3_server_keeps_checkpoints_results_and_leases(
+    run: PlannedRun, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of moto, on loopback: what it refuses, such as to make an object twice, S3 refuses."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]' s3fs")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'moto[server]' s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of this test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    try:
+        host, port = s3.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bucket")
+        url, folder = "s3://bucket/runs", run.config.folder
+        answer, _ = sent(run, settings, stops=lambda: True, store=url)
+        assert isinstance(answer.error, Interrupted)
+        answer, _ = sent(run, settings, store=url)
+        assert answer.found.environment.resumed == 1
+        store = open_store(url)
+        assert store.read(folder, CHECKPOINT) is store.read(folder, PREVIOUS) is None
+        assert store.fetch_results(settings.runs) == []
+        assert read_result(result_path(settings.runs, run.config)) == answer.found
+        first, second = Lease(store, folder), Lease(store, folder)
+        assert (first.take(), second.take()) == (True, False)
+        first.release()
+        assert second.take() is True
+    finally:
+        s3.stop()
