@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from reproduce.training.capture import Mode
     from reproduce.training.plan import PlannedRun
     from reproduce.training.run import RunSettings
-    from reproduce.training.side_by_side import SideBySide
+    from reproduce.training.side_by_side import Room, SideBySide
+    from reproduce.training.workers import Engine
 
 ORDER = (
     "Order: one seed of everything before a second; of one seed, the baselines of all tasks first, then what a paper "
@@ -73,6 +74,28 @@ class Workers:
     mode: Mode
     how: SideBySide
 
+    @property
+    def device_name(self) -> str:
+        from reproduce.training.run import device_name, torch_device
+
+        return device_name(torch_device(self.device))
+
+    @property
+    def at_once(self) -> int:
+        """Runs that share a device, at most."""
+        return self.how.jobs
+
+    def engine(self, n_runs: int) -> Engine:
+        """One that trains so many, with no more workers than that."""
+        from reproduce.training.engines import engine_for
+
+        return engine_for(self.how, n_runs)
+
+    def room(self) -> Room:
+        from reproduce.training.side_by_side import Room
+
+        return Room(self.how.jobs, self.how.free_bytes)
+
 
 def workers_on(device: str, jobs: int, n_runs: int, mode: str = "") -> Workers:
     """As asked for, else as suits the device; never more side by side than there are runs.
@@ -106,7 +129,7 @@ def settings_of(workers: Workers, data: str, runs: Path, n_missing: int) -> RunS
         cache=WORKING_FOLDER / "data",
         device=workers.device,
         threads=workers.how.threads,
-        at_once=max(1, min(workers.how.jobs, n_missing)),
+        at_once=max(1, min(workers.at_once, n_missing)),
         mode=workers.mode,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,16 @@ def in_file_names(kind: str) -> str:
 
 
 class Timer:
-    """Estimates for Runs under the settings that they are to have here; of other devices, as they were timed there."""
+    """Estimates for Runs under the settings that they are to have here; of other devices, as they were timed there.
 
-    def __init__(self, times: Estimates, settings: RunSettings) -> None:
+    Args:
+        device_name: gives the device's, where it is not that of this machine.
+    """
+
+    def __init__(self, times: Estimates, settings: RunSettings, device_name: Callable[[], str] | None = None) -> None:
         self.times = times
         self._settings = settings
+        self._device_name = device_name
         self._works: dict[str, Work] = {}
         self._answers: dict[tuple[str, str], float | None] = {}  # until a pilot has found more
 
@@ -69,7 +74,7 @@ class Timer:
     def _device(self) -> str:
         from reproduce.training.run import device_name, torch_device
 
-        return device_name(torch_device(self._settings.device))
+        return self._device_name() if self._device_name else device_name(torch_device(self._settings.device))
 
     @property
     def kind(self) -> str:

@@ -26,7 +26,6 @@ from reproduce.cli.campaign import (
     planned_runs,
     settings_of,
     warn_of_slow_precision,
-    workers_on,
 )
 from reproduce.cli.chosen import (
     chosen_experiments,
@@ -34,6 +33,14 @@ from reproduce.cli.chosen import (
     experiments_known,
     local_results,
     nothing_planned,
+)
+from reproduce.cli.engines import (
+    LOCAL,
+    AddressOption,
+    EngineChoice,
+    EngineOption,
+    ResourcesOption,
+    StoreOption,
 )
 from reproduce.cli.estimates import Timer, agenda_of, known_times, too_short
 from reproduce.cli.options import (
@@ -61,6 +68,7 @@ HELP = f"Train what is not sealed yet, judge the claims, write the page. {ORDER}
 
 
 def run(
+    context: typer.Context,
     method: MethodName,
     scale: ScaleOption = "quick",
     seeds: SeedsOption = "",
@@ -75,6 +83,10 @@ def run(
     until_decided: UntilDecidedOption = False,
     max_seeds: MaxSeedsOption = 0,
     mode: ModeOption = "",
+    engine: EngineOption = LOCAL,
+    address: AddressOption = "",
+    resources: ResourcesOption = "",
+    store: StoreOption = "",
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
@@ -88,9 +100,12 @@ def run(
         from reproduce.training.plan import most_valuable_first
 
         check_copy()
-        workers = workers_on(device, jobs, 0, mode)  # bad input is said before anything is read
+        chosen_engine = EngineChoice(engine, address, resources, store)
+        chosen_engine.check(device, jobs, mode)  # bad input is said before anything is read
         experiments = chosen_experiments(method, scale, only)
+        in_store = chosen_engine.fetch_results(runs)
         sealed, damaged = local_results(runs)
+        damaged += in_store
         planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)
@@ -100,20 +115,23 @@ def run(
     missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
     for problem in damaged:
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
-    workers = workers_on(device, jobs, len(planned), mode)
+    if not chosen_engine.is_local and not missing and not until_decided:
+        chosen_engine, device, mode = EngineChoice(), "", ""  # nothing to start a cluster for
+    workers = chosen_engine.workers(context, device, jobs, len(planned), mode)
     runs.mkdir(parents=True, exist_ok=True)
     settings = settings_of(workers, data, runs, len(missing))
     say: Callable[[str], None] = (lambda line: None) if as_json else print
     say(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
     if missing and workers.how.said:
         say(workers.how.said)
-    warn_of_slow_precision(missing, workers.device)
+    if chosen_engine.is_local:
+        warn_of_slow_precision(missing, workers.device)
     wanted = {run.id: run for run in planned}
     trained: list[Result] = []
     failures: list[Failure] = []
     end = None if allowed is None else started + allowed
     while True:
-        timer = Timer(known_times([*sealed, *evidence, *trained], runs), settings)
+        timer = Timer(known_times([*sealed, *evidence, *trained], runs), settings, lambda: workers.device_name)
         agenda = agenda_of(missing, allowed, started, timer)
         if missing:
             found, failures = _train(agenda, workers, settings, timer, end, quiet=as_json)
@@ -194,11 +212,10 @@ def _train(
     from reproduce.cli.remaining import Remaining
     from reproduce.cli.terminal import console
     from reproduce.training import workers as side_by_side
-    from reproduce.training.engines import engine_for, stopped_by_signals
-    from reproduce.training.side_by_side import Room
+    from reproduce.training.engines import stopped_by_signals
 
     n_runs = len(agenda.waiting)
-    engine, room = engine_for(workers.how, n_runs), Room(workers.how.jobs, workers.how.free_bytes)
+    engine, room = workers.engine(n_runs), workers.room()
     remaining = Remaining(agenda.waiting, timer, lambda: room.places, end)
     with stopped_by_signals(), reporter(n_runs, console(), remaining, quiet) as progress:
         return side_by_side.run_all(agenda, settings, engine, room, progress, timer.learn)

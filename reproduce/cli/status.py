@@ -25,6 +25,7 @@ from reproduce.cli.options import (
 )
 from reproduce.errors import UserError
 from reproduce.experiment.schema import parse_seeds
+from reproduce.results.failed import FAILED, FailedRun, read_failed
 from reproduce.results.index import read_briefly
 from reproduce.results.record import Result
 
@@ -96,12 +97,15 @@ class Looks:
         self.problems: list[str] = []
         self.running: list[str] = []
         self.interrupted: list[str] = []
+        self.failed: list[FailedRun] = []
 
     def again(self) -> None:
         files = set(self.runs.glob("*/result.json"))
         self.results = {path: result for path, result in self.results.items() if path in files}
         found, self.problems = read_briefly(files - self.results.keys())
         self.results |= found
+        noted = (read_failed(path.parent) for path in sorted(self.runs.glob(f"*/{FAILED}")))
+        self.failed = [one for one in noted if one is not None]
         begun = {path.parent for name in (".lock", "checkpoint.pt") for path in self.runs.glob(f"*/{name}")}
         states = {
             folder.name: state_of(folder, None) for folder in sorted(begun) if folder / "result.json" not in files
@@ -113,8 +117,9 @@ class Looks:
     def summary(self) -> str:
         n_diverged = sum(result.status == "diverged" for result in self.results.values())
         running = f"{len(self.running)} running, " if self.running else ""
+        failed = f"{len(self.failed)} failed, " if self.failed else ""
         others = f"{len(self.interrupted)} interrupted, {len(self.problems)} unreadable"
-        return f"{len(self.results)} sealed ({n_diverged} diverged), {running}{others}"
+        return f"{len(self.results)} sealed ({n_diverged} diverged), {running}{failed}{others}"
 
     @property
     def lines(self) -> list[str]:
@@ -122,6 +127,7 @@ class Looks:
             self.summary,
             *(f"  running: {name}" for name in self.running),
             *(f"  interrupted: {name}" for name in self.interrupted),
+            *(f"  failed: {one.label}: {one.reason}" for one in self.failed),
             *(f"  unreadable: {problem}" for problem in self.problems),
         ]
 
@@ -201,6 +207,7 @@ def _content(looks: Looks, rows: list[Coverage] | None) -> dict[str, Any]:
         "sealed": sealed,
         "running": looks.running,
         "interrupted": looks.interrupted,
+        "failed": [{"id": one.id, "label": one.label, "reason": one.reason} for one in looks.failed],
         "unreadable": looks.problems,
     }
     return content if rows is None else content | {"coverage": [row.content for row in rows]}

@@ -32,14 +32,15 @@ def _sealed_text(content: dict[str, Any]) -> str:
     return canonical_json({name: value for name, value in content.items() if name != "seal"})
 
 
-def _seal_of(content: dict[str, Any]) -> str:
+def seal_of(content: dict[str, Any]) -> str:
+    """The SHA-256 (hex) of all of it but its own seal."""
     return hashlib.sha256(_sealed_text(content).encode()).hexdigest()
 
 
 def write_result(result: Result, path: Path) -> Result:
     """Seal ``result`` and put it at ``path`` in one step, onto the disk: a crash before leaves nothing there."""
     content = json.loads(result.model_dump_json())
-    content["seal"] = _seal_of(content)
+    content["seal"] = seal_of(content)
     return place_result(content, path)
 
 

@@ -36,8 +36,13 @@ def write_checkpoint(path: Path, run_id: str, content: dict[str, Any]) -> None:
     written = io.BytesIO()
     torch.save({"format": FORMAT, "id": run_id, **content}, written)
     payload = written.getvalue()
+    place_checkpoint(path, b" ".join([_MARK, FORMAT.encode(), _digest(payload)]) + b"\n" + payload)
+
+
+def place_checkpoint(path: Path, file: bytes) -> None:
+    """Put what is, or was elsewhere, the content of a checkpoint's file to ``path``, and keep the one before it."""
     temporary = path.with_suffix(".tmp")
-    write_flushed(temporary, b" ".join([_MARK, FORMAT.encode(), _digest(payload)]) + b"\n" + payload)
+    write_flushed(temporary, file)
     if path.exists():
         _keep(path)
     move_flushed(temporary, path)

@@ -118,14 +118,25 @@ class Room:
     What a Run takes is measured, since activations, cuDNN's workspaces and a graph's memory cannot be known before. So
     the first Run begins alone, and the others follow when it has settled. One that finds no memory later on, since Runs
     differ, waits until another has ended.
+
+    Args:
+        free_bytes: of the device's memory, now; None: it is not counted.
+        capacity: of the machines, now, where they come and go; None: it is ``jobs``.
     """
 
-    def __init__(self, jobs: int, free_bytes: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, jobs: int, free_bytes: Callable[[], int] | None = None, capacity: Callable[[], int] | None = None
+    ) -> None:
         self._jobs = jobs
         self._free_bytes = free_bytes
+        self._capacity = capacity
         self._free_before = 0 if free_bytes is None else free_bytes()
-        self.places = jobs if free_bytes is None or jobs == 1 else 1
-        self._measured = self.places == jobs
+        self._places = jobs if free_bytes is None or jobs == 1 else 1
+        self._measured = self._places == jobs
+
+    @property
+    def places(self) -> int:
+        return self._places if self._capacity is None else min(self._places, self._capacity())
 
     def settled(self) -> str | None:
         """The first Run has taken what it needs; a line for the user when fewer than asked for fit beside it."""
@@ -134,7 +145,7 @@ class Room:
         self._measured = True
         free = self._free_bytes()
         taken = max(1, self._free_before - free)
-        self.places = min(self._jobs, 1 + int(free / (HEADROOM * taken)))
+        self._places = min(self._jobs, 1 + int(free / (HEADROOM * taken)))
         if self.places == self._jobs:
             return None
         return (
@@ -146,7 +157,7 @@ class Room:
         """One of so many Runs found no memory; a line for the user if fewer may do, None if it was alone."""
         if n_training < 2:
             return None
-        self.places = min(self.places, n_training - 1)
+        self._places = min(self._places, n_training - 1)
         return f"out of memory with {n_training} runs side by side: {self.places} from here on"
 
 

@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 
 from reproduce.errors import UserError
+from reproduce.results.failed import FAILED, write_failed
 from reproduce.results.record import Result
 from reproduce.training.agenda import Agenda, Job
 from reproduce.training.estimate import StepTime
 from reproduce.training.loop import Event
 from reproduce.training.pilot import pilot
 from reproduce.training.plan import PlannedRun
-from reproduce.training.run import RunBusy, RunSettings, execute
+from reproduce.training.run import RunBusy, RunSettings, execute, result_path
 from reproduce.training.side_by_side import Room
 
 EVENT_SECONDS = 0.25
@@ -44,6 +46,10 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.label}: {self.reason}"
+
+
+class NodeFault(BrokenExecutor):
+    """A worker elsewhere or its node died, or could not do what another may; the message says it in a few words."""
 
 
 News = tuple[str, Event | Note | Literal["started", "settled"]]  # a Run's id, and what it says
@@ -140,7 +146,7 @@ def run_all(
     Raises:
         KeyboardInterrupt: after every Run that trains has written its checkpoint.
     """
-    campaign = _Campaign(agenda, room, reporter, learn)
+    campaign = _Campaign(agenda, settings.runs, room, reporter, learn)
     training: dict[Future[Any], Job] = {}
     with engine:
         try:
@@ -174,8 +180,10 @@ def _wait(training: Iterable[Future[Any]]) -> tuple[set[Future[Any]], set[Future
 class _Campaign:
     """What becomes of an agenda's runs."""
 
-    def __init__(self, agenda: Agenda, room: Room, reporter: Reporter, learn: Callable[[StepTime], None]) -> None:
-        self._agenda, self._room, self._reporter, self._learn = agenda, room, reporter, learn
+    def __init__(
+        self, agenda: Agenda, runs: Path, room: Room, reporter: Reporter, learn: Callable[[StepTime], None]
+    ) -> None:
+        self._agenda, self._runs, self._room, self._reporter, self._learn = agenda, runs, room, reporter, learn
         self._by_id = {run.id: run for run in agenda.waiting}
         self._busy: list[tuple[float, Job]] = []  # when to ask again, and for what
         self._said_busy: set[str] = set()
@@ -213,8 +221,8 @@ class _Campaign:
             raise
         except RunBusy:
             self._ask_again(job)
-        except BrokenExecutor:
-            self._died(job)
+        except BrokenExecutor as error:
+            self._died(job, error)
         except torch.OutOfMemoryError as error:
             if line := self._room.ran_out(n_training):
                 self._reporter.noted(line)
@@ -232,6 +240,7 @@ class _Campaign:
             self._agenda.piloted(job.run)
         else:
             self.results.append(found)
+            (self._folder(job) / FAILED).unlink(missing_ok=True)
             self._reporter.finished(job.run, found)
             self._settled()  # it may have been too short to say so
 
@@ -243,6 +252,17 @@ class _Campaign:
         self._reporter.failed(job.run, f"{job.run.label}: for the same reason" if is_known else str(self.failures[-1]))
         if job.pilot:
             self._agenda.piloted(job.run)
+        elif not is_bad_input:  # which a line says, and no further try would mend
+            self._note_failed(job, reason)
+
+    def _note_failed(self, job: Job, reason: str) -> None:
+        try:
+            write_failed(self._folder(job), job.run.id, job.run.label, reason, max(1, self._deaths[job.run.id]))
+        except OSError as error:  # the disk may be what it failed of
+            self._reporter.noted(f"{job.run.label}: that it failed could not be noted ({error})")
+
+    def _folder(self, job: Job) -> Path:
+        return result_path(self._runs, job.run.config).parent
 
     def _ask_again(self, job: Job) -> None:
         if job.run.id not in self._said_busy:
@@ -250,12 +270,14 @@ class _Campaign:
             self._reporter.noted(f"{job.run.label}: another process is training it; it is asked for again later")
         self._busy.append((time.monotonic() + AGAIN_SECONDS, job))
 
-    def _died(self, job: Job) -> None:
+    def _died(self, job: Job, error: BrokenExecutor) -> None:
         self._deaths[job.run.id] += 1
+        how = str(error) if isinstance(error, NodeFault) else "its worker process died"
         if self._deaths[job.run.id] == DEATHS:
-            self._failed(job, RuntimeError(f"its worker process died {DEATHS} times: out of memory, perhaps"))
+            why = "" if isinstance(error, NodeFault) else ": out of memory, perhaps"
+            self._failed(job, RuntimeError(f"{how} {DEATHS} times{why}"))
             return
-        self._reporter.noted(f"{job.run.label}: its worker process died; it goes on from its last checkpoint")
+        self._reporter.noted(f"{job.run.label}: {how}; it goes on from its last checkpoint")
         self._agenda.put_back(job)
 
     def _settled(self) -> None:

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.results.failed import FAILED, read_failed, write_failed
 from reproduce.results.record import Result
 from reproduce.training import host, side_by_side, workers
 from reproduce.training import run as run_module
@@ -280,6 +281,21 @@ def test_a_run_that_kills_its_workers_is_given_up(settings: RunSettings) -> None
     assert [result.id for result in results] == [runs[1].id]
     assert str(failure).startswith(f"{runs[0].label}: RuntimeError: its worker process died {DEATHS} times")
     assert engine.starts == [runs[0].id] * DEATHS + [runs[1].id]
+    noted = read_failed(result_path(settings.runs, runs[0].config).parent)
+    assert noted is not None
+    assert (noted.id, noted.label, noted.tries, noted.reason) == (runs[0].id, runs[0].label, DEATHS, failure.reason)
+    healed = Staged(lambda running: (running[0], SimpleNamespace(id=running[0])) if running else None)
+    assert run_all(Agenda(runs[:1]), settings, healed, Room(1), Told())[1] == []
+    assert read_failed(result_path(settings.runs, runs[0].config).parent) is None
+
+
+def test_a_note_of_a_failed_run_that_was_edited_says_nothing(tmp_path: Path) -> None:
+    write_failed(tmp_path, "0" * 16, "table1 / vanilla / seed 0", "its node died 3 times", 3)
+    noted = read_failed(tmp_path)
+    assert noted is not None
+    assert noted.reason == "its node died 3 times"
+    (tmp_path / FAILED).write_text((tmp_path / FAILED).read_text().replace("died", "lived"))
+    assert read_failed(tmp_path) is None
 
 
 def test_a_run_that_another_process_trains_is_come_back_to(
