@@ -259,7 +259,7 @@ def everything() -> Method:
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found: `tests/unit/ranks.py`."""
+    """What each of two processes found: `tests.unit.ranks.py`."""
     import torch
 
     from tests.unit.ranks import RANKS, process
