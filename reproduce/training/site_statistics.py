@@ -224,13 +224,12 @@ def _gram(samples: Tensor) -> Tensor:
 def effective_rank(gram: Tensor) -> Tensor:
     """exp of the entropy of the normalised spectra of (Sites, m, m): (Sites, 1), rounded to float32.
 
-    1 for a rank-one or constant batch, NaN where a matrix is not finite, of which the decomposition would raise.
+    1 for a rank-one or constant batch. Matrices are finite, as those of `_spread_over` are.
     """
-    is_finite = gram.isfinite().flatten(1).all(1).view(-1, 1, 1)
-    power = torch.linalg.eigvalsh(torch.where(is_finite, gram, 0.0)).clamp_min(0)
+    power = torch.linalg.eigvalsh(gram).clamp_min(0)
     share = power / power.sum(1, keepdim=True).clamp_min(1e-300)
     entropy = -(share * share.clamp_min(1e-300).log()).sum(1, keepdim=True)
-    return torch.where(is_finite[:, 0], entropy.exp(), torch.nan).float().double()
+    return entropy.exp().float().double()
 
 
 def _law(units: Tensor) -> Tensor:

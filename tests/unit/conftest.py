@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found: `tests.unit.ranks.py`."""
     import torch
 
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:  # pytest without -m: the processes find what this one finds
+        sys.path.insert(0, root)
     from tests.unit.ranks import RANKS, process
 
     folder = tmp_path_factory.mktemp("ranks")

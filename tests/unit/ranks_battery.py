@@ -94,7 +94,7 @@ class Recurrent(nn.Module):
 
 
 def is_recurrent(method: Method) -> bool:
-    return "dropped" in method.recorded_roles
+    return "dropped" in method.recorded_roles or type(method).__name__ == "RecurrentBatchNorm"
 
 
 def made(method: Method) -> nn.Module:

@@ -27,7 +27,6 @@ from reproduce.training.site_statistics import (
     _directions,
     are_described,
     describe,
-    effective_rank,
     site_statistics,
 )
 
@@ -347,12 +346,3 @@ def test_a_diverging_site_can_still_be_described() -> None:
     found = described("nc", values)
     assert found.unit_histogram is not None
     assert sum(found.unit_histogram) == 3
-
-
-def test_the_rank_of_what_is_not_finite_is_not_a_number() -> None:
-    """And that of the other Sites is what it is."""
-    gram = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
-    gram[1, 2, 2] = torch.inf
-    found = effective_rank(gram)[:, 0]
-    assert found.isnan().tolist() == [False, True, False]
-    assert found[[0, 2]].tolist() == pytest.approx([4.0, 4.0])
