@@ -262,9 +262,7 @@ def everything() -> Method:
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found: `tests.unit.ranks.py`."""
-    import torch
-
+    """What each of two processes found: `tests/unit/ranks.py`."""
     root = str(Path(__file__).resolve().parents[2])
     if root not in sys.path:  # pytest without -m: the processes find what this one finds
         sys.path.insert(0, root)
