@@ -88,8 +88,14 @@ def _color(members: Sequence[Any], colors: Mapping[str, str] | None) -> str:
     return (colors or {}).get(members[0].id, INK)
 
 
+def _follows_laws(result: Any) -> bool:
+    return result.config.params.get("mode", "prior") == "prior"
+
+
 def _label(result: Any) -> str:
     params, batch = result.config.params, result.config.recipe.batch_size
+    if not _follows_laws(result):
+        return f"L2 after batch normalization, batch {batch}"
     if not params.get("prior"):
         return f"squared error alone, batch {batch}"
     memory = f", memory {params['memory']}" if params.get("memory") else ""
@@ -107,7 +113,8 @@ def _bins(metrics: dict[str, float], output: int) -> Numbers:
 
 
 def _laws(result: Any) -> Sequence[dict[str, Any]]:
-    prior = result.config.params.get("prior") or ()
+    """Those that the outputs were to follow. L2 after batch normalization has one among its parameters, unused."""
+    prior = (result.config.params.get("prior") or ()) if _follows_laws(result) else ()
     return prior if isinstance(prior, list | tuple) else (prior, prior)
 
 
