@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from reproduce.report import style
@@ -23,6 +23,7 @@ from reproduce.results.evaluate import TaskFinding
 from reproduce.results.record import Result
 
 END = "</svg>"
+UNDRAWN = '<p class="undrawn">'  # what a text begins with that stands for a figure
 
 
 class Drawing:
@@ -57,7 +58,7 @@ class Drawing:
     def svg(self) -> Markup:
         """The figure alone."""
         figure, end, _ = self.text.partition(END)
-        return Markup(figure + end)
+        return Markup(figure + end)  # the sentence in its place, where it could not be drawn
 
     @property
     def table(self) -> Markup:
@@ -65,8 +66,13 @@ class Drawing:
         return Markup(self.text.partition(END)[2])
 
     def drawn(self) -> str:
-        with style.look():
-            figure = self.draw()
+        """The text; of a figure that its code cannot draw, a sentence in its place: the page has all the rest."""
+        try:
+            with style.look():
+                figure = self.draw()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return f"{UNDRAWN}{escape(self.caption)} This figure could not be drawn ({escape(reason)}).</p>"
         if figure is None:
             return ""
         ends = line_ends(figure)
@@ -96,7 +102,9 @@ def complete(
             drawing.text = text
     for drawing, text in zip(missing, _all_drawn(missing, processes, meanwhile), strict=True):
         drawing.text = text
-        if kept is not None:
+        if text.startswith(UNDRAWN):
+            print(f"not drawn: {Markup(text).striptags()}", file=sys.stderr)
+        elif kept is not None:
             keep(kept / drawing.key, text)
     if kept is not None and missing:
         remove_oldest(kept)

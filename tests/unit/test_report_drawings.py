@@ -205,3 +205,20 @@ def test_an_error_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
             render.write(path, "new")
     assert path.read_text("utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_sentence_and_the_others_are_there(tmp_path, capsys):
+    def fail():
+        raise ValueError("no law\nof <kind> 'x'")
+
+    good = Drawing("Fine.", ["good"], lambda: line(1.0))
+    bad = Drawing("Bad & new.", ["bad"], fail)
+    complete([bad, good], kept=tmp_path)
+    assert "<svg" in good.svg
+    assert bad.svg == (
+        '<p class="undrawn">Bad &amp; new. This figure could not be drawn '
+        "(ValueError: no law of &lt;kind&gt; &#39;x&#39;).</p>"
+    )
+    assert bad.table == ""
+    assert capsys.readouterr().err.startswith("not drawn: Bad & new. This figure could not be drawn (ValueError")
+    assert len(list(tmp_path.iterdir())) == 1  # what failed is tried again
