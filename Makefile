@@ -38,6 +38,7 @@ $(ready): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(ready) ## make .venv with the versions in constraints.txt
+	@echo "$(venv) is ready"
 
 list: $(ready) ## the methods and their experiments
 	@$(python) -m reproduce list

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 
@@ -51,6 +52,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts in the background so; tests that interrupt a training would then wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+for flags in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: what calls make would take them over
+    os.environ.pop(flags, None)
 
 torch.set_num_threads(1)  # for fixtures of a module, which come before those of a test
 
