@@ -47,6 +47,8 @@ def moderate_scale(tensor: Tensor) -> Tensor:
     """
     least, most = torch.aminmax(tensor.detach())  # in one pass
     largest = in_float32(torch.maximum(-least, most))
+    if hasattr(largest, "full_tensor"):  # of a weight in shards, of which torch 2.11 takes no `frexp`
+        largest = largest.full_tensor()
     excess = (torch.frexp(largest).exponent - 40).clamp_min(0)
     return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), -excess), 1.0)
 

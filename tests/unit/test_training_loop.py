@@ -229,6 +229,8 @@ def test_killed_and_resumed(
     saved = read_checkpoint(tmp_path / "run" / "checkpoint.pt", "id")
     assert saved is not None
     assert saved["step"] == 4
+    (first,) = (tmp_path / "run").glob("events.*")
+    first.rename(tmp_path / "run" / "events.out.tfevents.1000000000.before")  # read in the order of names
     outcome, weights = PROBLEMS[name]().run(tmp_path / "run")
     assert outcome.resumed == 1
     assert numbers(outcome) == numbers(undisturbed[name][0])
