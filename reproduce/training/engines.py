@@ -244,13 +244,15 @@ def stopped_by_signals() -> Iterator[None]:
 def signals_blocked() -> Iterator[None]:
     """Block the signals that ask to stop in the processes that are started in here.
 
-    They reach a whole process group, and the parent stops its workers after a whole step.
+    They reach a whole process group, and the parent stops its workers after a whole step. What this process ignores, as
+    one that `nohup` or a shell's background started, it ignores here too.
 
     Raises:
         KeyboardInterrupt: at the end, when one of them reached this process meanwhile.
     """
     received: list[int] = []
-    previous = {one: signal.signal(one, lambda number, frame: received.append(number)) for one in STOPPING}
+    heard = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
+    previous = {one: signal.signal(one, lambda number, frame: received.append(number)) for one in heard}
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # what a child inherits
     try:
         yield

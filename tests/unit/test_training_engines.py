@@ -29,7 +29,7 @@ from reproduce.results.record import Result
 from reproduce.training import host, side_by_side, workers
 from reproduce.training import run as run_module
 from reproduce.training.agenda import Agenda
-from reproduce.training.engines import Processes, Threads, engine_for, stopped_by_signals
+from reproduce.training.engines import Processes, Threads, engine_for, signals_blocked, stopped_by_signals
 from reproduce.training.loop import Event, Interrupted
 from reproduce.training.plan import PlannedRun, plan
 from reproduce.training.run import RunSettings, execute, load_data, own_stream, result_path
@@ -230,6 +230,8 @@ def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
     try:
         with stopped_by_signals():
             signal.raise_signal(signal.SIGHUP)
+            with signals_blocked():  # while a worker is started
+                signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
