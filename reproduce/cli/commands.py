@@ -14,7 +14,7 @@ from reproduce.cli.bundle import ACCEPT_OPTIONS_OF_RUN, bundle
 from reproduce.cli.calibrate import calibrate
 from reproduce.cli.campaign import ORDER
 from reproduce.cli.check import check
-from reproduce.cli.chosen import SCALES
+from reproduce.cli.chosen import SCALES, readable_experiments, say_left_out
 from reproduce.cli.doctor import doctor
 from reproduce.cli.new import KINDS, new
 from reproduce.cli.options import JsonOption, MethodsOption, one_line_errors
@@ -59,24 +59,28 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
     """The methods and their experiments."""
     from reproduce.cli.terminal import print_entry
 
+    broken: list[str] = []
+    every = readable_experiments(all_methods().values(), broken)
     if as_json:
         rows = [
             {
                 "method": folder.name,
                 "title": folder.title,
-                "experiments": {n: e.scale for n, e in folder.experiments().items()},
+                "experiments": {name: experiment.scale for name, experiment in experiments.items()},
             }
-            for folder in all_methods().values()
+            for folder, experiments in every.items()
         ]
         print(json.dumps(rows, indent=1))
+        say_left_out(broken)
         return
-    for folder in all_methods().values():
+    for folder, experiments in every.items():
         print_entry(folder.name, folder.title, indent=4, style="bold")
         by_scale: dict[str, list[str]] = {}
-        for name, experiment in folder.experiments().items():
+        for name, experiment in experiments.items():
             by_scale.setdefault(experiment.scale, []).append(name)
         for scale in sorted(by_scale, key=SCALES.index):
             print_entry(f"    {scale:<7}", ", ".join(by_scale[scale]), indent=13)
+    say_left_out(broken)
 
 
 app.command(help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))

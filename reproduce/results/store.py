@@ -19,7 +19,6 @@ from reproduce.results.memory import collector_paused
 from reproduce.results.record import SCHEMA_VERSION, Result
 from reproduce.results.spelling import content_of, spelled
 
-
 LARGEST = 2**26  # bytes of one Result: a hundred times what the longest Runs leave
 
 
@@ -102,7 +101,9 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
         kind = NewerResult if isinstance(found, int) and found > SCHEMA_VERSION else ResultError
-        raise kind(f"{where}: schema version {shown(found)}, expected {SCHEMA_VERSION}")
+        raise kind(
+            f"{where}: schema version {found if isinstance(found, str) else shown(found)}, expected {SCHEMA_VERSION}"
+        )
     if content.get("seal") != digest:
         raise ResultError(f"{where}: its seal does not match its content; it was edited or damaged after the run")
     try:
