@@ -36,6 +36,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Frozen objects would outlive what they hold, and libraries with an eye on that (nanobind) call it a leak."""
+    gc.unfreeze()
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts in the background so; tests that interrupt a training would then wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from reproduce.method.sites import ROLES, Role, Trace
@@ -40,9 +40,9 @@ class Method(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _lists_are_tuples(cls, value: Any, info: ValidationInfo) -> Any:
-        """In Python too; JSON has lists alone, and pydantic takes them there."""
-        return tuple(value) if isinstance(value, list) and info.mode == "python" else value
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        """All the way down: a strict model takes no list for a tuple, and JSON has nothing but lists."""
+        return _with_tuples(value)
 
     @classmethod
     def strengths(cls) -> list[str]:
@@ -125,6 +125,14 @@ def _zero_at_strength_zero(penalty: Callable[..., Tensor], strengths: list[str])
 def _all_zero(method: Method, strengths: list[str]) -> bool:
     """Whether there are strengths, and none of them adds anything."""
     return bool(strengths) and all(getattr(method, name) == 0 for name in strengths)
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_with_tuples, value))
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return value
 
 
 def _holds_role(annotation: Any) -> bool:
