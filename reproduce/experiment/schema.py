@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 MOST_POINTS = 10_000  # of one arm's grids
 MOST_SEEDS = 10_000
-MOST_CELLS = 1_000_000  # of one experiment: more would eat the memory before anything is said
+MOST_CELLS = 100_000  # of one experiment: more would eat the memory before anything is said
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
