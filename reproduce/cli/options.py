@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from reproduce.errors import UserError
+from reproduce.errors import ROOM, UserError, is_full, one_line
 from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods, find_method, methods_outside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -99,9 +99,12 @@ def one_line_errors(function: Function) -> Function:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except OSError as error:
+            if is_full(error):
+                print(f"error: {error.filename or 'writing'}: {error.strerror}: {ROOM}", file=sys.stderr)
+                raise typer.Exit(2) from None
             if error.filename is None:  # a broken pipe, say: nothing that the user named
                 raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"error: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the checkpoints", file=sys.stderr)

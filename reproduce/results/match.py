@@ -17,7 +17,6 @@ from reproduce.results.record import Result, device_kind
 from reproduce.results.scatter import SeedScatter, seed_scatter
 from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate
 
-
 LARGEST = 1e100  # a Run that ends with more has diverged, whatever its last loss was: the square of 1e200 is infinite
 
 
