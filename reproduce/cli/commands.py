@@ -109,8 +109,3 @@ def new_method(
 ) -> None:
     """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
     new(name, kind)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

@@ -15,6 +15,7 @@ import typer
 
 from reproduce.errors import ROOM, UserError, is_full, one_line
 from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods, find_method, methods_outside
+from reproduce.stopping import INTERRUPTED, ending_at_once, interrupt_once
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,7 +63,7 @@ def waiting(what: str) -> Iterator[None]:
     """On a terminal, say what takes seconds; the line is gone when it is done."""
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(what), ending_at_once():
         yield
 
 
@@ -93,6 +94,7 @@ def one_line_errors(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> Any:
+        interrupt_once()
         try:
             return function(*arguments, **options)
         except UserError as error:
@@ -108,7 +110,7 @@ def one_line_errors(function: Function) -> Function:
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
     return wrapped  # type: ignore[return-value]
 
