@@ -17,7 +17,7 @@ from reproduce.cli.check import check
 from reproduce.cli.chosen import SCALES, readable_experiments, say_left_out
 from reproduce.cli.doctor import doctor
 from reproduce.cli.new import KINDS, new
-from reproduce.cli.options import JsonOption, MethodsOption, one_line_errors
+from reproduce.cli.options import EachOnce, JsonOption, MethodsOption, one_line_errors
 from reproduce.cli.pack import pack, unpack
 from reproduce.cli.plan import HELP as PLAN_HELP
 from reproduce.cli.plan import plan
@@ -53,7 +53,7 @@ def program(
     pass
 
 
-@app.command("list")
+@app.command("list", cls=EachOnce)
 @one_line_errors
 def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> None:
     """The methods and their experiments."""
@@ -83,22 +83,22 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
     say_left_out(broken)
 
 
-app.command(help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))
-app.command(help=RUN_HELP, short_help=RUN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(run))
-app.command()(one_line_errors(status))
-app.command()(one_line_errors(report))
-app.command()(one_line_errors(publish))
-app.command()(one_line_errors(bench))
-app.command()(one_line_errors(check))
-app.command()(one_line_errors(doctor))
-app.command()(one_line_errors(calibrate))
-app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
-app.command()(one_line_errors(pack))
-app.command()(one_line_errors(unpack))
-app.command()(one_line_errors(schema))
+app.command(cls=EachOnce, help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))
+app.command(cls=EachOnce, help=RUN_HELP, short_help=RUN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(run))
+app.command(cls=EachOnce)(one_line_errors(status))
+app.command(cls=EachOnce)(one_line_errors(report))
+app.command(cls=EachOnce)(one_line_errors(publish))
+app.command(cls=EachOnce)(one_line_errors(bench))
+app.command(cls=EachOnce)(one_line_errors(check))
+app.command(cls=EachOnce)(one_line_errors(doctor))
+app.command(cls=EachOnce)(one_line_errors(calibrate))
+app.command(cls=EachOnce, context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
+app.command(cls=EachOnce)(one_line_errors(pack))
+app.command(cls=EachOnce)(one_line_errors(unpack))
+app.command(cls=EachOnce)(one_line_errors(schema))
 
 
-@app.command("new")
+@app.command("new", cls=EachOnce)
 @one_line_errors
 def new_method(
     name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")],

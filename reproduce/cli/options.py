@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from reproduce.errors import ROOM, UserError, is_full, one_line
 from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods, find_method, methods_outside
@@ -31,6 +32,20 @@ OnlyOption = Annotated[
     str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+class EachOnce(TyperCommand):
+    """A command that takes each option once: of two, the parser would drop the first without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        options = [one for one in given if one.param_type_name == "option" and not one.multiple and not one.is_flag]
+        for option in options:
+            if options.count(option) > 1:
+                name = max(option.opts, key=len)
+                print(f"error: {name} is given {options.count(option)} times: expected once", file=sys.stderr)
+                raise typer.Exit(2)
+        return super().parse_args(ctx, args)
 
 
 def method_names(typed: str) -> list[str]:

@@ -251,10 +251,6 @@ class Arm(Strict):
         n_points = math.prod(len(values) for values in self.choices.values())
         if n_points > MOST_POINTS:
             raise Misplaced(("grid",), f"{n_points} points, expected at most {MOST_POINTS}")
-        for key in ("params", "grid", "recipe", "recipe_grid"):
-            for name, value in getattr(self, key).items():
-                if _holds_no_number(value):
-                    raise Misplaced((key, name), f"expected finite numbers, found {shown(value)}")
         return self
 
     @property
@@ -274,12 +270,6 @@ class Arm(Strict):
             {**self.params, **dict(zip(choices, values, strict=True))}
             for values in itertools.product(*choices.values())
         ]
-
-
-def _holds_no_number(value: Any) -> bool:
-    if isinstance(value, dict | tuple):
-        return any(map(_holds_no_number, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 class Claim(Strict):
