@@ -31,7 +31,7 @@ from reproduce.results.pack import unpack
 from reproduce.results.spelling import content_of
 from reproduce.results.store import ResultError, read_result
 
-INPUTS = int(os.environ.get("REPRODUCE_FUZZ") or 150)
+INPUTS = int(os.environ.get("REPRODUCE_FUZZ") or 60)
 fuzzed = settings(
     max_examples=INPUTS,
     deadline=None,
@@ -47,7 +47,8 @@ RESULT = min((ROOT / "reports" / "evidence").glob("*.json")).read_bytes()
 
 odd = st.sampled_from(
     [
-        b"\0", b"\xff", b"\xed\xa0\x80", b"[" * 2000, b"{a=" * 2000, b"{" * 2000, b'"', b"'''", b"\n", b"\r", b"$\\frac$",
+        b"\0",
+        b"\xff", b"\xed\xa0\x80", b"[" * 2000, b"{a=" * 2000, b"{" * 2000, b'"', b"'''", b"\n", b"\r", b"$\\frac$",
         b"nan", b"inf", b"NaN", b"Infinity", b"-1", b"1e308", b"1e999", b"9" * 5000, b"9" * 30, b"true", b"null", b"[]",
         b"{}", b"../", b"/etc/passwd", b"1979-05-27", b"a." * 500, b"\\ud800", b"[[a]]", b"\xe2\x80\xae", b" = ",
     ]
@@ -70,9 +71,10 @@ def quiet(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (UserError, ResultError) as error:
-        assert str(error).isprintable()
-        assert 0 < len(str(error)) <= LONGEST
-        return None
+        line = str(error)
+    assert line.isprintable()
+    assert 0 < len(line) <= LONGEST
+    return None
 
 
 def written(folder: Path, content: bytes, name: str = "file.toml") -> Path:
@@ -120,9 +122,12 @@ def test_odd_packs(tmp_path: Path, content: bytes) -> None:
 
 
 words = st.sampled_from(
-    ["--seeds", "--only", "--scale", "--arms", "--tasks", "--json", "--runs", "--budget", "--jobs", "--data", "per", "all",
-     "", "-", "--", "0,1", "9" * 5000, "1e9", "nan", "-1", "\0", "../..", "/", "*", "[", "\ud800", "\n", "quick", "é" * 300,
-     "--methods", "--results", "--output", "--help", "--max-seeds", "--until-decided", "--device", "--every", "1000000000"]
+    ["--seeds", "--only", "--scale",
+     "--arms", "--tasks", "--json", "--runs", "--budget", "--jobs", "--data", "per", "all",
+     "", "-", "--", "0,1",
+     "9" * 5000, "1e9", "nan", "-1", "\0", "../..", "/", "*", "[", "\ud800", "\n", "quick", "é" * 300,
+     "--methods", "--results",
+     "--output", "--help", "--max-seeds", "--until-decided", "--device", "--every", "1000000000"]
 )  # fmt: skip
 
 
@@ -199,10 +204,10 @@ def test_a_card_names_no_file_outside_its_folder(tmp_path: Path, path: str) -> N
         read_toml(written(tmp_path, card), DatasetCard)
 
 
-def test_a_pack_that_unpacks_to_gigabytes_is_given_up(tmp_path: Path) -> None:
+def test_a_pack_that_unpacks_to_much_is_given_up(tmp_path: Path) -> None:
     """A line without end, and a line of nothing a million times; in a process that may have 600 MB of memory more."""
     first = b'{"pack":"sealed Results","results":1,"schema_version":1}\n'
-    for name, bomb in (("long", b"x" * 2**30), ("many", b"\n" * 2**28)):
+    for name, bomb in (("long", b"x" * 2**28), ("many", b"\n" * 2**26)):
         written(tmp_path, lzma.compress(first + bomb, preset=0), f"{name}.xz")
     program = (
         "import resource, sys; from pathlib import Path; from reproduce.results.pack import unpack\n"
@@ -215,12 +220,13 @@ def test_a_pack_that_unpacks_to_gigabytes_is_given_up(tmp_path: Path) -> None:
     )  # fmt: skip
     n_long, n_many, mebibytes = map(int, found.stdout.split())
     assert (n_long, n_many) == (1, 1001)
-    assert mebibytes < 500
+    assert mebibytes < 400
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """A limit on the size of files stands for it: the same call fails."""
-    written(tmp_path, b"", "x")
+    (tmp_path / "found").mkdir()
+    written(tmp_path / "found", RESULT, "result.json")
     program = "import sys; from reproduce.__main__ import main; main()"
     command = [
         sys.executable,
@@ -234,7 +240,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     ]
     found = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)),
     )  # fmt: skip
     assert found.returncode == 2
     assert found.stderr.startswith("error: ")
