@@ -211,7 +211,7 @@ def test_a_pack_that_unpacks_to_much_is_given_up(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from reproduce.results.pack import unpack\n"
         "for name in sys.argv[1:]: print(len(unpack(Path(name), Path('runs')).problems))\n"
-        "print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)"  # rusage has the parent's
+        "print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)"
     )
     found = subprocess.run(
         [sys.executable, "-c", program, "long.xz", "many.xz"],
