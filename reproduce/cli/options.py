@@ -39,7 +39,13 @@ class EachOnce(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        options = [one for one in given if one.param_type_name == "option" and not one.multiple and not one.is_flag]
+        options = [
+            one
+            for one in given
+            if one.param_type_name == "option"
+            and not getattr(one, "multiple", False)
+            and not getattr(one, "is_flag", False)
+        ]
         for option in options:
             if options.count(option) > 1:
                 name = max(option.opts, key=len)
