@@ -86,12 +86,12 @@ def execute(
             return _execute(run, settings, path, on_event, should_stop, on_settled, note)
     except PermissionError as error:
         raise UserError(f"no permission to write {error.filename}: choose another folder with --runs") from error
+    except Timeout as error:  # an OSError too
+        raise RunBusy(f"{path.parent}: another process is training this run; wait for it or stop it") from error
     except OSError as error:
         if not is_full(error):
             raise
         raise UserError(f"{path.parent}: {error.strerror}: {ROOM}") from error
-    except Timeout as error:
-        raise RunBusy(f"{path.parent}: another process is training this run; wait for it or stop it") from error
 
 
 def _execute(
