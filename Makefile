@@ -1,15 +1,19 @@
 # One command from a fresh clone to a page: `make reproduce-per`. `make` alone lists the targets.
 PYTHON ?= python3
 SCALE  ?= quick
-export REPRODUCE_DATA := $(abspath $(if $(DATA),$(DATA),$(REPRODUCE_DATA)))
+# By make's own functions, a folder with a space is two; what the shell reads is quoted, whatever it holds.
+quoted  = '$(subst ','\'',$(1))'
+data   := $(if $(DATA),$(DATA),$(REPRODUCE_DATA))
+export REPRODUCE_DATA := $(if $(data),$(if $(filter /%,$(firstword $(data))),,$(CURDIR)/)$(data))
 
 venv   := .venv
 ready  := $(venv)/.ready
 python := $(venv)/bin/python
-common := $(if $(SEEDS),--seeds "$(SEEDS)")
-where  := $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
-some   := $(if $(ARMS),--arms "$(ARMS)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(BUDGET),--budget $(BUDGET))
-train  := --scale $(SCALE) $(common) $(where) $(some)
+given   = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
+common := $(call given,SEEDS,seeds)
+where  := $(call given,DEVICE,device) $(call given,JOBS,jobs)
+some   := $(call given,ARMS,arms) $(call given,TASKS,tasks) $(call given,BUDGET,budget)
+train  := $(call given,SCALE,scale) $(common) $(where) $(some)
 
 # No target is a file but those of the environments, and many bear the name of a folder: each that is written here is
 # phony, and so is each folder, so that make never says that there is nothing to be done.
@@ -52,7 +56,7 @@ reproduce:
 	@exit 2
 
 reproduce-%: $(ready) FORCE
-	@$(python) -m reproduce run $* $(train)
+	@$(python) -m reproduce run $(call quoted,$*) $(train)
 
 matrix: $(ready) ## train every method on the same tasks under one budget, and write runs/report/matrix.html
 	@$(python) -m reproduce run all --only 'matrix_*' $(common) $(where)
@@ -87,20 +91,21 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 		--ignore tests/contract/test_types.py tests/contract tests/unit methods
 
-soak: $(ready) ## how often verdicts err, on many simulated tables: writes docs/verdicts.md (DRAWS=2000; minutes)
-	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(if $(DRAWS),--draws $(DRAWS))
+soak: $(ready) ## what takes long: odd files and command lines (INPUTS=1000000), and how often verdicts err (DRAWS=2000)
+	@REPRODUCE_FUZZ=$(call quoted,$(or $(INPUTS),1000000)) OMP_NUM_THREADS=1 $(python) -m pytest tests/unit/test_odd_files.py
+	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(call given,DRAWS,draws)
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
-	@$(python) -m reproduce bench $(if $(DEVICE),--device $(DEVICE))
+	@$(python) -m reproduce bench $(call given,DEVICE,device)
 
 doctor: $(ready) ## what is here: Python, torch, GPU, data, memory, disk, and how long it would train
 	@$(python) -m reproduce doctor
 
 check: $(ready) ## is this machine fit to train on: facts, every method beside the CPU, step times, runs side by side
-	@$(python) -m reproduce check $(if $(DEVICE),--device $(DEVICE))
+	@$(python) -m reproduce check $(call given,DEVICE,device)
 
 new-method: $(ready) ## a new method's folder: make new-method NAME=x KIND=activations|weights|network
-	@$(python) -m reproduce new "$(NAME)" $(if $(KIND),--kind $(KIND))
+	@$(python) -m reproduce new $(call given,KIND,kind) -- $(call quoted,$(NAME))
 
 architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
 	@$(python) docs/architecture.py

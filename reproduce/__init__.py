@@ -7,15 +7,14 @@ Importing this loads no torch; the first use does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from reproduce.experiment.folder import load_method
-
+TYPE_CHECKING = False  # checkers take it for true; `typing` itself takes as long to import as all else here
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any, Literal
 
     from torch import nn
 
+    from reproduce.experiment.folder import load_method
     from reproduce.method import Method, Role, Site
     from reproduce.method.attach import Handle
     from reproduce.method.sites import Axes
@@ -23,7 +22,11 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """What imports torch, when it is first asked for."""
+        """What takes a while to import, torch most of all, when it is first asked for."""
+        if name == "load_method":
+            from reproduce.experiment import folder
+
+            return folder.load_method
         if name in ("Method", "Site"):
             from reproduce import method
 
@@ -77,6 +80,7 @@ def attach(
         TypeError: parameters beside a method that is made already.
         ValueError: nothing to attach to, or what the method refuses; the model is then unchanged.
     """
+    from reproduce.experiment.folder import load_method
     from reproduce.method.attach import attach as attach_method
     from reproduce.method.chosen import default_sites
 

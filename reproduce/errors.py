@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType, UnionType
@@ -50,6 +51,10 @@ SYNONYMS = {
 }
 
 
+LONGEST = 1000  # characters of a line for the user
+SHOWN = 200  # characters of a value in it
+
+
 class UserError(Exception):
     """An experiment, card, file or argument that cannot be used; the message is one line for the user.
 
@@ -57,8 +62,48 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = "", location: Iterable[int | str] = ()) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.location: Location = tuple(location)
+
+
+def one_line(text: str) -> str:
+    """A text that may quote a file, as one line: what is no printable character as its escape, and no longer than that.
+
+    >>> one_line("a\\nb")
+    'a\\\\nb'
+    """
+    if len(text) > LONGEST:  # its beginning says where, its end what to do
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+ROOM = "make room there, and the same command goes on"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it comes of a disk that is full, of a quota, or of a limit on the size of files."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def shown(value: object) -> str:
+    """A value as Python spells it, or its beginning where that is long.
+
+    >>> shown("a"), len(shown("a" * 10_000))
+    ("'a'", 200)
+    """
+    if isinstance(value, int) and abs(value) >> 64:  # Python refuses to spell thousands of digits
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        spelled = repr(value)
+    except (ValueError, RecursionError):
+        return type(value).__name__
+    return spelled if len(spelled) <= SHOWN else f"{spelled[: SHOWN - 3]}..."
 
 
 @contextmanager
@@ -149,8 +194,8 @@ def first_problem(
         case "tuple_type":
             return at, _array_expected(first["input"], at), len(problems)
         case "dict_type" | "model_type":
-            return at, f"expected a table, found {first['input']!r}", len(problems)
-    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
+            return at, f"expected a table, found {shown(first['input'])}", len(problems)
+    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {shown(first['input'])}"
     return at, first["msg"].removeprefix("Value error, ") + found + _choice_meant(first), len(problems)
 
 
@@ -168,7 +213,7 @@ def explained(error: ValidationError, content: Mapping[str, Any], owner: str, mo
     more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
     if message.startswith(UNKNOWN_KEY) and len(location) == 1:
         taken, meant = ", ".join(model.model_fields) or "nothing", message.removeprefix(UNKNOWN_KEY)
-        return UserError(f"{owner} takes {taken} and no {key!r}, found {content[key]!r}{meant}{more}", location)
+        return UserError(f"{owner} takes {taken} and no {key!r}, found {shown(content[key])}{meant}{more}", location)
     return UserError(f"{owner}: {f'{key}: ' if key else ''}{message}{more}", location)
 
 
@@ -222,7 +267,7 @@ def _array_expected(found: Any, location: Sequence[int | str]) -> str:
     counts = type(found) is int and key.endswith("seeds") and 0 < found <= 20
     meant = list(range(found)) if counts else [found]
     spelled = str(meant).replace("'", '"').replace("True", "true").replace("False", "false")
-    return f"expected an array, found {found!r}: write {key} = {spelled}"
+    return f"expected an array, found {shown(found)}: write {key} = {spelled}"
 
 
 def _choice_meant(problem: Any) -> str:

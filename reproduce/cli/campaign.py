@@ -173,17 +173,22 @@ def planned_runs(
     arms: str = "",
     tasks: str = "",
     results: Iterable[Result] | None = None,
+    broken: list[str] | None = None,
 ) -> list[PlannedRun]:
     """All Runs of the chosen methods' experiments, or of these arms and tasks of them, each once.
 
+    Args:
+        broken: of several methods, those that cannot be planned are left out, and here told in a line each; None: that
+            is an error.
+
     Raises:
-        UserError: an arm or task that none of the experiments has, with the nearest names.
+        UserError: an arm or task that none of the experiments has, with the nearest names; or what cannot be planned.
     """
     from reproduce.results.match import ResultIndex
     from reproduce.training.plan import merged
     from reproduce.training.plan import plan as plan_experiments
 
-    root = data_root(data)
+    root, seeds_asked = data_root(data), parse_seeds(seeds)
     every = [experiment for of_method in experiments.values() for experiment in of_method.values()]
     choosing = any(experiment.choosing_seeds for experiment in every)
     indexed = ResultIndex(results) if results is not None and choosing else None
@@ -192,10 +197,19 @@ def planned_runs(
     found: dict[str, PlannedRun] = {}
     for folder, of_method in experiments.items():
         before = f"{folder.name} / " if len(experiments) > 1 else ""
-        for run in plan_experiments(
-            of_method, root, parse_seeds(seeds), arm_names, task_names, indexed, method=folder.name, before=before
-        ):
+        try:
+            planned = plan_experiments(
+                of_method, root, seeds_asked, arm_names, task_names, indexed, method=folder.name, before=before
+            )
+        except UserError as error:
+            if broken is None or len(experiments) == 1:
+                raise
+            broken.append(str(error))
+            continue
+        for run in planned:
             found[run.id] = merged(found[run.id], run) if run.id in found else run
+    if broken and not found:
+        raise UserError(broken[0])
     if not found and (arm_names or task_names):
         asked = [f"{option} {text!r}" for option, text in (("--arms", arms), ("--tasks", tasks)) if text]
         raise UserError(f"{' '.join(asked)}: nothing to train: they are of different experiments, or cannot run yet")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
+
+import typer
 
 from reproduce.cli.options import as_typed, chosen_methods
 from reproduce.errors import UserError, did_you_mean, nearest
@@ -20,15 +24,22 @@ EVIDENCE = REPORTS / "evidence"
 SCALES = get_args(Scale)
 
 
-def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[MethodFolder, dict[str, Experiment]]:
+def chosen_experiments(
+    method: str, scale: str | None, only: str = "", broken: list[str] | None = None
+) -> dict[MethodFolder, dict[str, Experiment]]:
     """By method, its experiments at one scale, or all when None; with `only`, those of these names at any scale.
 
+    Args:
+        broken: of all methods, those that do not read are left out, and here told in a line each; None: that is an
+            error.
+
     Raises:
-        UserError: unknown method or scale, or a name or pattern in `only` that no experiment has.
+        UserError: unknown method or scale, experiments that do not read, or a name or pattern in `only` that no
+            experiment has.
     """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: {did_you_mean(scale, SCALES)}")
-    experiments = {folder: folder.experiments() for folder in chosen_methods(method).values()}
+    experiments = readable_experiments(chosen_methods(method).values(), broken if method == "all" else None)
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
     if not patterns:
         return {
@@ -50,6 +61,42 @@ def chosen_experiments(method: str, scale: str | None, only: str = "") -> dict[M
         for folder, found in experiments.items()
     }
     return {folder: found for folder, found in chosen.items() if found}
+
+
+def readable_experiments(
+    folders: Iterable[MethodFolder], broken: list[str] | None
+) -> dict[MethodFolder, dict[str, Experiment]]:
+    """The experiments of every method that reads.
+
+    Args:
+        broken: told of the others in a line each; None: one that does not read is an error.
+
+    Raises:
+        UserError: one that does not read, or none that does.
+    """
+    found = {}
+    for folder in folders:
+        try:
+            found[folder] = folder.experiments()
+        except UserError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+    if broken and not found:
+        raise UserError(broken[0])
+    return found
+
+
+def say_left_out(broken: Sequence[str]) -> None:
+    """What could not be read, after all that could; the command has then not done all that it was asked for.
+
+    Raises:
+        typer.Exit: there is something to say.
+    """
+    for line in dict.fromkeys(broken):
+        print(f"error: {line}", file=sys.stderr)
+    if broken:
+        raise typer.Exit(2)
 
 
 def nothing_planned(method: str, scale: str) -> str:

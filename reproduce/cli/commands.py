@@ -14,10 +14,10 @@ from reproduce.cli.bundle import ACCEPT_OPTIONS_OF_RUN, bundle
 from reproduce.cli.calibrate import calibrate
 from reproduce.cli.campaign import ORDER
 from reproduce.cli.check import check
-from reproduce.cli.chosen import SCALES
+from reproduce.cli.chosen import SCALES, readable_experiments, say_left_out
 from reproduce.cli.doctor import doctor
 from reproduce.cli.new import KINDS, new
-from reproduce.cli.options import JsonOption, MethodsOption, one_line_errors
+from reproduce.cli.options import EachOnce, JsonOption, MethodsOption, one_line_errors
 from reproduce.cli.pack import pack, unpack
 from reproduce.cli.plan import HELP as PLAN_HELP
 from reproduce.cli.plan import plan
@@ -53,48 +53,52 @@ def program(
     pass
 
 
-@app.command("list")
+@app.command("list", cls=EachOnce)
 @one_line_errors
 def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> None:
     """The methods and their experiments."""
     from reproduce.cli.terminal import print_entry
 
+    broken: list[str] = []
+    every = readable_experiments(all_methods().values(), broken)
     if as_json:
         rows = [
             {
                 "method": folder.name,
                 "title": folder.title,
-                "experiments": {n: e.scale for n, e in folder.experiments().items()},
+                "experiments": {name: experiment.scale for name, experiment in experiments.items()},
             }
-            for folder in all_methods().values()
+            for folder, experiments in every.items()
         ]
         print(json.dumps(rows, indent=1))
+        say_left_out(broken)
         return
-    for folder in all_methods().values():
+    for folder, experiments in every.items():
         print_entry(folder.name, folder.title, indent=4, style="bold")
         by_scale: dict[str, list[str]] = {}
-        for name, experiment in folder.experiments().items():
+        for name, experiment in experiments.items():
             by_scale.setdefault(experiment.scale, []).append(name)
         for scale in sorted(by_scale, key=SCALES.index):
             print_entry(f"    {scale:<7}", ", ".join(by_scale[scale]), indent=13)
+    say_left_out(broken)
 
 
-app.command(help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))
-app.command(help=RUN_HELP, short_help=RUN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(run))
-app.command()(one_line_errors(status))
-app.command()(one_line_errors(report))
-app.command()(one_line_errors(publish))
-app.command()(one_line_errors(bench))
-app.command()(one_line_errors(check))
-app.command()(one_line_errors(doctor))
-app.command()(one_line_errors(calibrate))
-app.command(context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
-app.command()(one_line_errors(pack))
-app.command()(one_line_errors(unpack))
-app.command()(one_line_errors(schema))
+app.command(cls=EachOnce, help=PLAN_HELP, short_help=PLAN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(plan))
+app.command(cls=EachOnce, help=RUN_HELP, short_help=RUN_HELP.removesuffix(f" {ORDER}"))(one_line_errors(run))
+app.command(cls=EachOnce)(one_line_errors(status))
+app.command(cls=EachOnce)(one_line_errors(report))
+app.command(cls=EachOnce)(one_line_errors(publish))
+app.command(cls=EachOnce)(one_line_errors(bench))
+app.command(cls=EachOnce)(one_line_errors(check))
+app.command(cls=EachOnce)(one_line_errors(doctor))
+app.command(cls=EachOnce)(one_line_errors(calibrate))
+app.command(cls=EachOnce, context_settings=ACCEPT_OPTIONS_OF_RUN)(one_line_errors(bundle))
+app.command(cls=EachOnce)(one_line_errors(pack))
+app.command(cls=EachOnce)(one_line_errors(unpack))
+app.command(cls=EachOnce)(one_line_errors(schema))
 
 
-@app.command("new")
+@app.command("new", cls=EachOnce)
 @one_line_errors
 def new_method(
     name: Annotated[str, typer.Argument(help="The new method's name; hyphens become underscores.")],
@@ -105,8 +109,3 @@ def new_method(
 ) -> None:
     """Make the folder of a new method from the template: in methods/, or in the folder that --methods names."""
     new(name, kind)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
-from reproduce.errors import UserError
+from reproduce.errors import ROOM, UserError, is_full, one_line
 from reproduce.experiment.folder import MORE_METHODS, MethodFolder, all_methods, find_method, methods_outside
+from reproduce.stopping import INTERRUPTED, ending_at_once, interrupt_once
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +32,26 @@ OnlyOption = Annotated[
     str, typer.Option("--only", help="Only experiments of these names or patterns ('matrix_*'), comma-separated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+class EachOnce(TyperCommand):
+    """A command that takes each option once: of two, the parser would drop the first without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        options = [
+            one
+            for one in given
+            if one.param_type_name == "option"
+            and not getattr(one, "multiple", False)
+            and not getattr(one, "is_flag", False)
+        ]
+        for option in options:
+            if options.count(option) > 1:
+                name = max(option.opts, key=len)
+                print(f"error: {name} is given {options.count(option)} times: expected once", file=sys.stderr)
+                raise typer.Exit(2)
+        return super().parse_args(ctx, args)
 
 
 def method_names(typed: str) -> list[str]:
@@ -62,7 +84,7 @@ def waiting(what: str) -> Iterator[None]:
     """On a terminal, say what takes seconds; the line is gone when it is done."""
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(what), ending_at_once():
         yield
 
 
@@ -93,19 +115,23 @@ def one_line_errors(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> Any:
+        interrupt_once()
         try:
             return function(*arguments, **options)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except OSError as error:
+            if is_full(error):
+                print(f"error: {error.filename or 'writing'}: {error.strerror}: {ROOM}", file=sys.stderr)
+                raise typer.Exit(2) from None
             if error.filename is None:  # a broken pipe, say: nothing that the user named
                 raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"error: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
     return wrapped  # type: ignore[return-value]
 

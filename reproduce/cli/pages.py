@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.errors import UserError
+from reproduce.experiment.dataset_card import read_card
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Cell, Experiment
 from reproduce.report.data_files import FOLDER, write_data
@@ -14,6 +16,7 @@ from reproduce.report.drawings import complete
 from reproduce.report.evidence import Address, beside_pages
 from reproduce.report.front import front
 from reproduce.report.index import index_pages
+from reproduce.report.method_card import MethodCard
 from reproduce.report.page import method_pages
 from reproduce.report.render import Page
 from reproduce.report.waiting import Timing
@@ -34,6 +37,7 @@ def write_pages(
     known: Mapping[str, Mapping[str, Experiment]] | None = None,
     processes: int = 1,
     address: Address = beside_pages,
+    broken: list[str] | None = None,
 ) -> list[Path]:
     """A page for each method; when there are several, over them the index, the matrix, a README and the data.
 
@@ -46,9 +50,15 @@ def write_pages(
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
         processes: at most so many draw figures side by side.
         address: where a Result lies, relative to ``output``.
+        broken: of several methods, those with a card that does not read get no page, and are told here; None: that is
+            an error.
+
+    Raises:
+        UserError: a card that does not read.
     """
     results = list(results)
-    everything = dict(known or {})
+    methods, without = _with_cards(methods, broken)
+    everything = {name: experiments for name, experiments in (known or {}).items() if name not in without}
     for folder, experiments in methods.items():
         everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
     evaluated, merged = find_all(methods, everything, ResultIndex(results))
@@ -74,6 +84,28 @@ def write_pages(
         beside.write(output)
     main = {method.folder.name for method in evaluated} | {"index"}
     return [path for path in written if path.stem in main]
+
+
+def _with_cards(
+    methods: Mapping[MethodFolder, Mapping[str, Experiment]], broken: list[str] | None
+) -> tuple[dict[MethodFolder, Mapping[str, Experiment]], set[str]]:
+    """The methods whose cards read, their own and those of their datasets; and the names of the others."""
+    found, without = {}, set()
+    for folder, experiments in methods.items():
+        try:
+            MethodCard(folder.path)
+            for name in {task.dataset for one in experiments.values() for task in one.tasks.values()}:
+                read_card(name)
+        except UserError as error:
+            if broken is None or len(methods) == 1:
+                raise
+            broken.append(str(error))
+            without.add(folder.name)
+        else:
+            found[folder] = experiments
+    if broken and not found:
+        raise UserError(broken[0])
+    return found, without
 
 
 def timing_of(results: Sequence[Result]) -> Timing | None:

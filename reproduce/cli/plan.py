@@ -24,7 +24,7 @@ from reproduce.cli.campaign import (
     settings_of,
     workers_on,
 )
-from reproduce.cli.chosen import chosen_experiments, committed_results, local_results, nothing_planned
+from reproduce.cli.chosen import chosen_experiments, committed_results, local_results, nothing_planned, say_left_out
 from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.options import (
     DataOption,
@@ -74,9 +74,10 @@ def plan(
         from reproduce.cli.terminal import print_plan
         from reproduce.training.plan import most_valuable_first
 
-        experiments = chosen_experiments(method, scale, only)
+        broken: list[str] = []
+        experiments = chosen_experiments(method, scale, only, broken)
         sealed, _ = local_results(runs, briefly=True)
-        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
+        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed, broken)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)
     in_order = planned
@@ -93,6 +94,7 @@ def plan(
     rows = _rows(planned, ids, estimated, starting)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
+        say_left_out(broken)
         return
     sums = [f"{len(rows)} runs, {len(missing)} to train", *time_lines(missing, timer, workers.how.jobs)]
     if starting is not None:
@@ -104,6 +106,7 @@ def plan(
         print(line)
     if len(rows) > LONG:  # the first lines have left the screen
         print("\n".join(["", *sums]))
+    say_left_out(broken)
 
 
 def _starting(

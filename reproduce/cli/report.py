@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from reproduce.cli.campaign import planned_runs
-from reproduce.cli.chosen import EVIDENCE, REPORTS, chosen_experiments, experiments_known
+from reproduce.cli.chosen import EVIDENCE, REPORTS, chosen_experiments, experiments_known, say_left_out
 from reproduce.cli.options import (
     DataOption,
     MethodName,
@@ -53,6 +53,7 @@ def report(
     print(made.said)
     for problem in made.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
+    say_left_out(made.broken)
 
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -81,7 +82,8 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
     from reproduce.report.evidence import beside_pages, found_in
 
     found, problems = read_results(files)
-    experiments = chosen_experiments(method, None)
+    broken: list[str] = []
+    experiments = chosen_experiments(method, None, broken=broken)
     known = {one.name: of_one for one, of_one in experiments.items()} if method == "all" else experiments_known()
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {
@@ -96,12 +98,13 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
         known=known,
         processes=processors(),
         address=beside_pages if results == EVIDENCE else found_in(files, output),
+        broken=broken,
     )
     said = f"{len(found)} Results, {len(problems)} unreadable; {len(pages)} pages in {output}"
     patterns = [f"{name}.*" for name in ("matrix", *(page.stem for page in pages))]
     patterns += ["README.md", "answer*.svg", "data/*"] if len(pages) > 1 else []
     written = digests((path for pattern in patterns for path in output.glob(pattern)), output)
-    report = Report(made_of, said, problems, written)
+    report = Report(made_of, said, problems, broken, written)
     remember(output, report)
     return report
 

@@ -33,6 +33,7 @@ from reproduce.cli.chosen import (
     experiments_known,
     local_results,
     nothing_planned,
+    say_left_out,
 )
 from reproduce.cli.engines import (
     LOCAL,
@@ -102,17 +103,20 @@ def run(
         check_copy()
         chosen_engine = EngineChoice(engine, address, resources, store)
         chosen_engine.check(device, jobs, mode)  # bad input is said before anything is read
-        experiments = chosen_experiments(method, scale, only)
+        broken: list[str] = []
+        experiments = chosen_experiments(method, scale, only, broken)
         in_store = chosen_engine.fetch_results(runs)
         sealed, damaged = local_results(runs)
         damaged += in_store
-        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed)
+        planned = planned_runs(experiments, seeds, data, arms, tasks, sealed, broken)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)
     asked = allowed is not None or any(run.published for run in planned)  # of what stands: it takes a second
     evidence = committed_results() if asked else []
     ids = {result.id for result in sealed}
     missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
+    for line in broken:  # now, while there is time to stop; and again at the end
+        print(f"left out: {line}", file=sys.stderr)
     for problem in damaged:
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     if not chosen_engine.is_local and not missing and not until_decided:
@@ -145,7 +149,7 @@ def run(
             break
         if trained and any(one.choosing_seeds for of_method in experiments.values() for one in of_method.values()):
             have = ids | {result.id for result in trained}
-            planned = planned_runs(experiments, seeds, data, arms, tasks, [*sealed, *trained])
+            planned = planned_runs(experiments, seeds, data, arms, tasks, [*sealed, *trained], [])
             missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in have]
             wanted |= {run.id: run for run in planned}
             if missing:
@@ -163,7 +167,9 @@ def run(
     problems = [problem for problem in damaged if not problem.startswith(replaced)]
     evaluated: list[MethodFindings] = []
     hear = evaluated.append if as_json else _print_summary
-    pages = write_pages(experiments, results, problems, runs / "report", hear, experiments_known(), address=in_runs)
+    pages = write_pages(
+        experiments, results, problems, runs / "report", hear, experiments_known(), address=in_runs, broken=broken
+    )
     if as_json:
         print(answer(wanted.values(), results, [*map(str, failures)], evaluated, pages, runs).model_dump_json(indent=1))
     else:
@@ -177,6 +183,7 @@ def run(
             print(line, file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+    say_left_out(broken)
 
 
 def _said_of(failures: Sequence[Failure], n_runs: int) -> list[str]:

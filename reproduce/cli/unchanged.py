@@ -21,6 +21,7 @@ class Report:
     made_of: str
     said: str
     skipped: list[str]
+    broken: list[str]
     files: dict[str, str]
 
 
@@ -36,10 +37,10 @@ def unchanged(output: Path, made_of: str) -> Report | None:
     text = read_kept(place) if place is not None else None
     if text is None:
         return None
-    last = Report(**json.loads(text))
     try:
+        last = Report(**json.loads(text))
         files = digests((output / name for name in last.files), output)
-    except OSError:
+    except (OSError, TypeError):  # a page is gone, or an earlier code kept it
         return None
     return last if last.made_of == made_of and last.files == files else None
 

@@ -20,6 +20,8 @@ from reproduce.data.sources import (
     LocalFiles,
     digest,
     find_files,
+    impatient,
+    is_unwritable,
     link,
     locked,
     missing,
@@ -169,11 +171,15 @@ def _torchvision(
     """Both splits by torchvision, which downloads into the cache where nothing local was found.
 
     Raises:
-        DataError: the download failed, or a file in ``folder`` is damaged, does not unpack or parse.
+        DataError: the download failed, a file in ``folder`` is damaged, does not unpack or parse, or the cache cannot
+            be written.
     """
     try:
-        return {"train": make(True), "test": make(False)}
+        with impatient():
+            return {"train": make(True), "test": make(False)}
     except Exception as error:  # whatever the network, gzip, tar, pickle and scipy raise
+        if folder == cache and is_unwritable(error):
+            raise unwritable(folder, error) from error
         layouts = [files for files in (card.files, card.archive) if files]
         for files in layouts:
             for path in files:

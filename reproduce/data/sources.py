@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import socket
+import sys
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from reproduce.errors import is_full
 from reproduce.experiment.dataset_card import DataError, DatasetCard, File, matches
+
+HUB = "https://huggingface.co"  # where HF_ENDPOINT names no other
+NETWORK_SECONDS = 4.0  # after which there is no network: libraries would try for half a minute
+LOCK_SECONDS = 2.0  # after which it is said what is waited for
 
 
 class LocalFiles(NamedTuple):
@@ -72,12 +84,17 @@ def _download(card: DatasetCard, root: Path | None, cache: Path, save: Callable[
     place = card.hugging_face
     if place is None:
         raise missing(card, list(card.files), root, cache)
+    if not is_reachable(endpoint := os.environ.get("HF_ENDPOINT") or HUB):
+        reason = f"download failed: {urlsplit(endpoint).hostname} cannot be reached"
+        raise missing(card, list(card.files), root, cache, reason)
     try:
         from datasets import load_dataset  # type: ignore[attr-defined]  # seconds to import
 
         hub = str(cache / "hub")
         tables = load_dataset(place.repository, place.configuration, revision=place.revision, cache_dir=hub)
     except Exception as error:  # its own, the hub's, the network's
+        if is_unwritable(error):
+            raise unwritable(cache, error) from error
         raise missing(card, list(card.files), root, cache, f"download failed: {one_line(error)}") from error
     for pattern, file in card.files.items():
         target = cache / pattern.replace("*", "00000-of-00001")
@@ -152,16 +169,80 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def unwritable(folder: Path, error: OSError) -> DataError:
+def unwritable(folder: Path, error: BaseException) -> DataError:
     """The error for a cache that cannot be written."""
-    return DataError(f"{folder}: the data cache cannot be written ({error.strerror}); give a folder you may write to")
+    reason = getattr(error, "strerror", None) or one_line(error)
+    remedy = "make room there" if is_full(error) else "give a folder you may write to"
+    return DataError(f"{folder}: the data cache cannot be written ({reason}); {remedy}")
+
+
+def is_unwritable(error: BaseException | None) -> bool:
+    """Whether it comes of a folder that is full or read-only, and not of what is read."""
+    if is_full(error):
+        return True
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            return True
+        if (
+            isinstance(error, PermissionError)
+            and error.filename
+            and not os.access(Path(error.filename).parent, os.W_OK)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_reachable(address: str, seconds: float = NETWORK_SECONDS) -> bool:
+    """Whether a server of the web answers there; where a proxy stands between, that is for the proxy to say.
+
+    In a thread, since a name that nobody knows is looked up for longer.
+    """
+    parts = urlsplit(address)
+    if parts.scheme in urllib.request.getproxies() or os.environ.get("HF_HUB_OFFLINE"):
+        return True
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+        except (OSError, KeyError, ValueError):
+            done.set()
+            return
+        answered.set()
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    done.wait(seconds)
+    return answered.is_set()
+
+
+@contextmanager
+def impatient(seconds: float = 2 * NETWORK_SECONDS) -> Iterator[None]:
+    """Servers that say nothing for so long are given up; without this, urllib waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager
 def locked(cache: Path) -> Iterator[Path]:
     """The cache for one process at a time: runs side by side unpack and decode once."""
-    with FileLock(writable(cache) / ".lock"):
+    lock = FileLock(writable(cache) / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        print(f"waiting for another process, which prepares data in {cache}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield cache
+    finally:
+        lock.release()
 
 
 def link(source: Path, target: Path) -> None:

@@ -6,12 +6,12 @@ import hashlib
 import importlib.util
 import sys
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from reproduce.errors import UserError, did_you_mean
+from reproduce.errors import Misplaced, UserError, did_you_mean
 from reproduce.experiment.identity import canonical_json
 from reproduce.experiment.toml import Strict, read_toml
 
@@ -201,6 +201,17 @@ class DatasetCard(Strict):
             raise ValueError("the files of a text card are train, validation and test; or one, which is cut")
         if self.format == "image_folder" and None not in given and not {"train", "test"} <= set(given):
             raise ValueError("files of images have a train and a test split; or none, and are cut by split_seed")
+        return self
+
+    @model_validator(mode="after")
+    def _files_stay_in_the_folder(self) -> DatasetCard:
+        for key in ("files", "archive"):
+            for path in getattr(self, key):
+                parts = PurePosixPath(path).parts
+                if not parts or path.startswith("/") or ".." in parts or "**" in path or "\0" in path or "\\" in path:
+                    raise Misplaced(
+                        (key, path), "expected a path inside the data folder, with `*` in the place of names"
+                    )
         return self
 
     @property

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reproduce.experiment.published import Published
 from reproduce.experiment.schema import Arm, Claim, Experiment, Scalar, TaskSpec
 from reproduce.experiment.toml import Strict, TomlFile, open_toml
 
+MOST_TASKS = 10_000  # that one table may stand for
 WORKLOADS = Path(__file__).parent / "workloads"
 COLUMN = "matrix_"  # how the names of those workloads begin that are columns of the cross-method matrix
 
@@ -133,6 +135,9 @@ def _spanned(file: TomlFile, tables: dict[str, Any]) -> tuple[dict[str, Any], di
         for key, values in given.items():
             if values == ():
                 raise file.error(("tasks", table_name, key), "an axis without a value")
+        n_tasks = math.prod(len(values) for values in given.values() if isinstance(values, tuple))
+        if n_tasks > MOST_TASKS:
+            raise file.error(("tasks", table_name), f"its axes span {n_tasks} tasks, expected at most {MOST_TASKS}")
         for name, point in tasks_spanned(table_name, table):
             task = table
             if point:

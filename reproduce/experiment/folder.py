@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from reproduce.errors import UserError, did_you_mean, explained
+from reproduce.errors import UserError, did_you_mean, explained, one_line
+from reproduce.experiment.bounded import read_bounded
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
 from reproduce.experiment.schema import Arm, Experiment
+from reproduce.experiment.toml import LARGEST
 
 if TYPE_CHECKING:  # importing a method imports torch; looking at its folder does not
     from reproduce.method import Method
@@ -44,9 +46,14 @@ class MethodFolder:
         """The method's class: the one subclass of `Method` that its method.py defines.
 
         Raises:
-            UserError: when the file defines none, or several.
+            UserError: when the file defines none, or several, or cannot be imported.
         """
-        module = self.module()
+        try:
+            module = self.module()
+        except Exception as error:  # whatever its author wrote
+            raise UserError(
+                f"{self.path / 'method.py'}: cannot be imported: {type(error).__name__}: {error}"
+            ) from error
         base = importlib.import_module("reproduce.method").Method
         classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         found = [value for value in classes if value.__module__ == module.__name__]
@@ -77,9 +84,11 @@ class MethodFolder:
     @property
     def title(self) -> str:
         """The first heading of its card."""
-        card = self.path / "card.md"
-        first = card.read_text("utf-8").partition("\n")[0] if card.exists() else ""
-        return first.lstrip("# ").strip() or self.name
+        try:  # a card that does not read is told where its page is made
+            text = read_bounded(self.path / "card.md", LARGEST).decode("utf-8")
+        except (OSError, ValueError):
+            return self.name
+        return one_line(text.partition("\n")[0].lstrip("# ").strip()) or self.name
 
 
 def _baseline(workload: Experiment) -> Arm:

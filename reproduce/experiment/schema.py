@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from reproduce.errors import Misplaced, UserError, first_problem, none_of
+from reproduce.errors import Misplaced, UserError, first_problem, none_of, shown
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
@@ -18,6 +19,9 @@ Selection = Literal["last", "best_validation", "best_test"]
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+MOST_POINTS = 10_000  # of one arm's grids
+MOST_SEEDS = 10_000
+MOST_CELLS = 100_000  # of one experiment: more would eat the memory before anything is said
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
@@ -247,6 +251,13 @@ class Arm(Strict):
         default=None, description="Why this arm cannot run yet, in a sentence: it is then shown, and never run."
     )
 
+    @model_validator(mode="after")
+    def _can_be_spelled_out(self) -> Arm:
+        n_points = math.prod(len(values) for values in self.choices.values())
+        if n_points > MOST_POINTS:
+            raise Misplaced(("grid",), f"{n_points} points, expected at most {MOST_POINTS}")
+        return self
+
     @property
     def chooses(self) -> bool:
         """Whether its grid has more than one point."""
@@ -454,7 +465,16 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
 
     Args:
         seeds: of every arm, in place of the experiment's own.
+
+    Raises:
+        UserError: more than `MOST_CELLS`.
     """
+    n_seeds, n_points = len(seeds or experiment.all_seeds), sum(len(arm.points()) for arm in experiment.arms.values())
+    if n_seeds * n_points * len(experiment.tasks) > MOST_CELLS:
+        raise UserError(
+            f"{experiment.title}: {n_seeds} seeds of {n_points} points on {len(experiment.tasks)} tasks are more than "
+            f"{MOST_CELLS} runs: ask for fewer seeds"
+        )
     found = []
     recipes = {
         name: [experiment.recipe_of(arm, point) for point in arm.points()] for name, arm in experiment.arms.items()
@@ -487,14 +507,24 @@ def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[
 
 
 def parse_seeds(text: str) -> tuple[int, ...] | None:
-    """'0,1,2', or '3,' for one seed, as it stands; a single number n as the first n seeds; nothing as None."""
+    """'0,1,2', or '3,' for one seed, as it stands; a single number n as the first n seeds; nothing as None.
+
+    Raises:
+        UserError: neither, a seed that is negative or of more than 63 bits, or too many.
+    """
     if not text:
         return None
+    asked = f"--seeds {shown(text)}"
     try:
         numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
     except ValueError:
-        raise UserError(f"--seeds {text!r}: expected '0,1,2' or a number of seeds") from None
+        raise UserError(f"{asked}: expected '0,1,2' or a number of seeds") from None
+    count = len(numbers) if "," in text else numbers[0]
+    if count > MOST_SEEDS:
+        raise UserError(f"{asked}: {shown(count)} seeds, expected at most {MOST_SEEDS}")
     found = numbers if "," in text else tuple(range(numbers[0]))
     if not found or min(found) < 0:
-        raise UserError(f"--seeds {text!r}: expected at least one seed, none negative")
+        raise UserError(f"{asked}: expected at least one seed, none negative")
+    if max(found) >= 2**63:
+        raise UserError(f"{asked}: expected seeds below 2**63")
     return found

@@ -11,9 +11,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reproduce.errors import UserError, first_problem
+from reproduce.errors import UserError, first_problem, shown
+from reproduce.experiment.bounded import is_deeper, read_bounded
 
 Model = TypeVar("Model", bound=BaseModel)
+LARGEST = 2**20  # bytes of a file; those of the papers have a hundredth
+DEEPEST = 32  # tables and arrays inside each other
+# Keys with more parts than that take the parser quadratic time.
+DEEP_KEY = re.compile(rf"(?:[\w\"'-]{{1,80}}[ \t]{{0,8}}\.[ \t]{{0,8}}){{{DEEPEST}}}")
 
 
 class Strict(BaseModel):
@@ -64,13 +69,38 @@ def open_toml(path: Path) -> TomlFile:
         UserError: it cannot be read, or is no TOML.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_bounded(path, LARGEST).decode("utf-8").replace("\r\n", "\n")
+        if DEEP_KEY.search(text):
+            raise ValueError(f"a key of more than {DEEPEST} parts")
         content = tomllib.loads(text)
+        _check(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid TOML: {_TOO_DEEP}") from error
+    except ValueError as error:  # no UTF-8, no TOML, numbers of thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}") from error
     return TomlFile(path, text, _tuples(content))
+
+
+_TOO_DEEP = f"tables or arrays lie inside each other more than {DEEPEST} deep"
+
+
+def _check(content: dict[str, Any]) -> None:
+    """See that what follows can walk through it, and that its integers are those of TOML.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if is_deeper(content, DEEPEST):
+        raise ValueError(_TOO_DEEP)
+    waiting: list[Any] = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{shown(value)}, expected at most 64")
 
 
 def read_toml(path: Path, model: type[Model]) -> Model:

@@ -18,6 +18,8 @@ from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from reproduce.errors import UserError
+from reproduce.experiment.bounded import read_bounded
+from reproduce.experiment.toml import LARGEST
 from reproduce.report.citation import Citation, citations
 
 SECTIONS = ("Idea", "Mathematics", "Experiments", "Deviations", "Ambiguities", "Citation")
@@ -52,9 +54,11 @@ class MethodCard:
     def __init__(self, folder: Path) -> None:
         self.path = path = folder / "card.md"
         try:
-            text = path.read_text("utf-8")
+            text = read_bounded(path, LARGEST).decode("utf-8").replace("\r\n", "\n")
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{path}: not readable as UTF-8 text: {error}") from error
         parts = re.split(r"^## +(.+?)\s*$", text, flags=re.M)
         heading = re.match(r"# +(.+)", parts[0].lstrip())
         if heading is None:

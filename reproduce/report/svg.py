@@ -184,7 +184,7 @@ class _Renderer(RendererBase):
         mtext: Any = None,
     ) -> None:
         style = f"{self._font(prop)};{self._paint('fill', gc.get_rgb())}"
-        if ismath:
+        if ismath and _is_formula(s):
             self._formula(style, x, y, s, prop, angle)
             return
         place = f' transform="translate({_short(x)} {_short(y)}) rotate({_short(-angle)})"'
@@ -310,7 +310,17 @@ class _Renderer(RendererBase):
 @lru_cache(maxsize=20_000)
 def _measured(text: str, font: FontProperties, is_math: bool) -> tuple[float, float, float]:
     """Width, height and descent in points: figures of one report ask for the same texts again and again."""
-    return text_to_path.get_text_width_height_descent(text, font, is_math)
+    return text_to_path.get_text_width_height_descent(text, font, is_math and _is_formula(text))
+
+
+@lru_cache(maxsize=20_000)
+def _is_formula(text: str) -> bool:
+    """Whether matplotlib can read the mathematics of a text; one that it cannot is shown as it is written."""
+    try:
+        text_to_path.mathtext_parser.parse(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _name(kind: str, content: str) -> str:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a file, and wait until the disk has it: a rename alone may reach the disk before the content does."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half of it would only take room
+        error.filename = error.filename or str(path)  # which a full disk does not say
+        raise
 
 
 def move_flushed(source: Path, target: Path) -> None:

@@ -17,6 +17,8 @@ from reproduce.results.record import Result, device_kind
 from reproduce.results.scatter import SeedScatter, seed_scatter
 from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate
 
+LARGEST = 1e100  # a Run that ends with more has diverged, whatever its last loss was: the square of 1e200 is infinite
+
 
 @dataclass(frozen=True)
 class Point:
@@ -25,13 +27,13 @@ class Point:
     params: dict[str, Any]  # as the experiment gives them
     results: dict[int, Result]
 
-    @property
+    @cached_property
     def completed(self) -> dict[int, Result]:
-        return {seed: result for seed, result in self.results.items() if result.status == "completed"}
+        return {seed: result for seed, result in self.results.items() if _has_numbers(result)}
 
-    @property
+    @cached_property
     def diverged(self) -> dict[int, Result]:
-        return {seed: result for seed, result in self.results.items() if result.status == "diverged"}
+        return {seed: result for seed, result in self.results.items() if seed not in self.completed}
 
     @cached_property
     def repeats(self) -> int:
@@ -54,6 +56,14 @@ class Point:
         """Over the seeds that completed."""
         values = self.values(metric)
         return float(np.mean(list(values.values()))) if values else None
+
+
+def _has_numbers(result: Result) -> bool:
+    """Whether a Run ended with numbers that a mean and a variance can be taken of."""
+    if result.status != "completed":
+        return False
+    values = () if result.final is None else (*result.final.validation.values(), *result.final.test.values())
+    return all(abs(value) <= LARGEST for value in values)  # NaN is not
 
 
 @dataclass(frozen=True)
@@ -226,7 +236,7 @@ def _match_task(
         for arm_name, arm_cells in wanted.items()
         for index, cell in enumerate(arm_cells)
         for result in results.of(cell)
-        if result.config.seed not in experiment.seen_seeds
+        if result.config.seed not in experiment.seen_seeds and result.metric in METRICS
     ]
     kept, notes = _newest([result for *_, result in found])
     kept_ids = {id(result) for result in kept}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reproduce.errors import UserError
+from reproduce.errors import UserError, shown
 from reproduce.experiment.identity import canonical_json
 from reproduce.results.durable import move_flushed, write_flushed
 from reproduce.results.record import SCHEMA_VERSION, Result
@@ -23,6 +23,10 @@ from reproduce.results.store import ResultError, checked, place_result, read_con
 
 SUFFIX = ".jsonl.xz"
 LARGEST = 15 * 2**20  # bytes of one file
+PIECE = 2**20  # bytes that are unpacked at a time
+MOST_MEMORY = 2**28  # bytes for unpacking: a dictionary may be of gigabytes
+LONGEST_LINE = 2**26  # bytes: no Result is read that is larger
+MOST_PROBLEMS = 1000  # after which a pack is given up
 KIND = "sealed Results"  # what a pack's first line calls itself
 
 
@@ -97,6 +101,8 @@ def unpack(pack: Path, runs: Path) -> Unpacked:
     found = Unpacked()
     n_lines = 0
     for n_lines, line in enumerate(lines, start=1):
+        if len(found.problems) >= MOST_PROBLEMS:
+            break
         try:
             _take(line, f"{pack}: Result {n_lines} of {expected}", runs, found)
         except ResultError as error:
@@ -109,25 +115,33 @@ def unpack(pack: Path, runs: Path) -> Unpacked:
 
 
 def _lines(pack: Path) -> Iterator[bytes]:
-    """Whole lines, up to the place from where the file cannot be read."""
-    try:
-        with lzma.open(pack) as file:
-            yield from (line for line in file if line.endswith(b"\n"))
-    except (lzma.LZMAError, EOFError):
-        return
+    """Whole lines, up to the place from where the file cannot be read; never much more than one of them in memory."""
+    unpacked, rest = lzma.LZMADecompressor(memlimit=MOST_MEMORY), b""
+    with pack.open("rb") as file:
+        while not unpacked.eof:
+            given = file.read(PIECE) if unpacked.needs_input else b""
+            if not given and unpacked.needs_input:
+                return
+            try:
+                *whole, rest = (rest + unpacked.decompress(given, PIECE)).split(b"\n")
+            except (lzma.LZMAError, EOFError, MemoryError):
+                return
+            yield from whole
+            if len(rest) > LONGEST_LINE:
+                return
 
 
 def _announced(pack: Path, first: bytes) -> int:
     """How many Results the first line says that the pack holds."""
     try:
         says: Any = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         says = None
     if not isinstance(says, dict) or says.get("pack") != KIND or not isinstance(says.get("results"), int):
         raise UserError(f"{pack}: not a pack of Results, or damaged from its beginning: make it with `reproduce pack`")
     if says.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{pack}: its Results have schema version {says.get('schema_version')}, expected {SCHEMA_VERSION}: "
+            f"{pack}: its Results have schema version {shown(says.get('schema_version'))}, expected {SCHEMA_VERSION}: "
             "unpack it with the code that packed it"
         )
     return says["results"]

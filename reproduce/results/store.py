@@ -11,16 +11,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reproduce.errors import first_problem
+from reproduce.errors import first_problem, one_line, shown
+from reproduce.experiment.bounded import read_bounded
 from reproduce.experiment.identity import canonical_json
 from reproduce.results.durable import move_flushed, write_flushed
 from reproduce.results.memory import collector_paused
 from reproduce.results.record import SCHEMA_VERSION, Result
 from reproduce.results.spelling import content_of, spelled
 
+LARGEST = 2**26  # bytes of one Result: a hundred times what the longest Runs leave
+
 
 class ResultError(Exception):
-    """A Result file that cannot be trusted; the message names the file and the reason."""
+    """A Result file that cannot be trusted; the message names the file and the reason, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class NewerResult(ResultError):
@@ -96,7 +102,9 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
         kind = NewerResult if isinstance(found, int) and found > SCHEMA_VERSION else ResultError
-        raise kind(f"{where}: schema version {found}, expected {SCHEMA_VERSION}")
+        raise kind(
+            f"{where}: schema version {found if isinstance(found, str) else shown(found)}, expected {SCHEMA_VERSION}"
+        )
     if content.get("seal") != digest:
         raise ResultError(f"{where}: its seal does not match its content; it was edited or damaged after the run")
     try:
@@ -111,8 +119,8 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
 
 def _read(path: Path) -> tuple[dict[str, Any], Result]:
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, LARGEST).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise ResultError(f"{path}: not a readable Result ({error})") from error
     return checked(text, str(path))
 

@@ -228,6 +228,7 @@ def stopped_by_signals() -> Iterator[None]:
     taken = {one: signal.getsignal(one) for one in STOPPING}
 
     def interrupt(number: int, frame: Any) -> None:
+        signal.signal(number, lambda number, frame: None)  # it is stopping already
         raise KeyboardInterrupt
 
     for one, handler in taken.items():

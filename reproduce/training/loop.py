@@ -185,7 +185,12 @@ def _resume(path: Path, run_id: str, step: Step, outcome: Outcome, note: Callabl
 
 def _save(folder: Path, run_id: str, step: Step, outcome: Outcome, seconds: float) -> None:
     epochs = [epoch.model_dump() for epoch in outcome.epochs]
-    progress = {"epochs": epochs, "seconds": seconds, "resumed": outcome.resumed}
+    progress = {
+        "epochs": epochs,
+        "seconds": seconds,
+        "resumed": outcome.resumed,
+        "threads": torch.get_num_threads(),
+    }
     write_checkpoint(folder / CHECKPOINT, run_id, step.state_dict() | progress)
 
 

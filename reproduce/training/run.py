@@ -8,7 +8,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
@@ -18,14 +18,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from reproduce import data
-from reproduce.errors import UserError
+from reproduce.errors import ROOM, UserError, is_full
 from reproduce.experiment.identity import RunConfig
 from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.source import git_state
 from reproduce.results.store import NewerResult, ResultError, read_result, write_result
 from reproduce.training.capture import WARM_UP_STEPS, Mode, recording_in
-from reproduce.training.checkpoints import remove_checkpoint
+from reproduce.training.checkpoints import read_checkpoint, remove_checkpoint
 from reproduce.training.host import build_task
 from reproduce.training.loop import CHECKPOINT, Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -86,8 +86,12 @@ def execute(
             return _execute(run, settings, path, on_event, should_stop, on_settled, note)
     except PermissionError as error:
         raise UserError(f"no permission to write {error.filename}: choose another folder with --runs") from error
-    except Timeout as error:
+    except Timeout as error:  # an OSError too
         raise RunBusy(f"{path.parent}: another process is training this run; wait for it or stop it") from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(f"{path.parent}: {error.strerror}: {ROOM}") from error
 
 
 def _execute(
@@ -102,7 +106,6 @@ def _execute(
     sealed = _sealed_before(run, path, note)
     if sealed is not None:
         return sealed
-    torch.set_num_threads(settings.threads)  # of this thread: others of the process keep theirs
     device = torch_device(settings.device)
     if device.type == "cuda":
         # A Step and its recording know each other, so that only the collector frees the last Run's tensors and graph.
@@ -146,6 +149,8 @@ def _train_and_seal(
     note: Callable[[str], None],
 ) -> Result:
     config = run.config
+    settings = _with_threads_of(path.parent / CHECKPOINT, config.id, settings, note)
+    torch.set_num_threads(settings.threads)  # of this thread: others of the process keep theirs
     peak_is_own = not settings.shares_process and _reset_peak_memory(device)
     environment = _environment(config, settings, device, peak_is_own)
     _rehearse_sealing(run, environment, path)
@@ -179,6 +184,19 @@ def _train_and_seal(
     result = write_result(_result(run, made, outcome, final, task.metric.name, parameters), path)
     remove_checkpoint(path.parent / CHECKPOINT)
     return result
+
+
+def _with_threads_of(checkpoint: Path, run_id: str, settings: RunSettings, note: Callable[[str], None]) -> RunSettings:
+    """As many threads as the checkpoint was made with: sums are split by thread, and so rounded differently.
+
+    Before the Task is built, since its host is trained anew.
+    """
+    saved = read_checkpoint(checkpoint, run_id)
+    threads = saved.get("threads") if saved else None
+    if not isinstance(threads, int) or threads < 1 or threads == settings.threads:
+        return settings
+    note(f"goes on with {threads} threads, as it began, and not {settings.threads}: another number would move numbers")
+    return replace(settings, threads=threads)
 
 
 def _telling_when_settled(should_stop: Callable[[], bool], on_settled: Callable[[], None]) -> Callable[[], bool]:

@@ -153,6 +153,12 @@ def failure(card: DatasetCard, root: Path | None, cache: Path) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch):
+    """No test asks whether there is a network: what is downloaded here is made here."""
+    monkeypatch.setattr("reproduce.data.sources.is_reachable", lambda address: True)
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Every download fails at once."""
