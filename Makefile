@@ -71,10 +71,17 @@ $(folders):
 report: $(ready) ## rebuild the committed pages in reports/ from reports/evidence/ alone
 	@$(python) -m reproduce report
 
-test: $(ready) ## ruff, and the whole test suite with mypy and the layers among it
+pytest = OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: lint ## ruff, and the test suite but for its slow tests, with mypy and the layers among it
+	@$(pytest) -m "not slow"
+
+test-all: lint ## ruff and every test, as continuous integration runs them
+	@$(pytest)
+
+lint: $(ready) ## ruff
 	@$(venv)/bin/ruff check .
 	@$(venv)/bin/ruff format --check .
-	@OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The machine that is rented tomorrow may bring the oldest torch that pyproject.toml allows.
 oldest := .venv-oldest

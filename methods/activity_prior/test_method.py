@@ -131,6 +131,7 @@ def convolved(value: float) -> float:
     )
 
 
+@pytest.mark.slow
 def test_a_smoothed_histogram_is_the_histogram_plus_noise() -> None:
     places = torch.tensor([-0.9, 0.0, 0.2, 0.77, 1.5, 2.0, 2.8], dtype=torch.float64)
     found = SMOOTHED.log_prob(places).exp()
@@ -292,6 +293,7 @@ def distance_after(n_steps: int, batch_size: int, memory: Memory | None = None, 
     return sum(scipy.stats.wasserstein_distance(outputs[:, unit], wanted[unit]) for unit in range(2))
 
 
+@pytest.mark.slow
 def test_histograms_of_two_rectified_outputs_come_to_follow_two_laws() -> None:
     """The distance falls tenfold, far below what the MSE alone reaches; with memory 8 samples do what 512 do."""
     untrained = distance_after(0, 8)

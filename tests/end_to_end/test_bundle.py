@@ -26,6 +26,8 @@ import pytest
 
 from reproduce.cli.wheels import IMAGE_HAS, lacking
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = Path(sysconfig.get_path("purelib"))
 # One while it installs, and one while it trains; each more takes as long as torch takes to load, twice.
@@ -182,7 +184,6 @@ def unpacked(bundle: Bundle, out: Path, runs: Path, sealed_in: Callable[[Path], 
     return sealed_in(runs)
 
 
-@pytest.mark.slow
 def test_results_come_back_with_their_commit_and_are_published(
     bundle: Bundle, undisturbed: Path, tmp_path: Path, sealed_in: Callable[[Path], dict[str, Any]]
 ) -> None:
@@ -196,7 +197,6 @@ def test_results_come_back_with_their_commit_and_are_published(
     assert published.stdout == f"2 Results published to {tmp_path / 'evidence'}, 0 already there, 0 not trained yet\n"
 
 
-@pytest.mark.slow
 def test_killed_at_random_the_numbers_are_the_same(
     bundle: Bundle,
     undisturbed: Path,
@@ -244,7 +244,6 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-@pytest.mark.slow
 def test_what_is_sealed_at_home_goes_along_and_is_not_trained_again(
     bundle: Bundle, undisturbed: Path, tmp_path: Path, sealed_in: Callable[[Path], dict[str, Any]]
 ) -> None:

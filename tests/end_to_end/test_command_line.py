@@ -283,6 +283,7 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.slow
 def test_numbers_survive_interruption_and_death(
     checkout: Any,
     undisturbed: Any,

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cookbook.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -63,7 +65,6 @@ def torch_draws_as_before() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
 def test_the_penalty_makes_kernels_of_every_kind_nearly_orthonormal() -> None:
     rows, _, _ = compared("orthogonal_kernels")
     layers = rows[:-1]
@@ -85,7 +86,6 @@ def test_the_three_mistakes_are_mistakes() -> None:
     assert (tall["least of rows"], tall["least of columns"]) == pytest.approx((16, 0), abs=1e-4)
 
 
-@pytest.mark.slow
 def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -> None:
     rows, _ = compared("saturated_sigmoid")
     saturated = column(rows, "penalty", "saturated (%)")
@@ -98,7 +98,6 @@ def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -
     assert weights["kernel L2, 0.1"] < 0.6 * weights["activity L2 before the sigmoid"]
 
 
-@pytest.mark.slow
 def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
     module = program("ten_of_a_hundred")
     found = results_of("ten_of_a_hundred", "search")
@@ -112,7 +111,6 @@ def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
     assert rows[1]["active units"] == pytest.approx(found.active, abs=0.01)
 
 
-@pytest.mark.slow
 def test_outputs_follow_their_laws_and_the_usual_advice_does_not() -> None:
     rows, _ = compared("given_histograms")
     total = {row["penalty"]: row["to histogram"] + row["to density"] for row in rows}
@@ -131,7 +129,6 @@ def test_a_map_has_a_histogram_for_each_channel_or_for_each_unit() -> None:
     assert (unit["histograms"], unit["samples of each"]) == (48, 64)
 
 
-@pytest.mark.slow
 def test_one_lambda_holds_its_effect_only_where_it_is_divided() -> None:
     rows = compared("activity_and_batch_size")
     for row in rows:
@@ -151,7 +148,6 @@ def test_readings_differ_by_the_batch_and_the_time_and_the_old_keras_trains_noth
     assert (before["trains the layer"], meant["trains the layer"]) == (False, True)
 
 
-@pytest.mark.slow
 def test_the_strength_found_is_felt_and_does_not_rule() -> None:
     rows = {row["times"]: row for row in compared("how_strong")}
     free, found, ruling = rows[0.0], rows[1.0], rows[1000.0]
@@ -193,7 +189,6 @@ def test_every_program_writes_its_figure(name: str, tmp_path: Path, capsys: pyte
     assert f"(cookbook/{name}.png)" in PAGE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_program_prints_its_table_and_says_where_its_figure_is(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

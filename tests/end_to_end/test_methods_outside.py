@@ -12,6 +12,8 @@ import pytest
 from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, MORE_METHODS, all_methods, load_method, methods_outside
 
+pytestmark = pytest.mark.slow
+
 
 def write_method(folder: Path, experiment: str = "") -> Path:
     """A copy of the template under the folder's name, with this one experiment."""

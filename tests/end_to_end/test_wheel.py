@@ -19,6 +19,8 @@ from reproduce.experiment.dataset_card import card_names
 from reproduce.experiment.folder import ROOT, all_methods, find_method
 from reproduce.training.plan import plan
 
+pytestmark = pytest.mark.slow
+
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 

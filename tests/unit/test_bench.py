@@ -199,6 +199,7 @@ def test_the_plain_loop_learns_images() -> None:
     assert (model(images).argmax(1) == labels).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_plain_loop_runs_in_a_process_of_its_own() -> None:
     with plain_process("resnet20", small=True) as seconds:
         assert 0 < seconds(2) < 60

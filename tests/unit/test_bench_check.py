@@ -84,6 +84,7 @@ def folder(tmp_path: Path, method_class: type[Method]) -> Any:
     return SimpleNamespace(name="made", path=tmp_path, load=lambda: method_class)
 
 
+@pytest.mark.slow
 def test_the_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts on toys, of one method; what is written has what `plan` reads."""
     monkeypatch.setattr("reproduce.bench.step_times.SECONDS_PER_ROUND", 0.01)

@@ -165,6 +165,7 @@ def started(arguments: list[str], output: Any) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_a_training_in_the_background_is_running_and_then_interrupted(
     training: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:

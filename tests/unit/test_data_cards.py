@@ -177,6 +177,7 @@ def test_held_out_paragraphs_of_topics_are_new():
     assert not validation & train
 
 
+@pytest.mark.slow
 def test_real_files_are_what_their_cards_say(real, cache):
     folder, present = real
     for name in [*present, "digits"]:
@@ -193,6 +194,7 @@ def test_real_files_are_what_their_cards_say(real, cache):
             assert int(data.train.max()) < vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uci_molec_biol_splice", "uci_wine_quality_red", "uci_semeion"])
 def test_rows_that_test_and_training_share_are_on_the_card(real, cache, name):
     """Counted on pairs of equal rows, as pandas joins them; where the tables are beside the repository."""

@@ -22,7 +22,7 @@ from reproduce.integrations.lightning import PenaltyCallback
 
 RATE = 0.1
 QUIET: dict[str, Any] = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")]
 
 
 class Classifier(lightning.LightningModule):
@@ -443,7 +443,6 @@ def on_both_batches(method: Method) -> Classifier:
     return module
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_on_both_their_batches(tmp_path: Path) -> None:
     method = load_method("vcl", strength=0.3, sample_size=2)
     environment = dict(os.environ)

@@ -15,7 +15,7 @@ from reproduce import Method, load_method
 from reproduce.integrations.transformers import PenaltyMixin, PenaltyTrainer
 
 RATE = 0.1
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 
 class Tagger(nn.Module):

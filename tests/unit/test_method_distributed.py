@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.unit.ranks import DDP_OPTIONS, RANKS, SHARDED, attached, batch, convolutional, images, penalty_of, stepped
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("options", DDP_OPTIONS)
 def test_vcl_is_trained_alike_on_every_rank(ranks: list[dict[str, Any]], options: str) -> None:

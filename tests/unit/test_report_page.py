@@ -352,6 +352,7 @@ def test_a_page_from_sealed_files_needs_no_torch(make_experiment, make_results, 
     assert "broken.json" in (tmp_path / "out" / "per.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_pages_are_the_same_without_docstrings(tmp_path):
     """`python -OO` removes them: nothing that a page shows may be one."""
     (tmp_path / "evidence").mkdir()

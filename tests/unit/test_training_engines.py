@@ -237,6 +237,7 @@ def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_run_half_a_minute_and_no_other_anything(
     kept: KeptProcesses, settings: RunSettings, tmp_path: Path
 ) -> None:

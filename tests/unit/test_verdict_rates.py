@@ -8,6 +8,8 @@ import pytest
 from reproduce.experiment.folder import ROOT
 from reproduce.results import judge
 
+pytestmark = pytest.mark.slow
+
 SPEC = importlib.util.spec_from_file_location("verdicts", ROOT / "docs" / "verdicts.py")
 verdicts = importlib.util.module_from_spec(SPEC)
 sys.modules["verdicts"] = verdicts
