@@ -158,14 +158,17 @@ def _estimates(data: str, runs: Path, workers: Workers) -> Iterator[Finding]:
     from reproduce.cli.estimates import Timer, known_times
 
     sealed, _ = local_results(runs, briefly=True)
-    any_untimed = False
+    any_untimed, left_out = False, dict[str, None]()
     times, ids = known_times([*sealed, *committed_results()], runs), {result.id for result in sealed}
     for scale in SCALES:
+        broken: list[str] = []
         try:
-            planned = planned_runs(chosen_experiments("all", scale), "", data, results=sealed)
+            experiments = chosen_experiments("all", scale, broken=broken)
+            planned = planned_runs(experiments, "", data, results=sealed, broken=broken)
         except UserError as error:
             yield Finding(scale, str(error), "problem")
             continue
+        left_out |= dict.fromkeys(broken)
         missing = [run for run in planned if run.id not in ids]
         timer = Timer(times, settings_of(workers, data, runs, len(missing)))
         known = [seconds for run in missing if (seconds := timer.seconds_of(run)) is not None]
@@ -177,5 +180,7 @@ def _estimates(data: str, runs: Path, workers: Workers) -> Iterator[Finding]:
             said += f"; {runs_text(untimed)} of unknown length"
         any_untimed |= untimed > 0
         yield Finding(scale, said, "note" if untimed else "fine")
+    for line in left_out:
+        yield Finding("experiments", line, "problem")
     if any_untimed:
         yield Finding("to time them", f"{as_typed()} plan all --scale quick --pilot (20 steps of each kind)", "note")

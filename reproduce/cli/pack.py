@@ -40,11 +40,13 @@ def pack(
         raise UserError("--scale, --seeds and --only choose among a method's experiments: name it, or say all")
     paths = {path.stem: path for path in results.glob("*.json")}
     paths |= {path.parent.name: path for path in results.glob("*/result.json")}
+    broken: list[str] = []
     if method:
         from reproduce.cli.campaign import planned_runs
         from reproduce.cli.chosen import chosen_experiments
 
-        planned = planned_runs(chosen_experiments(method, scale or None, only), seeds, data)
+        experiments = chosen_experiments(method, scale or None, only, broken)
+        planned = planned_runs(experiments, seeds, data, broken=broken)
         wanted = {run.config.folder for run in planned}
         paths = {name: path for name, path in paths.items() if name in wanted}
     files, n_packed, problems = write_packs(paths.values(), output)
@@ -53,6 +55,10 @@ def pack(
     for file in files:
         print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
     print(f"{n_packed} Results packed, {len(problems)} skipped")
+    if broken:
+        from reproduce.cli.chosen import say_left_out
+
+        say_left_out(broken)
 
 
 def _note_source() -> None:

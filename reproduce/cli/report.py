@@ -120,7 +120,8 @@ def publish(
     methods: MethodsOption = None,
 ) -> None:
     """Copy the sealed local Results of an experiment into reports/evidence; what is there stays."""
-    planned = planned_runs(chosen_experiments(method, scale, only), seeds, data)
+    broken: list[str] = []
+    planned = planned_runs(chosen_experiments(method, scale, only, broken), seeds, data, broken=broken)
     output.mkdir(parents=True, exist_ok=True)
     n_new = n_missing = 0
     problems: list[str] = []
@@ -139,3 +140,4 @@ def publish(
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     print(f"{n_new} Results published to {output}, {already} already there, {n_missing} not trained yet")
+    say_left_out(broken)

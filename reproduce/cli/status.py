@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reproduce.cli.chosen import chosen_experiments, committed_results, nothing_planned
+from reproduce.cli.chosen import chosen_experiments, committed_results, nothing_planned, say_left_out
 from reproduce.cli.coverage import state_of
 from reproduce.cli.options import (
     DataOption,
@@ -80,12 +80,15 @@ def status(
         rows = covered.again() if covered else None
     if as_json:
         print(json.dumps(_content(looks, rows), indent=1))
+        say_left_out(covered.broken if covered else ())
         return
     for line in looks.lines:
         print(line)
     if covered and rows:
         console().print(coverage_table(rows))
         print("\n".join(covered.lines()))
+    if covered:
+        say_left_out(covered.broken)
 
 
 class Looks:
@@ -136,13 +139,15 @@ class Covered:
     """How far the chosen experiments are; they are planned anew only when there are new Results."""
 
     def __init__(self, method: str, scale: str, seeds: str, only: str, data: str, looks: Looks) -> None:
-        self._experiments = chosen_experiments(method, scale, only)
+        self._not_read: list[str] = []
+        self._experiments = chosen_experiments(method, scale, only, self._not_read)
         self._choice = seeds, data
         self._looks = looks
         self._planned_with: set[Path] | None = None
         self._committed = committed_results()
         self._planned: list[PlannedRun] = []
         self._left: list[PlannedRun] = []
+        self.broken: list[str] = []  # methods that cannot be read or planned, a line each
         self._timer: Timer | None = None
         if not any(self._experiments.values()):
             print(nothing_planned(method, scale), file=sys.stderr)
@@ -170,7 +175,8 @@ class Covered:
         from reproduce.cli.estimates import Timer, known_times
 
         sealed, (seeds, data), runs = list(self._looks.results.values()), self._choice, self._looks.runs
-        self._planned = planned_runs(self._experiments, seeds, data, results=sealed)
+        self.broken = list(self._not_read)
+        self._planned = planned_runs(self._experiments, seeds, data, results=sealed, broken=self.broken)
         settings = settings_of(workers_on("", 0, len(self._planned)), data, runs, len(self._planned))
         self._planned_with = set(self._looks.results)
         return Timer(known_times([*sealed, *self._committed], runs), settings)
@@ -189,7 +195,7 @@ def _watch(looks: Looks, covered: Covered | None, every: float) -> None:
         rows = covered.again() if covered else None
         parts: list[RenderableType] = [Text("\n".join(looks.lines if covered is None else [looks.summary]))]
         if covered and rows:
-            parts += [coverage_table(rows), Text("\n".join(covered.lines()))]
+            parts += [coverage_table(rows), Text("\n".join([*covered.lines(), *covered.broken]))]
         return Group(*parts, Text(f"{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it", style="dim"))
 
     try:

@@ -47,6 +47,16 @@ def test_run_trains_seals_and_writes_a_page(
     assert list((checkout.path / "runs").glob("*/events.out.tfevents.*"))
 
 
+OF_ALL = [
+    ["list"],
+    ["plan", "all"],
+    ["status", "all"],
+    ["publish", "all", "--scale", "quick", "--output", "published_of_all"],
+    ["pack", "all", "--results", "runs", "--output", "packed"],
+    ["report", "--results", "runs", "--output", "pages_of_all"],
+]
+
+
 @pytest.fixture(scope="module")
 def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[str, Any]:
     """Every command below, in one process: the sound ones first, then the bad input."""
@@ -89,6 +99,7 @@ def answers(checkout: Any, undisturbed: Any, tiny: str, on_mnist: str) -> dict[s
         "wrong type": (["plan", "activity_norm"], {broken: tiny.replace("batch_size = 20", "batch_size = 'x'")}),
         "claim without source": (["run", "activity_norm"], {broken: tiny.replace('source = "nowhere"\n', "")}),
         "not toml": (["list"], {broken: "title = = 1"}),
+        **{f"one broken of all: {words[0]}": (words, {broken: "title = = 1"}) for words in OF_ALL},
         "unknown parameter": (["run", "activity_norm"], {broken: tiny.replace("n_slices", "slices")}),
         "no data folder": (["run", "per", "--data", "nowhere"], reads),
         "no results folder": (["report", "per", "--results", "nowhere"], {}),
@@ -243,6 +254,24 @@ def test_bad_input_is_one_line_and_exit_code_2(name: str, answers: dict[str, Any
     assert answer.stderr.endswith("\n")
     for words in REFUSED[name]:
         assert words in answer.stderr
+
+
+@pytest.mark.parametrize("command", [words[0] for words in OF_ALL])
+def test_a_method_that_does_not_read_stops_no_other(command: str, answers: dict[str, Any], checkout: Any) -> None:
+    """What can be done is done for the others; the one is named in a line, and the exit code says so."""
+    answer = answers[f"one broken of all: {command}"]
+    assert answer.code == 2
+    assert answer.stderr.splitlines()[-1].startswith("error: ")
+    assert answer.stderr.count("broken.toml: not valid TOML") == answer.stderr.count("\n") == 1
+    done = {
+        "list": "tiny",
+        "plan": "2 runs, 0 to train",
+        "status": "nothing left to train",
+        "publish": "2 Results published to published_of_all",
+        "pack": "2 Results packed, 0 skipped",
+        "report": "pages in pages_of_all",
+    }
+    assert done[command] in answer.stdout
 
 
 def test_bad_input_loses_nothing(
