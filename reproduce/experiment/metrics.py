@@ -22,6 +22,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("loss", "lower"),
+        Metric("objective", "lower"),  # what training minimises: the loss with the method's penalty
         Metric("error", "lower", "%", 0, 100),
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),

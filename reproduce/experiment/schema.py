@@ -79,6 +79,11 @@ class TaskSpec(Strict):
         default=None,
         description="Autoencoding: squared errors averaged over pixels. Left out: summed over them.",
     )
+    objective: Literal["with_penalty"] | None = Field(
+        default=None,
+        description="Autoencoding: `with_penalty` also evaluates what training minimises, the loss plus the method's "
+        "penalty, as `objective`, in batches of the recipe's `batch_size`. Left out: the loss alone.",
+    )
     classifier_iterations: Count | None = Field(
         default=None,
         description="Autoencoding: iterations of a logistic regression on the features, whose error is then the metric "
@@ -169,7 +174,7 @@ class Recipe(Strict):
     epochs: Count | None = Field(default=None, description="Passes over the training data. Either this or `steps`.")
     steps: Count | None = Field(default=None, description="Steps of the optimizer. Either this or `epochs`.")
     batch_size: Count = Field(description="Examples a step; of text, streams that are read side by side.")
-    optimizer: Literal["sgd", "adam", "rmsprop"] = Field(default="sgd", description="What steps.")
+    optimizer: Literal["sgd", "adam", "nadam", "rmsprop"] = Field(default="sgd", description="What steps.")
     learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
     momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
     nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
@@ -209,8 +214,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Recipe:
-        if self.momentum and self.optimizer == "adam":
-            raise Misplaced(("momentum",), "adam takes no momentum")
+        if self.momentum and self.optimizer in ("adam", "nadam"):
+            raise Misplaced(("momentum",), f"{self.optimizer} takes no momentum")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self

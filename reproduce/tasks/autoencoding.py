@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -21,19 +22,21 @@ from reproduce.tasks.image_classification import ImageClassification
 
 class Options(image_classification.Options):
     reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
+    objective: Literal["with_penalty"] | None = None  # None: the loss alone is evaluated
     classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
 
     @property
     def metrics(self) -> frozenset[str]:
         classified = {"classifier_error"} if self.classifier_iterations else set()
-        return CODE_METRICS | RECONSTRUCTION_METRICS | {"loss"} | classified
+        objective = {"objective"} if self.objective else set()
+        return CODE_METRICS | RECONSTRUCTION_METRICS | {"loss"} | objective | classified
 
 
 class Autoencoding(ImageClassification):
     """Loss: mean over images of the sum over pixels of squared errors ("pixel_mean": mean over both).
 
     Metrics of a split: ``loss``, ``fvu``, ``relative_reconstruction_bias``, ``l0``, ``dead_fraction``,
-    ``decoder_norm`` (mean over latents), and with ``classifier_iterations`` the ``classifier_error`` in percent of a
+    ``decoder_norm`` (mean over latents), with ``objective`` the loss plus the method's penalty, and with ``classifier_iterations`` the ``classifier_error`` in percent of a
     multinomial logistic regression on the features of the training images, which is then the metric that counts.
     """
 
@@ -56,6 +59,7 @@ class Autoencoding(ImageClassification):
         self.classifier_iterations = options.classifier_iterations
         self.metric = METRICS["classifier_error" if options.classifier_iterations else "fvu"]
         self.pixel_mean = options.reconstruction == "pixel_mean"
+        self.evaluates_objective = options.objective is not None
         self.epochs_begun = 0
         self.total_epochs = recipe.epochs or -(-(recipe.steps or 1) // self.steps_per_epoch)
 
@@ -81,6 +85,13 @@ class Autoencoding(ImageClassification):
                 found[name]["classifier_error"] = error
         self.model.train()
         return found
+
+    def losses_of_splits(self) -> Iterator[tuple[str, Tensor, int]]:
+        """Split, loss and size of each batch, of the size that training has: a penalty may depend on it."""
+        for name, split in self.splits.items():
+            for images in split.inputs.split(self.recipe.batch_size):
+                images = self.read(images)
+                yield name, self._losses(images, self._logits(images)).mean(), len(images)
 
     def _evaluate_split(self, split: Labelled) -> dict[str, float]:
         loss = torch.zeros((), device=self.device, dtype=torch.float64)

@@ -19,6 +19,7 @@ from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import REMEDY, CheckpointError, read_checkpoint, write_checkpoint
+from reproduce.training.objective import objectives
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
 
@@ -198,6 +199,8 @@ def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> 
     describes = are_described((number - 1) // period, -(-step.total_steps // period))
     train_loss, penalty = step.sums.means()
     metrics = step.task.evaluate()
+    for split, value in objectives(step).items():
+        metrics[split]["objective"] = value
     return EpochRecord(
         epoch=-(-number // step.task.steps_per_epoch),
         step=number,

@@ -46,6 +46,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             )
         case "adam":
             return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True, capturable=on_cuda)
+        case "nadam":
+            return torch.optim.NAdam(groups, lr=recipe.learning_rate, capturable=on_cuda)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=recipe.learning_rate, momentum=recipe.momentum, capturable=on_cuda)
 
