@@ -48,6 +48,21 @@ METRICS: dict[str, Metric] = {
 }
 
 
+class MetricPlace(NamedTuple):
+    """What `test.error@20` says, piece by piece."""
+
+    split: str
+    name: str
+    epoch: int | None  # None: the one that counts
+
+
+def place_of_metric(text: str) -> MetricPlace:
+    """`test.error`, or `test.error@20` at the end of an epoch; a name without a split has "" there."""
+    address, _, epoch = text.partition("@")
+    split, _, name = address.rpartition(".")
+    return MetricPlace(split, name, int(epoch) if epoch else None)
+
+
 def metric_named(name: str) -> Metric:
     """The metric of that name.
 

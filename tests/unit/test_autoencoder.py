@@ -288,6 +288,36 @@ def test_the_classifier_reads_features_of_a_frozen_code() -> None:
     assert task.metric.name == "classifier_error"
 
 
+def test_the_strength_of_the_classifier_is_chosen_on_validation() -> None:
+    strengths = (0.001, 0.01, 0.1, 1.0, 10.0)
+    changed = {"classifier_iterations": 50, "classifier_strength": "chosen", "model": "pixels", "model_options": {}}
+    task, _ = task_of({**changed, "validation": 15})
+    found = task.evaluate()
+    data = image_data()
+    x, y = data.train.images.float().flatten(1).numpy() / 255, data.train.labels.numpy()
+    test_x, test_y = data.test.images.float().flatten(1).numpy() / 255, data.test.labels.numpy()
+    errors = {}
+    for strength in strengths:
+        classifier = LogisticRegression(C=strength, max_iter=50).fit(x[:45], y[:45])
+        errors[strength] = [100 * (classifier.predict(a) != b).mean() for a, b in ((x[45:], y[45:]), (test_x, test_y))]
+    best = min(sorted(strengths), key=lambda strength: errors[strength][0])
+    assert len({validation for validation, _ in errors.values()}) > 1
+    assert found["validation"]["classifier_error"] == pytest.approx(errors[best][0])
+    assert found["test"]["classifier_error"] == pytest.approx(errors[best][1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classifier_iterations": 5, "classifier_strength": "chosen"}, "'tiny' has no validation split"),
+        ({"classifier_strength": "chosen", "validation": 15}, "needs option 'classifier_iterations'"),
+    ],
+)
+def test_strengths_need_a_classifier_and_validation(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        task_of(changed)
+
+
 def test_pixels_are_their_own_features() -> None:
     task, _ = task_of({"classifier_iterations": 200, "model": "pixels", "model_options": {}})
     task.start_epoch()
