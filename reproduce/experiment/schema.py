@@ -94,11 +94,13 @@ class TaskSpec(Strict):
     )
     classifier_strength: Literal["chosen"] | None = Field(
         default=None,
-        description="Autoencoding: `chosen` takes for C, the inverse of the classifier's L2 penalty, that of 0.001, 0.01, "
-        "0.1, 1 and 10 with the least validation error; of equals the smallest. Left out: 1.",
+        description="Autoencoding: `chosen` takes for C, the inverse of the classifier's L2 penalty, that of 0.001, "
+        "0.01, 0.1, 1 and 10 with the least validation error; of equals the smallest. Left out: 1.",
     )
     host: HostSpec | None = Field(
-        default=None, description="Activation autoencoding: the model whose activations are read."
+        default=None,
+        description="Activation autoencoding: the model whose activations are read. Image classification: an "
+        "autoencoder that is trained first, and whose encoder the task's model, `code_classifier`, begins with.",
     )
     fold: Fold | None = Field(default=None, description="Tables: which of the dataset's test folds, from 0.")
     fold_convention: FoldConvention | None = Field(
@@ -156,7 +158,16 @@ class CosineRate(Strict):
     kind: Literal["cosine"]
 
 
-Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")]
+class LinearRate(Strict):
+    """The rate falls in a straight line over the whole of training."""
+
+    kind: Literal["linear"]
+    last: float = Field(ge=0, lt=1, description="Where it ends, as a fraction of `learning_rate`.")
+
+
+Schedule = Annotated[
+    ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate | LinearRate, Field(discriminator="kind")
+]
 
 
 class Clip(Strict):
@@ -205,8 +216,8 @@ class Recipe(Strict):
     evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")
     selection: Selection = Field(
         default="last",
-        description="Which evaluation counts: the last, or the best by validation (`best_validation_average`: by its mean "
-        "over the last 10 epochs) or, where a paper does so, by test.",
+        description="Which evaluation counts: the last, or the best by validation (`best_validation_average`: by its "
+        "mean over the last 10 epochs) or, where a paper does so, by test.",
     )
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
     probe_examples: Count = Field(default=256, description="On so many examples the statistics of Sites are taken.")

@@ -52,8 +52,10 @@ class Point:
             return {}
         found = {}
         for seed, result in self.completed.items():
-            ends = [result.final] if epoch is None else [end for end in result.epochs if end.epoch == epoch]
-            found |= {seed: getattr(end, split)[name] for end in ends if end and name in getattr(end, split)}
+            at = (record for record in result.epochs if record.epoch == epoch)
+            end = result.final if epoch is None else next(at, None)
+            if end is not None and name in getattr(end, split):
+                found[seed] = getattr(end, split)[name]
         return found
 
     def mean(self, metric: str) -> float | None:

@@ -23,7 +23,7 @@ from reproduce.tasks.image_classification import ImageClassification
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of C, from which validation chooses; ours
 
 
-class Options(image_classification.Options):
+class Options(image_classification.ImageOptions):
     reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
     objective: Literal["with_penalty"] | None = None  # None: the loss alone is evaluated
     classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
@@ -46,8 +46,9 @@ class Autoencoding(ImageClassification):
     """Loss: mean over images of the sum over pixels of squared errors ("pixel_mean": mean over both).
 
     Metrics of a split: ``loss``, ``fvu``, ``relative_reconstruction_bias``, ``l0``, ``dead_fraction``,
-    ``decoder_norm`` (mean over latents), with ``objective`` the loss plus the method's penalty, and with ``classifier_iterations`` the ``classifier_error`` in percent of a
-    multinomial logistic regression on the features of the training images, which is then the metric that counts.
+    ``decoder_norm`` (mean over latents), with ``objective`` the loss plus the method's penalty, and with
+    ``classifier_iterations`` the ``classifier_error`` in percent of a multinomial logistic regression on the features
+    of the training images, which is then the metric that counts.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class Autoencoding(ImageClassification):
             raise UserError(f"task autoencoding needs an autoencoder; model {spec.model!r} has no {lacking[0]!r}")
         self.autoencoder: Any = self.model
         if options.classifier_strength is not None and "validation" not in self.splits:
-            lacking = f"{spec.dataset!r} has no validation split; set task.validation"
-            raise UserError(f"classifier_strength is chosen on validation: {lacking}", ["classifier_strength"])
+            reason = f"{spec.dataset!r} has no validation split; set task.validation"
+            raise UserError(f"classifier_strength is chosen on validation: {reason}", ["classifier_strength"])
         self.classifier_iterations = options.classifier_iterations
         self.classifier_strengths = (1.0,) if options.classifier_strength is None else STRENGTHS
         self.metric = METRICS["classifier_error" if options.classifier_iterations else "fvu"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.schema import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, StepRate
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -69,6 +69,8 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
                 return schedule.factor ** max(0, step // steps_per_epoch - schedule.after + 1)
             case CosineRate():
                 return 0.5 * (1 + math.cos(math.pi * min(step, total_steps) / total_steps))
+            case LinearRate():
+                return 1 - (1 - schedule.last) * min(step, total_steps) / total_steps
             case _:
                 return 1.0
 

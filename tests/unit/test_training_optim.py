@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.batchnorm.method import BatchNorm
 from reproduce import models
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
+from reproduce.experiment.schema import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, Schedule, StepRate
 from reproduce.models import Sizes
 from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients, parameter_groups
 
@@ -73,6 +73,10 @@ def decay(step: int) -> float:
     return rate
 
 
+def linear(step: int) -> float:
+    return 1.0 + (0.25 - 1.0) * step / 24
+
+
 def cosine(step: int) -> float:
     return (1 + math.cos(math.pi * step / 24)) / 2
 
@@ -86,6 +90,7 @@ def cosine(step: int) -> float:
         (StepRate(kind="step", milestones=(3, 11), factor=(0.2, 0.5), unit="steps"), step_steps),
         (DecayRate(kind="decay", after=2, factor=0.8), decay),
         (CosineRate(kind="cosine"), cosine),
+        (LinearRate(kind="linear", last=0.25), linear),
     ],
 )
 def test_schedule_is_the_loop(schedule: Schedule, expected: Callable[[int], float], warmup: int | None) -> None:
