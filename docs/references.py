@@ -25,7 +25,9 @@ ANCHORS = {
     "TaskSpec": "tasksname",
     "HostSpec": "tasksnamehost",
     "Recipe": "recipe",
-    **dict.fromkeys(("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate"), "recipeschedule"),
+    **dict.fromkeys(
+        ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"
+    ),
     "Clip": "recipeclip",
     "Arm": "armsname",
     "RecipeChange": "recipe",

@@ -22,6 +22,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("loss", "lower"),
+        Metric("objective", "lower"),  # what training minimises: the loss with the method's penalty
         Metric("error", "lower", "%", 0, 100),
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),
@@ -45,6 +46,21 @@ METRICS: dict[str, Metric] = {
         Metric("ce_loss_score_mean", "higher"),
     )
 }
+
+
+class MetricPlace(NamedTuple):
+    """What `test.error@20` says, piece by piece."""
+
+    split: str
+    name: str
+    epoch: int | None  # None: the one that counts
+
+
+def place_of_metric(text: str) -> MetricPlace:
+    """`test.error`, or `test.error@20` at the end of an epoch; a name without a split has "" there."""
+    address, _, epoch = text.partition("@")
+    split, _, name = address.rpartition(".")
+    return MetricPlace(split, name, int(epoch) if epoch else None)
 
 
 def metric_named(name: str) -> Metric:

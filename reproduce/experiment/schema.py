@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from reproduce.errors import Misplaced, UserError, first_problem, none_of, shown
+from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
-Selection = Literal["last", "best_validation", "best_test"]
+Selection = Literal["last", "best_validation", "best_validation_average", "best_test"]
+AVERAGED_EPOCHS = 10  # of "best_validation_average": the mean over so many, as uriyapes/VCL_DC, main_UCI.py, has it
 Scalar = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -24,7 +26,8 @@ MOST_SEEDS = 10_000
 MOST_CELLS = 100_000  # of one experiment: more would eat the memory before anything is said
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
-MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+$")]  # of a split: "test.error"
+# of a split: "test.error"; "test.error@20": at the end of epoch 20, whatever epoch counts
+MetricName = Annotated[str, Field(pattern=r"^(test|validation)\.\w+(@[1-9]\d*)?$")]
 FigureName = Literal[
     "seeds",
     "paired_differences",
@@ -79,13 +82,25 @@ class TaskSpec(Strict):
         default=None,
         description="Autoencoding: squared errors averaged over pixels. Left out: summed over them.",
     )
+    objective: Literal["with_penalty"] | None = Field(
+        default=None,
+        description="Autoencoding: `with_penalty` also evaluates what training minimises, the loss plus the method's "
+        "penalty, as `objective`, in batches of the recipe's `batch_size`. Left out: the loss alone.",
+    )
     classifier_iterations: Count | None = Field(
         default=None,
         description="Autoencoding: iterations of a logistic regression on the features, whose error is then the metric "
         "that counts. Left out: no classifier.",
     )
+    classifier_strength: Literal["chosen"] | None = Field(
+        default=None,
+        description="Autoencoding: `chosen` takes for C, the inverse of the classifier's L2 penalty, that of 0.001, "
+        "0.01, 0.1, 1 and 10 with the least validation error; of equals the smallest. Left out: 1.",
+    )
     host: HostSpec | None = Field(
-        default=None, description="Activation autoencoding: the model whose activations are read."
+        default=None,
+        description="Activation autoencoding: the model whose activations are read. Image classification: an "
+        "autoencoder that is trained first, and whose encoder the task's model, `code_classifier`, begins with.",
     )
     fold: Fold | None = Field(default=None, description="Tables: which of the dataset's test folds, from 0.")
     fold_convention: FoldConvention | None = Field(
@@ -143,7 +158,16 @@ class CosineRate(Strict):
     kind: Literal["cosine"]
 
 
-Schedule = Annotated[ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate, Field(discriminator="kind")]
+class LinearRate(Strict):
+    """The rate falls in a straight line over the whole of training."""
+
+    kind: Literal["linear"]
+    last: float = Field(ge=0, lt=1, description="Where it ends, as a fraction of `learning_rate`.")
+
+
+Schedule = Annotated[
+    ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate | LinearRate, Field(discriminator="kind")
+]
 
 
 class Clip(Strict):
@@ -169,7 +193,7 @@ class Recipe(Strict):
     epochs: Count | None = Field(default=None, description="Passes over the training data. Either this or `steps`.")
     steps: Count | None = Field(default=None, description="Steps of the optimizer. Either this or `epochs`.")
     batch_size: Count = Field(description="Examples a step; of text, streams that are read side by side.")
-    optimizer: Literal["sgd", "adam", "rmsprop"] = Field(default="sgd", description="What steps.")
+    optimizer: Literal["sgd", "adam", "nadam", "rmsprop"] = Field(default="sgd", description="What steps.")
     learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
     momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
     nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
@@ -192,7 +216,8 @@ class Recipe(Strict):
     evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")
     selection: Selection = Field(
         default="last",
-        description="Which evaluation counts: the last, or the best by validation or, where a paper does so, by test.",
+        description="Which evaluation counts: the last, or the best by validation (`best_validation_average`: by its "
+        "mean over the last 10 epochs) or, where a paper does so, by test.",
     )
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
     probe_examples: Count = Field(default=256, description="On so many examples the statistics of Sites are taken.")
@@ -205,12 +230,14 @@ class Recipe(Strict):
             raise ValueError("warmup_steps and warmup_factor go together")
         if self.warmup_steps is not None and isinstance(self.schedule, PlateauRate):
             raise Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
+        if self.selection == "best_validation_average" and self.epochs is None:
+            raise Misplaced(("selection",), "an average over epochs needs epochs, found steps")
         return self
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Recipe:
-        if self.momentum and self.optimizer == "adam":
-            raise Misplaced(("momentum",), "adam takes no momentum")
+        if self.momentum and self.optimizer in ("adam", "nadam"):
+            raise Misplaced(("momentum",), f"{self.optimizer} takes no momentum")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self
@@ -293,7 +320,9 @@ class Claim(Strict):
 
     task: str = Field(description="A task of this file.")
     arm: str = Field(description="The arm that the claim is about.")
-    metric: MetricName = Field(description="Split and metric: `test.error`, `validation.perplexity`.")
+    metric: MetricName = Field(
+        description="Split and metric: `test.error`, `validation.perplexity`; `test.error@20` at the end of epoch 20."
+    )
     over: str | None = Field(default=None, description="The arm that it is compared with.")
     value: float | None = Field(
         default=None, description="The number that the paper prints. Either this or `direction`."
@@ -341,7 +370,7 @@ class Experiment(Strict):
     title: str = Field(description="What pages call it.")
     question: str = Field(default="", description="What it asks, in one sentence.")
     scale: Scale = Field(
-        description="Minutes on data that comes along, under an hour on two cores, or the paper's own."
+        description="Minutes on data that comes along, hours at most on two cores and real data, or the paper's own."
     )
     source: str = Field(min_length=1, description="The table or figure of the paper; `ours` where there is none.")
     seeds: tuple[int, ...] = Field(min_length=1, description="On which every arm is trained and judged.")
@@ -394,6 +423,20 @@ class Experiment(Strict):
                 raise Misplaced(("metrics", index), f"{metric!r}: expected 'test.NAME' or 'validation.NAME'")
         if self.baseline is not None and self.baseline not in self.arms:
             raise Misplaced(("baseline",), none_of(self.baseline, "the arms", self.arms))
+        return self
+
+    @model_validator(mode="after")
+    def _claimed_epochs_are_evaluated(self) -> Experiment:
+        for index, claim in enumerate(self.claims):
+            epoch = place_of_metric(claim.metric).epoch
+            if epoch is None:
+                continue
+            for arm in (self.arms[name] for name in (claim.arm, claim.over) if name is not None):
+                recipe = self.recipe_of(arm, {})
+                if recipe.epochs is None or epoch > recipe.epochs or epoch % recipe.evaluate_every:
+                    trained = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
+                    expected = f"a multiple of evaluate_every = {recipe.evaluate_every} within {trained}"
+                    raise Misplaced(("claims", index, "metric"), f"epoch {epoch} is not evaluated: expected {expected}")
         return self
 
     @model_validator(mode="after")

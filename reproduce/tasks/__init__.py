@@ -133,8 +133,8 @@ def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None
     if has_validation:
         return
     lacking = f"{dataset!r} has no validation split; set task.validation"
-    if recipe.selection == "best_validation":
-        raise UserError(f"selection best_validation: {lacking}", ["recipe", "selection"])
+    if recipe.selection.startswith("best_validation"):
+        raise UserError(f"selection {recipe.selection}: {lacking}", ["recipe", "selection"])
     if isinstance(recipe.schedule, PlateauRate):
         raise UserError(f"schedule plateau: {lacking}", ["recipe", "schedule"])
 

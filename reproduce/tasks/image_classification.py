@@ -12,7 +12,7 @@ from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Count, Normalisation, Recipe, TaskSpec
+from reproduce.experiment.schema import Count, HostSpec, Normalisation, Recipe, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
@@ -21,7 +21,7 @@ from reproduce.tasks._classification import Classification
 PADDING = 4
 
 
-class Options(TaskOptions):
+class ImageOptions(TaskOptions):
     """Which images are trained on, which are held out, and how pixels become numbers."""
 
     validation: Count | None = None
@@ -36,13 +36,17 @@ class Options(TaskOptions):
         return self.validation is not None or card.has_validation
 
 
+class Options(ImageOptions):
+    host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
+
+
 class ImageClassification(Classification[Images]):
     """All images stay on the device as uint8; batches are normalised and augmented there."""
 
     def __init__(
         self,
         spec: TaskSpec,
-        options: Options,
+        options: ImageOptions,
         recipe: Recipe,
         data: ImageData,
         generators: Generators,
@@ -105,7 +109,7 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
     return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
 
-def _split(options: Options, data: ImageData) -> tuple[Images, Images | None]:
+def _split(options: ImageOptions, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if options.validation:
@@ -135,9 +139,43 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[example, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def build(
-    spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
+def build_host(
+    spec: TaskSpec, options: Options, data: Any, generators: Generators, device: torch.device
 ) -> ImageClassification:
+    """The autoencoding on which the host is trained, by its own recipe."""
+    from reproduce.tasks import _pretraining  # which builds on this module
+
+    _check_images(spec, data)
+    if options.host is None:
+        raise ValueError("this task has no host")
+    return _pretraining.build_autoencoding(spec, options, options.host, data, generators, device)
+
+
+def read_host(options: Options, task: ImageClassification) -> dict[str, Tensor]:
+    """The trained autoencoder's weights and buffers."""
+    return {name: value.detach().clone() for name, value in task.model.state_dict().items()}
+
+
+def _check_images(spec: TaskSpec, data: Any) -> None:
     if not isinstance(data, ImageData):
         raise UserError(f"task image_classification needs images; dataset {spec.dataset!r} holds {data.holds}")
-    return ImageClassification(spec, options, recipe, data, generators, device)
+
+
+def build(
+    spec: TaskSpec,
+    options: Options,
+    recipe: Recipe,
+    data: Any,
+    generators: Generators,
+    device: torch.device,
+    host: dict[str, Tensor] | None = None,
+) -> ImageClassification:
+    _check_images(spec, data)
+    if (host is None) != (options.host is None):
+        raise ValueError("the host was not trained: build this Task by `training.host.build_task`")
+    task = ImageClassification(spec, options, recipe, data, generators, device)
+    if host is not None:
+        from reproduce.tasks import _pretraining
+
+        _pretraining.take_over(task.model, host)
+    return task

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from reproduce.errors import UserError, did_you_mean
 from reproduce.experiment.folder import MethodFolder
+from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.places import place_of, place_of_claim
 from reproduce.experiment.schema import Experiment
 
@@ -20,7 +21,7 @@ class Measured(NamedTuple):
 
     def refusal(self, metric: str) -> str:
         """Why ``test.error`` is not among it; "" where it is."""
-        split, _, name = metric.partition(".")
+        split, name, _ = place_of_metric(metric)
         if name not in self.metrics:
             known = sorted(f"{split}.{one}" for one in self.metrics)
             return f"{metric!r} is not measured on a task of kind {self.kind!r}: {did_you_mean(metric, known)}"

@@ -124,7 +124,7 @@ def test_sites_know_their_shapes_and_logits_have_none(name):
     model = built(name, options, sizes)
     trace = watch(model)
     logits = forward(model, name, sizes)
-    reconstructs = name in ("autoencoder", "pixels")
+    reconstructs = name in ("autoencoder", "layered_autoencoder", "pixels")
     expected = (2, *sizes.input_shape) if reconstructs else (2, sizes.outputs) if sizes.input_shape else (3, 2, 11)
     assert logits.shape == expected
     assert len(trace.records) == len(list(sites_of(model)))  # each Site is passed once
@@ -190,6 +190,7 @@ def test_variances_of_the_initialisations():
             ("he", 2 / fan_in, 3.0),
             ("lecun", 1 / fan_in, 3.0),
             ("torch", 1 / (3 * fan_in), 1.8),
+            ("glorot", 2 / (fan_in + shape[0] * math.prod(shape[2:])), 1.8),
             ("gaussian", 0.25, 3.0),
         ):
             draw_weight(weight, kind, generator(3), 0.5 if kind == "gaussian" else None)

@@ -22,16 +22,18 @@ VALUES: dict[str, Any] = {
     "symbols": "characters",
     "normalise": "unit",
     "reconstruction": "pixel_mean",
+    "objective": "with_penalty",
     "classifier_iterations": 3,
+    "classifier_strength": "chosen",
     "host": HOST,
     "fold": 0,
     "fold_convention": "swapped",
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES,
+    "image_classification": IMAGES | {"host"},
     "regression": IMAGES,
-    "autoencoding": IMAGES | {"reconstruction", "classifier_iterations"},
+    "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
     "language_modeling": {"train_examples", "symbols"},
     "code_language_modeling": {"train_examples", "symbols"},
     "activation_autoencoding": {"train_examples", "host"},

@@ -120,7 +120,9 @@ def test_no_activation_outlives_its_step() -> None:
     assert step.trace.records == []
 
 
-@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "rmsprop"}])
+@pytest.mark.parametrize(
+    "optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "nadam"}, {"optimizer": "rmsprop"}]
+)
 def test_another_step_goes_on_from_its_state(optimizer: dict[str, Any]) -> None:
     schedule = {"kind": "cosine"}
     whole, first, second = (step_of(Everything(), 6, schedule=schedule, **optimizer) for _ in range(3))
