@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from reproduce.method.made_weights import in_use, made_by_hooks
 from reproduce.method.sites import Site
 
 KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
@@ -29,7 +30,6 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NO_KERNELS = (nn.LayerNorm, nn.RMSNorm, Site)  # scales of normalizations; what a method has put at a Site
 _ATTENTION_BIASES = {"bias_k", "bias_v"}
-_OF_OLD_HOOKS = ("_g", "_v", "_orig")  # what torch.nn.utils.weight_norm and spectral_norm make a weight from
 
 
 class Kernel(NamedTuple):
@@ -60,11 +60,12 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
     """Every weight of two or more axes, each once, in the order of the model's modules.
 
     No biases, no scales of normalizations, and nothing that a method has added at a Site. A weight that an embedding
-    shares is an embedding. Parametrized weights (`torch.nn.utils.parametrizations`) are read as they are used, and
-    those that FSDP2 has sharded are gathered, which every rank has to do.
+    shares is an embedding. Weights that are made from others, by parametrizations or by the older hooks of
+    `torch.nn.utils` (weight_norm, spectral_norm, prune), are made anew from these, and no power iteration is taken.
+    Those that FSDP2 has sharded are gathered, which every rank has to do.
 
     Raises:
-        ValueError: a lazy module that has no shape yet.
+        ValueError: a lazy module that has no shape yet, or a weight that other code makes in each forward pass.
     """
     made = {id(part) for found in model.modules() if isinstance(found, ParametrizationList) for part in found.modules()}
     modules = [(path, module) for path, module in model.named_modules() if id(module) not in made]
@@ -77,7 +78,7 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
             if identity in seen or (identity in tables and kind != "embedding"):
                 continue
             seen.add(identity)
-            weight = getattr(module, name)
+            weight = in_use(module, name, full_name)
             if isinstance(weight, UninitializedParameter):
                 raise ValueError(f"{full_name!r} has no shape yet: call the model once on a batch before this")
             if weight.dim() >= 2:
@@ -94,10 +95,11 @@ def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
     names = [name for name, _ in module.named_parameters(recurse=False)]
     if is_parametrized(module):
         names += list(module.parametrizations)  # type: ignore[arg-type]
-    listed = {name for name, *_ in known}
-    for name in names:
-        is_part = any(name.endswith(end) and name.removesuffix(end) in listed for end in _OF_OLD_HOOKS)
-        if not (name in listed or is_part or (isinstance(module, nn.MultiheadAttention) and name in _ATTENTION_BIASES)):
+    made = made_by_hooks(module)
+    parts = {original for hook in made.values() for original in hook.originals}
+    listed = {name for name, *_ in known} | parts
+    for name in (*names, *made):
+        if not (name in listed or (isinstance(module, nn.MultiheadAttention) and name in _ATTENTION_BIASES)):
             yield name, "unknown", 1, "outputs_first"
 
 
@@ -148,6 +150,8 @@ def _identity(module: nn.Module, name: str) -> Any:
         made_by: Any = module.parametrizations[name]  # type: ignore[index]
         originals = [id(original) for _, original in made_by.named_parameters(recurse=False)]
         return (*originals, *map(type, made_by))
+    if hook := made_by_hooks(module).get(name):
+        return type(hook), *(id(getattr(module, original)) for original in hook.originals)
     own = module._parameters.get(name)
     return (id(module), name) if own is None else id(own)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from reproduce import models
 from reproduce.errors import UserError
@@ -82,13 +83,93 @@ def test_parametrized_weights_are_those_in_use_each_once() -> None:
         assert torch.equal(kernel.weight, layer.weight)
 
 
-@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_the_older_hooks_are_read_as_the_weight_that_they_make(old: Any) -> None:
-    layer = old(nn.Linear(4, 5))
+def _weight_norm(layer: nn.Module) -> Tensor:
+    v = layer.weight_v.double()
+    return layer.weight_g.double() * v / v.flatten(1).square().sum(1).sqrt().view(-1, *[1] * (v.dim() - 1))
+
+
+def _spectral_norm(layer: nn.Module) -> Tensor:
+    matrix = layer.weight_orig.double().flatten(1)
+    return layer.weight_orig.double() / (layer.weight_u.double() @ matrix @ layer.weight_v.double())
+
+
+def _pruned(layer: nn.Module) -> Tensor:
+    return layer.weight_orig.double() * layer.weight_mask.double()
+
+
+def _prune_twice(layer: nn.Module) -> nn.Module:
+    prune.l1_unstructured(layer, "weight", 0.3)
+    return prune.ln_structured(layer, "weight", 0.5, n=2, dim=0)
+
+
+OLD_HOOKS = [
+    (nn.utils.weight_norm, _weight_norm),
+    (nn.utils.spectral_norm, _spectral_norm),
+    (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), _pruned),
+    (_prune_twice, _pruned),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("layer", [nn.Linear(4, 5), nn.Conv2d(2, 4, 3)])
+@pytest.mark.parametrize(("wrap", "by_hand"), OLD_HOOKS)
+def test_what_the_older_hooks_make_is_made_anew_from_its_parameters(wrap: Any, by_hand: Any, layer: nn.Module) -> None:
+    """Also after a pass without gradients and a step of the parameters, and it can be differentiated twice over."""
+    layer = wrap(copy.deepcopy(layer))
+    with torch.no_grad():
+        layer(torch.ones(2, *layer.weight.shape[1:]))
+        for parameter in layer.parameters():
+            parameter.mul_(3).add_(0.1)
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    for _ in range(2):
+        ((name, kind, weight, *_),) = kernels_of(layer)
+        assert (name, kind) == ("weight", "linear" if isinstance(layer, nn.Linear) else "conv")
+        torch.testing.assert_close(weight.double(), by_hand(layer))
+        originals = [parameter for name, parameter in layer.named_parameters() if name.startswith("weight")]
+        found = torch.autograd.grad(weight.square().sum(), originals)
+        expected = torch.autograd.grad(by_hand(layer).square().sum(), originals)
+        torch.testing.assert_close(found, expected)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in layer.named_buffers())
+
+
+def test_a_pruned_weight_of_an_unknown_module_is_the_pruned_one() -> None:
+    module = nn.Module()
+    module.mixing = nn.Parameter(torch.randn(3, 4))
+    prune.l1_unstructured(module, "mixing", 0.5)
+    ((name, kind, weight, *_),) = kernels_of(module)
+    assert (name, kind) == ("mixing", "unknown")
+    assert torch.equal(weight, module.mixing_orig * module.mixing_mask)
+
+
+def test_a_pruned_weight_shared_by_two_layers_counts_once() -> None:
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    for layer in (one, other):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    other.weight_orig = one.weight_orig
+    assert list(kinds(nn.Sequential(one, other))) == ["0.weight"]
+
+
+def test_reading_a_weight_takes_no_power_iteration() -> None:
+    layer = parametrizations.spectral_norm(nn.Linear(4, 5))
     layer(torch.ones(2, 4))
-    ((name, kind, weight, *_),) = kernels_of(layer)
-    assert (name, kind) == ("weight", "linear")
-    assert torch.equal(weight, layer.weight)
+    norm = layer.parametrizations.weight[0]
+    before = norm._u.clone(), norm._v.clone()
+    ((_, _, weight, *_),) = kernels_of(layer)
+    assert torch.equal(norm._u, before[0])
+    assert torch.equal(norm._v, before[1])
+    assert norm.training
+    original = layer.parametrizations.weight.original
+    torch.testing.assert_close(weight, original / (before[0] @ original @ before[1]))
+
+
+def test_a_weight_that_unknown_code_makes_in_the_forward_pass_is_refused() -> None:
+    layer = nn.Linear(4, 5)
+    layer.raw = layer.weight
+    del layer.weight
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", 2 * module.raw))
+    layer(torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"'0\.weight' is no parameter: .* use torch\.nn\.utils\.parametrize"):
+        kernels_of(nn.Sequential(layer))
 
 
 class Doubled(nn.Module):
