@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from reproduce.method import weight_in_use
+
 SHAPES = "W_dec (d_sae, d_in) or a linear layer `decoder`, and b_enc or a linear layer `encoder` with a bias"
 
 
@@ -22,7 +24,7 @@ class Weight(NamedTuple):
     @property
     def latents_first(self) -> Tensor:
         """As the module uses it."""
-        return self._turned(getattr(self.module, self.name))
+        return self._turned(weight_in_use(self.module, self.name))
 
     @property
     def stored(self) -> Tensor:
@@ -33,6 +35,11 @@ class Weight(NamedTuple):
         """
         module: Any = self.module
         if not parametrize.is_parametrized(module, self.name):
+            if self.name not in module._parameters:
+                raise ValueError(
+                    f"{self.name} of {type(module).__name__} is no parameter, and resampling writes one: a hook such "
+                    "as pruning makes it from others"
+                )
             return module.get_parameter(self.name)  # type: ignore[no-any-return]
         found = getattr(module.parametrizations[self.name], "original", None)
         if found is None:

@@ -15,6 +15,7 @@ from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of
+from reproduce.method.made_weights import weight_in_use
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
 from reproduce.method.records import Features, Record
@@ -69,4 +70,5 @@ __all__ = [
     "sites_of",
     "sites_with_role",
     "sum_of_each",
+    "weight_in_use",
 ]

@@ -14,6 +14,7 @@ from torch.optim import optimizer as optimizers
 from reproduce.method import Method
 from reproduce.method.chosen import taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
+from reproduce.method.given_weights import GivenWeights
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
@@ -96,6 +97,7 @@ class Handle:
         self.tapped = tapped
         self.trace = StepTrace(model, method.recorded_roles, [module for _, module in tapped])
         self.passes = Passes(self.trace)
+        self.given_weights = GivenWeights()
         self.device = _device(model, example)
         self.generator = Generators.seeded(seed, self.device).method
         self.progress = torch.zeros((), device=self.device)
@@ -139,6 +141,7 @@ class Handle:
                 tap.hook(module)
             if self.tapped:
                 self.passes.hook_end(self.model)
+            self.given_weights.hook(self.model)
         finally:
             self.changes.append(before.changes())
         if example is not None:
@@ -153,9 +156,10 @@ class Handle:
         """The penalty on the last forward pass, already weighted: a 0-dim tensor to add to your loss.
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
-        recorded. A method that reads weights alone needs no forward pass. ``progress`` in [0, 1] drives schedules;
-        where it is not given it stays as it was, 0 at first. ``mask`` (n, positions...) is True at positions that are
-        no padding; the others are then left out.
+        recorded. A method that reads weights alone needs no forward pass; after one of `torch.func.functional_call`,
+        weights are the tensors that it was given. ``progress`` in [0, 1] drives schedules; where it is not given it
+        stays as it was, 0 at first. ``mask`` (n, positions...) is True at positions that are no padding; the others
+        are then left out.
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, or one without gradients; a module
@@ -195,7 +199,7 @@ class Handle:
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:
             with self.trace.own_sites_only(), self.trace.masked(mask):
-                return self.method.penalty(self.trace, self.progress, self.generator)
+                return self.given_weights.reading(self.model, self._read, not self.trace.roles)
         except RuntimeError as error:
             if not is_of_shards(error):
                 raise
@@ -203,6 +207,9 @@ class Handle:
                 "this penalty multiplies activations by weights of a layer that FSDP2 has cut into shards: leave that "
                 "layer whole between forward and backward, fully_shard(layer, reshard_after_forward=False)"
             ) from error
+
+    def _read(self) -> Tensor:
+        return self.method.penalty(self.trace, self.progress, self.generator)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """For the few methods that rewrite weights outside the gradient: call it after each ``optimizer.step()``.
@@ -254,6 +261,8 @@ class Handle:
             tap.release()
         self.trace.release()
         self.passes.trace = None
+        self.given_weights.is_watching = False
+        self.given_weights.forget()
         if self.optimizer_hook is not None:
             self.optimizer_hook.remove()
         self.is_attached = False

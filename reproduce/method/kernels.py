@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from reproduce.method.made_weights import in_use, made_by_hooks
+from reproduce.method.made_weights import made_by_hooks, weight_in_use
 from reproduce.method.sites import Site
 
 KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
@@ -78,7 +78,8 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
             if identity in seen or (identity in tables and kind != "embedding"):
                 continue
             seen.add(identity)
-            weight = in_use(module, name, full_name)
+            _refuse_left_over(module, name, full_name)
+            weight = weight_in_use(module, name)
             if isinstance(weight, UninitializedParameter):
                 raise ValueError(f"{full_name!r} has no shape yet: call the model once on a batch before this")
             if weight.dim() >= 2:
@@ -142,6 +143,14 @@ def _is_conv1d_of_transformers(module: nn.Module) -> bool:
     """Its weight is (in, out). By name: the library is not needed for this."""
     is_named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     return is_named and isinstance(getattr(module, "nf", None), int)
+
+
+def _refuse_left_over(module: nn.Module, name: str, full_name: str) -> None:
+    if name in vars(module) and name not in made_by_hooks(module):
+        raise ValueError(
+            f"{full_name!r} is no parameter: some code puts it there in the forward pass, and it may be out of date: "
+            "use torch.nn.utils.parametrize for it"
+        )
 
 
 def _identity(module: nn.Module, name: str) -> Any:

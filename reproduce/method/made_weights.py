@@ -37,22 +37,15 @@ def _made_by(hook: object, module: nn.Module) -> Iterator[tuple[str, MadeByHook]
         yield name, MadeByHook(partial(hook.apply_mask, module), (f"{name}_orig",))
 
 
-def in_use(module: nn.Module, name: str, full_name: str) -> Tensor:
-    """A weight of a module as its parameters make it now; what makes it is left as it is.
-
-    Raises:
-        ValueError: code that is not known here has put it there, so that it cannot be made anew.
+def weight_in_use(module: nn.Module, name: str) -> Tensor:
+    """A weight of a module as its parameters make it now, behind parametrizations and the older hooks of
+    `torch.nn.utils` too; what makes it is left as it is.
     """
     if made := made_by_hooks(module).get(name):
         return made.make()
     if is_parametrized(module, name):
         with _buffers_kept(module.parametrizations[name]):  # type: ignore[index]
             return getattr(module, name)  # type: ignore[no-any-return]
-    if name in vars(module):
-        raise ValueError(
-            f"{full_name!r} is no parameter: some code puts it there in the forward pass, and it may be out of date: "
-            "use torch.nn.utils.parametrize for it"
-        )
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
