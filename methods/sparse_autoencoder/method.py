@@ -8,10 +8,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from methods.sparse_autoencoder.weights import SHAPES, Weights, reconstruction, weights_of
+from methods.sparse_autoencoder.weights import SHAPES, Weight, Weights, reconstruction, weights_of
 from reproduce.method import (
     Method,
     NonNegative,
+    Record,
     Role,
     Site,
     Trace,
@@ -164,13 +165,28 @@ class Resampling(nn.Module):
         self.every, self.until = every, until
         self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.batch: tuple[Tensor, Tensor] | None = None
+        self.batch: tuple[Tensor, Tensor] | None = None  # of the last forward pass, whose penalty has not been taken
+        self.batches: list[tuple[Tensor, Tensor]] = []  # of those since the last step
 
-    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        """Forward hook of the autoencoder: keep this step's inputs and reconstructions."""
-        if module.training:
-            read = inputs[0].detach()
-            self.batch = read.flatten(1), reconstruction(read, output).detach().flatten(1)
+    def forward(self, value: Any) -> Any:
+        """The identity, for an autoencoder that calls all its children in turn, as Sequential does."""
+        return value
+
+    def remember(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        """Forward hook of the autoencoder: keep the inputs and reconstructions of its last call that trains."""
+        if module.training and torch.is_grad_enabled():
+            read = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+            if read is None:
+                raise ValueError(
+                    f"resampling needs inputs that are a tensor, {type(module).__name__} was called with none"
+                )
+            self.batch = read.detach(), reconstruction(read, output).detach()
+
+    def keep(self) -> None:
+        """The penalty of the last forward pass is taken: its batch is one of those of the next step."""
+        if self.batch is not None:
+            self.batches.append(self.batch)
+            self.batch = None
 
     @torch.no_grad()
     def after_step(
@@ -190,7 +206,7 @@ class Resampling(nn.Module):
         self.idle.copy_(torch.where(fired, 0, self.idle + 1))
         due = (self.steps % self.every == 0) & (progress <= self.until)
         dead = (self.idle >= max(1, self.every // 2)) & due
-        directions = self._directions(weights.b_dec, len(dead), generator)
+        directions = self._directions(weights, len(dead), generator)
         weights.decoder.write(directions, dead, optimizer)
         if weights.b_enc is not None:
             weights.b_enc.write(torch.zeros_like(weights.b_enc.stored), dead, optimizer)
@@ -200,19 +216,26 @@ class Resampling(nn.Module):
             scale = ENCODER_SHARE * torch.where(alive.any(), of_alive, norms.mean())
             weights.encoder.write(scale * directions, dead, optimizer)
         self.idle.masked_fill_(dead, 0)
-        self.batch = None  # no activation outlives its step
+        self.batch, self.batches = None, []  # no activation outlives its step
 
-    def _directions(self, centre: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    def _directions(self, weights: Weights, count: int, generator: torch.Generator) -> Tensor:
         """Unit vectors (count, d_in) towards inputs drawn with probability proportional to their squared loss."""
-        if self.batch is None:
+        if not self.batches:
+            self.keep()
+        if not self.batches:
             raise ValueError("resampling needs a training-mode forward pass before each step")
-        inputs, output = self.batch
-        weights = (inputs - output).double().square().sum(1).square()
-        cumulative = weights.cumsum(0)
+        inputs, output = self._rows(0, weights.decoder), self._rows(1, weights.decoder)
+        centre = weights.b_dec
+        cumulative = (inputs - output).double().square().sum(1).square().cumsum(0)
         uniform = torch.rand(count, generator=generator, device=inputs.device, dtype=torch.float64)
         chosen = torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(len(inputs) - 1)
         vectors = inputs[chosen] if centre is None else inputs[chosen] - centre
         return nn.functional.normalize(vectors, dim=1)
+
+    def _rows(self, which: Literal[0, 1], decoder: Weight) -> Tensor:
+        """Inputs or reconstructions of all batches since the last step, (samples, d_in)."""
+        rows = [batch[which].reshape(-1, decoder.d_in) for batch in self.batches]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _owner(model: nn.Module, site: Site) -> nn.Module:
@@ -269,12 +292,18 @@ class SparseAutoencoder(Method):
                     weight.stored  # noqa: B018  # or an error
             resampling = Resampling(site.features, self.resample_every, self.resample_until)
             owner.add_module("resampling", resampling)
-            owner.register_forward_hook(resampling.remember)
+            owner.register_forward_hook(resampling.remember, with_kwargs=True)
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty."""
+        """The weighted penalty.
+
+        Raises:
+            ValueError: a mask, with resampling; no decoder to weight latents by.
+        """
         total = trace.zero()
         for record in trace.select(self.sites):
+            if self.resample_every is not None:
+                self._keep_batch(trace.model, record)
             if self.l1_coefficient:
                 decoder = self._decoder(trace.model, record.site) if self.norm_weighted else None
                 total = total + self.l1_coefficient * l1_code_penalty(record.samples, decoder, self.reduction)
@@ -294,6 +323,16 @@ class SparseAutoencoder(Method):
                 codes = [record.samples.detach() for record in site.trace.records if record.site is site]
                 code = codes[0] if len(codes) == 1 else torch.cat(codes)  # several: of accumulated batches
                 owner.resampling.after_step(weights_of(owner), code, optimizer, progress, generator)
+
+    def _keep_batch(self, model: nn.Module, record: Record) -> None:
+        if record.is_masked:
+            raise ValueError(
+                f"Site {record.site.name!r}: resampling counts and draws padded positions too: give no mask, or leave "
+                "resample_every out"
+            )
+        resampling = getattr(_owner(model, record.site), "resampling", None)
+        if isinstance(resampling, Resampling):
+            resampling.keep()
 
     def _decoder(self, model: nn.Module, site: Site) -> Tensor:
         weights = weights_of(_owner(model, site))

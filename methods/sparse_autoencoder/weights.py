@@ -49,6 +49,11 @@ class Weight(NamedTuple):
             )
         return found  # type: ignore[no-any-return]
 
+    @property
+    def d_in(self) -> int:
+        """How long a latent's row is, of an encoder or decoder."""
+        return self.stored.shape[0 if self.is_turned else 1]
+
     def write(self, new: Tensor, latents: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """New entries for those latents where ``latents`` is true, and empty moments; the same work for any number."""
         weight = self.stored

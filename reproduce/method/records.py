@@ -19,6 +19,11 @@ class Record(NamedTuple):
     activation: Tensor
 
     @property
+    def is_masked(self) -> bool:
+        """Whether some positions are padding, and no samples."""
+        return False
+
+    @property
     def samples(self) -> Tensor:
         """The activation as (samples, features): space and time count as samples."""
         value = self._features_last
@@ -68,6 +73,10 @@ class MaskedRecord(Record):
         masked = cls(*record)
         masked.mask = mask
         return masked
+
+    @property
+    def is_masked(self) -> bool:
+        return True
 
     @property
     def activation(self) -> Tensor:  # type: ignore[override]
