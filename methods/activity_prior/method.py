@@ -67,6 +67,8 @@ class Memory(nn.Module):
     @torch.no_grad()
     def remember(self, samples: Tensor) -> None:
         """Keep samples (n, units) in place of the oldest; of more than ``capacity`` the last."""
+        if not len(samples):
+            return
         newest = samples.detach()[-self.capacity :].to(self.values.dtype)
         repeated = newest.repeat(-(-self.capacity // len(newest)), 1)[: self.capacity]
         self.values.copy_(torch.where(self.is_filled, self.values, repeated))

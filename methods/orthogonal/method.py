@@ -23,6 +23,7 @@ from reproduce.method import (
     in_float32,
     kernels_of,
     moderate_scale,
+    refuse_frozen,
 )
 
 Gram = Literal["rows", "columns", "smaller"]
@@ -380,8 +381,13 @@ class OrthogonalRegularization(Method):
             model.register_buffer(f"srip_start_{index}", starts.to(part.weight.device))
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted sum."""
+        """The weighted sum.
+
+        Raises:
+            ValueError: no kernels for ``layers``, or all of them are frozen in a model that trains.
+        """
         parts = _parts(trace.model, self.layers, self.groups)
+        refuse_frozen(trace.model, [part.weight for part in parts])
         terms = [self._term(trace.model, part, index, generator) for index, part in enumerate(parts)]
         total = self.strength * torch.stack(terms).sum()
         return total if self.schedule == "constant" else total * scheduled(progress, self.schedule)

@@ -209,7 +209,8 @@ class QuantileActivation(nn.Module):
         super().__init__()
         self.axes, self.momentum = axes, momentum
         self.output, self.context, self.steepest = output, context, steepest
-        levels = (torch.arange(points) + 0.5) / points
+        precision = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        levels = (torch.arange(points, dtype=precision) + 0.5) / points
         self.register_buffer("reference", torch.special.ndtri(levels).repeat(units, 1))
         self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool))
 

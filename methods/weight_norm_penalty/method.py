@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Kernel, Method, NonNegative, Role, Trace, in_float32, kernels_of
+from reproduce.method import Kernel, Method, NonNegative, Role, Trace, in_float32, kernels_of, refuse_frozen
 
 
 def kernel_l1(weight: Tensor) -> Tensor:
@@ -60,9 +60,14 @@ class WeightNormPenalty(Method):
         return self
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
-        """The weighted penalty."""
-        term = kernel_l1 if self.kind == "l1" else kernel_l2
-        return self.strength * torch.stack([term(weight) for weight in self.weights(trace.model)]).sum()
+        """The weighted penalty.
+
+        Raises:
+            ValueError: as `weights`, or all of them are frozen in a model that trains.
+        """
+        term, weights = kernel_l1 if self.kind == "l1" else kernel_l2, self.weights(trace.model)
+        refuse_frozen(trace.model, weights)
+        return self.strength * torch.stack([term(weight) for weight in weights]).sum()
 
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The weights that count, each once.

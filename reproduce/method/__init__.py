@@ -14,7 +14,7 @@ from reproduce.method.activations import (
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
 from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
-from reproduce.method.kernels import Kernel, KernelKind, kernels_of
+from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
 from reproduce.method.made_weights import weight_in_use
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
@@ -65,6 +65,7 @@ __all__ = [
     "losses_together",
     "mean_of_each",
     "moderate_scale",
+    "refuse_frozen",
     "sample_directions",
     "sample_rows",
     "sites_of",

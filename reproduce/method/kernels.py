@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -85,6 +85,18 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
             if weight.dim() >= 2:
                 kernels.append(Kernel(full_name, kind, _whole(weight), blocks, layout))
     return kernels
+
+
+def refuse_frozen(model: nn.Module, weights: Sequence[Tensor]) -> None:
+    """A penalty on weights without gradient trains nothing; of a model that is frozen as a whole it is only measured.
+
+    Raises:
+        ValueError: none of the weights has a gradient, and the model has others to train.
+    """
+    if not torch.is_grad_enabled() or any(weight.requires_grad for weight in weights):
+        return
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("all weights that the penalty reads are frozen: choose `layers` that train, or leave it out")
 
 
 def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:

@@ -23,6 +23,15 @@ class Record(NamedTuple):
         """Whether some positions are padding, and no samples."""
         return False
 
+    def refuse_empty(self) -> None:
+        """Raises a ValueError where the batch was empty."""
+        activation = self[1]  # also of a masked one
+        if activation.numel() == 0:
+            raise ValueError(
+                f"Site {self.site.name!r}: activations {tuple(activation.shape)} are empty, and a penalty needs a "
+                "sample: leave empty batches out"
+            )
+
     @property
     def samples(self) -> Tensor:
         """The activation as (samples, features): space and time count as samples."""
@@ -98,7 +107,13 @@ class MaskedRecord(Record):
                 f"{tuple(whole.activation.shape)} with axes {self.site.axes!r}: (n, positions...) is needed, and other "
                 "Sites left out"
             )
-        return positions[self.mask.to(positions.device)]
+        kept = positions[self.mask.to(positions.device)]
+        if not len(kept):
+            raise ValueError(
+                f"Site {self.site.name!r}: the mask is False at all positions, and a penalty needs a sample: leave "
+                "such batches out"
+            )
+        return kept
 
     def vectors(self, features: Features) -> Tensor:
         """`samples`; whole maps are refused."""

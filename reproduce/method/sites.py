@@ -208,8 +208,8 @@ class Trace:
         """Records of one role, in the order of the forward pass.
 
         Raises:
-            ValueError: if this model has no Site of that role, because a penalty on nothing is a mistake; or if it is
-                a role that the method does not say it reads.
+            ValueError: if this model has no Site of that role, or nothing passed it, because a penalty on nothing is a
+                mistake; or if it is a role that the method does not say it reads.
         """
         if role not in self.roles:
             raise ValueError(
@@ -220,6 +220,8 @@ class Trace:
         if not chosen:
             present = sorted({site.role for site in sites_of(self.model) if site.trace is self})
             raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")
+        for record in chosen:
+            record.refuse_empty()
         return chosen
 
     def zero(self) -> Tensor:
@@ -284,11 +286,23 @@ def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], n
     filled = next((site for site in sites if site.transform is not None), None)
     if filled is not None:
         raise ValueError(f"Site {filled.name!r} already holds {type(filled.transform).__name__}")
-    made = [make(site) for site in sites]
     device, dtype = device_of(model), dtype_of(model)
+    with _made_in(dtype):
+        made = [make(site) for site in sites]
     for site, transform in zip(sites, made, strict=True):
         # To float32 nothing is cast: what a method keeps in double precision stays so.
         site.transform = transform.to(device, dtype) if dtype == torch.float64 else transform.to(device)
+
+
+@contextlib.contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Where torch's default type is half precision, or not the model's, modules begin in this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if before == torch.float32 else dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from reproduce import models
+from reproduce import attach, load_method, models
 from reproduce.errors import UserError
 from reproduce.method import Site, kernels_of
 from reproduce.models import Sizes
@@ -263,3 +263,19 @@ def test_gpt2_has_every_kernel_and_its_tied_head_is_the_embedding() -> None:
 def test_a_lazy_module_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'1\.weight' has no shape yet: call the model once"):
         kernels_of(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(2)))
+
+
+@pytest.mark.parametrize("name", ["weight_norm_penalty", "orthogonal"])
+def test_a_penalty_on_frozen_kernels_alone_is_refused(name: str) -> None:
+    """As one on activations of frozen layers; a model that is frozen as a whole, or without gradients, is measured."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    handle = attach(load_method(name, strength=1.0), model)
+    for layer in (model[0], model[2]):
+        assert handle.penalty().requires_grad
+        layer.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="all weights that the penalty reads are frozen: choose `layers` that train"):
+        handle.penalty()
+    with torch.no_grad():
+        measured = handle.penalty()
+    assert handle.model.requires_grad_(False)
+    assert handle.penalty() == measured > 0
