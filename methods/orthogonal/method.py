@@ -81,7 +81,7 @@ def soft_orthogonality(weight: Tensor, gram: Gram = "rows", norm: Norm = "square
     deviation = _deviation(_vectors(matrix, gram))
     match norm:
         case "frobenius":
-            return torch.linalg.vector_norm(deviation)
+            return _length(deviation)
         case "l1":
             return deviation.abs().sum()
         case "max":
@@ -154,9 +154,10 @@ def srip(
     with torch.autocast(weight.device.type, enabled=False):
         product = _apply_deviation(vectors, start.to(vectors.dtype))
         for _ in range(n_iterations):
+            product = product * moderate_scale(product)  # only its direction counts
             length = torch.linalg.vector_norm(product).clamp_min(torch.finfo(vectors.dtype).tiny)
             product = _apply_deviation(vectors, product / length)
-        return product.square().sum() if squared else torch.linalg.vector_norm(product)
+        return product.square().sum() if squared else _length(product)
 
 
 def draw_start(
@@ -217,6 +218,12 @@ def _largest_eigenvalue(symmetric: Tensor) -> Tensor:
     is_finite = symmetric.isfinite().all()
     values = torch.linalg.eigvalsh(torch.where(is_finite, symmetric, 0.0))
     return values.abs().amax() * torch.where(is_finite, 1.0, torch.nan).to(values.dtype)
+
+
+def _length(numbers: Tensor) -> Tensor:
+    """The Euclidean norm, also where squares are no numbers of float32."""
+    scale = moderate_scale(numbers)
+    return torch.linalg.vector_norm(numbers * scale) / scale
 
 
 def _apply_deviation(vectors: Tensor, vector: Tensor) -> Tensor:

@@ -393,3 +393,38 @@ def test_strength_zero_is_exactly_zero_whatever_the_weights() -> None:
     layer = nn.Linear(3, 2)
     nn.init.constant_(layer.weight, float("nan"))
     assert penalty_of(layer, strength=0.0) == 0.0
+
+
+@pytest.mark.parametrize("scale", [3e12, 1e15])
+@pytest.mark.parametrize(
+    "term",
+    [
+        lambda weight: srip(weight, start=torch.ones(6, dtype=weight.dtype)),
+        lambda weight: srip(weight, 3, start=torch.ones(6, dtype=weight.dtype)),
+        lambda weight: soft_orthogonality(weight, norm="frobenius"),
+        lambda weight: soft_orthogonality(weight, norm="spectral"),
+        lambda weight: soft_orthogonality(weight, norm="l1"),
+        lambda weight: double_soft_orthogonality(weight, norm="frobenius"),
+    ],
+)
+def test_large_kernels_cost_and_pull_as_in_double_precision(term: Callable[[Tensor], Tensor], scale: float) -> None:
+    """Entries of the Gram matrix are numbers of float32 here, and their squares are none."""
+    weight = scale * torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    single, double = weight.clone().requires_grad_(), weight.double().requires_grad_()
+    found, expected = term(single), term(double)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0.0)
+    (pull,), (expected_pull,) = torch.autograd.grad(found, single), torch.autograd.grad(expected, double)
+    torch.testing.assert_close(pull.double(), expected_pull, rtol=1e-3, atol=1e-3 * float(expected_pull.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (16, 9), (8, 3, 3, 3)])
+def test_ordinary_kernels_cost_what_torchs_norms_say_to_the_bit(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    rows = weight.flatten(1)
+    deviation = rows @ rows.mT - torch.eye(len(rows))
+    assert torch.equal(soft_orthogonality(weight, norm="frobenius"), torch.linalg.vector_norm(deviation))
+    start = torch.randn(len(rows), generator=torch.Generator().manual_seed(2))
+    product = rows @ (rows.mT @ start) - start
+    product = product / torch.linalg.vector_norm(product)
+    product = rows @ (rows.mT @ product) - product
+    assert torch.equal(srip(weight, gram="rows", start=start), torch.linalg.vector_norm(product))
