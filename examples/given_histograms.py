@@ -24,7 +24,7 @@ from methods.activity_prior.method import Histogram, Law, Laws, Memory, prior_lo
 from reproduce.report.style import ARMS, QUIET, WIDTH
 
 BINS = Histogram([0.0, 0.5, 1.0, 1.5, 2.0], [1.0, 4.0, 1.0, 4.0])  # two humps
-DENSITY = Gamma(torch.tensor(2.0), torch.tensor(2.0))  # mean 1; any distribution of torch with a log_prob will do
+DENSITY = Gamma(torch.tensor(2.0), torch.tensor(2.0))  # mean 1; any distribution of torch with an icdf or a cdf
 LAWS = Laws([BINS, DENSITY])  # one for each output; made once, it keeps its quantiles from step to step
 DRAWN = 100_000
 

@@ -277,7 +277,7 @@ def _inverted(law: Distribution, level: Tensor) -> Tensor:
     except NotImplementedError as error:
         name = type(law).__name__
         raise ValueError(
-            f"this distance needs quantiles; {name} has neither icdf nor cdf: give samples of it"
+            f"this distance needs quantiles; {name} has neither icdf nor cdf: give samples of it, or take 'kl'"
         ) from error
     if not bool((low + high).isfinite().all()):
         raise ValueError(f"this distance needs quantiles, and the cdf of {type(law).__name__} does not reach them all")

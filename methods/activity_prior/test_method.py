@@ -470,3 +470,13 @@ def test_laws_of_units_of_a_map_go_by_channel_and_place(axes: str) -> None:
         handle = attach(ActivityPrior(strength=1.0, prior=priors), model, sites=["0"], axes=axes)
         model(one.requires_grad_())
         torch.testing.assert_close(handle.penalty(), expected)
+
+
+def test_a_law_without_quantiles_takes_the_divergence_or_samples_of_it() -> None:
+    """KL(uniform, Beta(2, 3)) = -log 12 - E log x - 2 E log(1 - x) = 3 - log 12, and W1 the gap of the means."""
+    uniform = torch.rand(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    law = Beta(2.0, 3.0)
+    assert prior_loss(uniform, law, distance="kl").item() == pytest.approx(3 - math.log(12), abs=0.05)
+    torch.manual_seed(0)
+    shifted = law.sample((4000,)).flatten() - 1
+    assert prior_loss(uniform, shifted).item() == pytest.approx(0.5 - (0.4 - 1), abs=0.02)
