@@ -248,7 +248,8 @@ _KINDS = ("conv", "linear", "recurrent")
 def kernels(model: nn.Module, layers: str = "all", groups: Groups = "apart") -> list[tuple[str, Tensor]]:
     """Names and weights (out, ...) of a model's kernels, each gate, projection and group of a convolution by itself.
 
-    A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, of a grouped convolution one for each group, and a
+    A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, a linear layer ``qkv`` three where it has three times as
+    many outputs as inputs (`kernels_of` knows some such names), a grouped convolution one for each group, and a
     shared one counts once. Which weights there are says `kernels_of`. Embeddings are tables and no kernels, and so is
     an output layer that is tied to one.
 

@@ -18,6 +18,7 @@ with extra("lightning"):
     import lightning
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+    from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["PenaltyCallback"]
 
@@ -72,6 +73,7 @@ class PenaltyCallback(lightning.Callback):
         self._added: dict[str, torch.dtype] = {}  # parameters and buffers of the method
         self._n_steps = 0.0
         self._batch_mask: Tensor | None = None
+        self._has_warned = False
 
     @property
     def state_key(self) -> str:
@@ -117,6 +119,7 @@ class PenaltyCallback(lightning.Callback):
     ) -> None:
         """Add the penalty in place, on the scale that the loss already has: Lightning logs the loss without it."""
         progress = min(1.0, trainer.global_step / self._n_steps)
+        self._warn_of_several_passes()
         penalty = self._attached().penalty(progress, self._batch_mask)
         pl_module.log(self.log_as, penalty.detach())
         share = penalty / trainer.accumulate_grad_batches
@@ -143,6 +146,16 @@ class PenaltyCallback(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.handle is not None:
             self.handle.load_state_dict(state_dict)
+
+    def _warn_of_several_passes(self) -> None:
+        handle = self._attached()
+        n_passes = handle.given_weights.n_passes
+        if n_passes > 1 and handle.trace.roles and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"training_step called the network {n_passes} times, and the penalty is that of the last call alone: "
+                "call it once, on all views together (torch.cat), for a penalty on all"
+            )
 
     def _attached(self) -> Handle:
         if self.handle is None:

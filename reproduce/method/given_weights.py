@@ -21,6 +21,7 @@ class GivenWeights:
         self.is_watching = is_watching
         self.used: dict[str, Tensor] = {}
         self.had_gradients = False
+        self.n_passes = 0  # that were noted since the last penalty
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (False,)  # a copy of the model has a hook that does nothing
@@ -34,10 +35,11 @@ class GivenWeights:
             return
         if any(module.training for module in model.modules()):
             self.used = dict(model.named_parameters(remove_duplicate=False))
+            self.n_passes += 1
             self.had_gradients = any(tensor.requires_grad for tensor in self.used.values())
 
     def forget(self) -> None:
-        self.used = {}
+        self.used, self.n_passes = {}, 0
 
     def reading(self, model: nn.Module, read: Callable[[], Tensor], reads_weights_alone: bool) -> Tensor:
         """What ``read`` returns where the model has the parameters of its last forward pass.

@@ -29,6 +29,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NO_KERNELS = (nn.LayerNorm, nn.RMSNorm, Site)  # scales of normalizations; what a method has put at a Site
+# Linear layers that hold queries, keys and values, one after another, where they have three times as many outputs as
+# inputs: timm, nanoGPT, MPT, Phi, vit-pytorch. Others of such layers mix the three head by head.
+_FUSED = {"qkv", "c_attn", "Wqkv", "qkv_proj", "to_qkv"}
 _ATTENTION_BIASES = {"bias_k", "bias_v"}
 
 
@@ -118,7 +121,8 @@ def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
 
 def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
     if isinstance(module, nn.Linear):
-        yield "weight", "linear", 1, "outputs_first"
+        is_fused = path.rpartition(".")[2] in _FUSED and module.out_features == 3 * module.in_features
+        yield "weight", "linear", 3 if is_fused else 1, "outputs_first"
     elif isinstance(module, nn.Bilinear):
         yield "weight", "other", 1, "outputs_first"
     elif isinstance(module, _EMBEDDINGS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -44,7 +44,8 @@ def weight_in_use(module: nn.Module, name: str) -> Tensor:
     if made := made_by_hooks(module).get(name):
         return made.make()
     if is_parametrized(module, name):
-        with _buffers_kept(module.parametrizations[name]):  # type: ignore[index]
+        made_by: Any = module.parametrizations[name]  # type: ignore[index]
+        with _buffers_kept(made_by):
             return getattr(module, name)  # type: ignore[no-any-return]
     return getattr(module, name)  # type: ignore[no-any-return]
 

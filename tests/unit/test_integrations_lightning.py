@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ class CallsItself(Classifier):
 
     def loss(self, batch: Any) -> Tensor:
         return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class TwoViews(Classifier):
+    """Its network is called once for each view."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) + super().loss((-batch[0], batch[1]))
 
 
 class Halves(Classifier):
@@ -465,3 +473,16 @@ def test_two_processes_train_as_one_on_both_their_batches(tmp_path: Path) -> Non
     for key, wanted in on_both_batches(method).state_dict().items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         torch.testing.assert_close(ranks[0][key], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize(
+    ("module", "method", "times"), [(TwoViews, l2(), 1), (Classifier, l2(), 0), (TwoViews, None, 0)]
+)
+def test_a_penalty_on_the_last_of_several_views_is_warned_of_once(module: Any, method: Any, times: int) -> None:
+    callback = PenaltyCallback(method or load_method("weight_norm_penalty"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(callback, max_epochs=1, accumulate_grad_batches=2).fit(module(), DataLoader(data(), 6))
+    said = [str(warning.message) for warning in caught if "called the network 2 times" in str(warning.message)]
+    assert len(said) == times

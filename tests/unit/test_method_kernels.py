@@ -245,6 +245,23 @@ def test_conv1d_of_transformers_is_turned_and_its_projections_are_cut() -> None:
     assert [kernel.blocks for kernel in kernels_of(nn.ModuleDict({"c_attn": conv1d(12, 4)}))] == [3]
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs", "blocks"), [("qkv", 12, 3), ("c_attn", 12, 3), ("qkv", 8, 1), ("fc", 12, 1)]
+)
+def test_queries_keys_and_values_of_a_fused_linear_layer_are_kernels_of_their_own(
+    name: str, outputs: int, blocks: int
+) -> None:
+    """As those of `nn.MultiheadAttention`: three orthonormal ones cost nothing, and one matrix of them would."""
+    model = nn.ModuleDict({"block": nn.ModuleDict({name: nn.Linear(4, outputs, bias=False)})})
+    ((_, kind, weight, found, _),) = kernels_of(model)
+    assert (kind, found) == ("linear", blocks)
+    with torch.no_grad():
+        weight.copy_(torch.cat([nn.init.orthogonal_(torch.empty(4, 4)) for _ in range(outputs // 4)]))
+    penalty = attach(load_method("orthogonal", strength=1.0), model).penalty().item()
+    # Of k stacked orthonormal matrices W^T W = k I, and |k I - I|^2 = 4 (k - 1)^2.
+    assert penalty == pytest.approx(0.0 if blocks == 3 else 4 * (outputs // 4 - 1) ** 2, abs=1e-4)
+
+
 def test_gpt2_has_every_kernel_and_its_tied_head_is_the_embedding() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
