@@ -273,6 +273,8 @@ def _standardise(model: nn.Module, of_layer: bool) -> None:
             kernel = module
         elif isinstance(module, Site) and module in chosen:
             kernels[module], kernel = kernel, None
+    for kernel in filter(None, kernels.values()):
+        _own_weight(kernel)  # or an error: what is known is moved into it in the end
     fill_sites(model, list(kernels), lambda site: FirstBatchStandardisation(site, kernels[site], of_layer))
 
 
@@ -291,7 +293,7 @@ def _scale_input_kernels(model: nn.Module, generator: torch.Generator) -> None:
             if module.num_layers > 1 or module.bidirectional or module.proj_size or module.batch_first:
                 raise ValueError(f"{name}: needs an nn.LSTM of one layer and direction, time first, no projection")
             with errors_in(name):
-                unit_sample_variance_(module.get_parameter("weight_ih_l0"), value[_N_STEPS // 2 :].flatten(0, 1).var(0))
+                unit_sample_variance_(_own_weight(module, "weight_ih_l0"), value[_N_STEPS // 2 :].flatten(0, 1).var(0))
             value = module(value)[0]
             treated += 1
     if not treated:
@@ -312,6 +314,16 @@ def _checked(correlation: Tensor | float) -> Tensor:
     return rho
 
 
+def _own_weight(kernel: nn.Module, name: str = "weight") -> nn.Parameter:
+    found = kernel._parameters.get(name)
+    if found is None:
+        raise ValueError(
+            f"{name} of {type(kernel).__name__} is made from other parameters, by a parametrization or a hook, so "
+            "that what is written into it is lost: prepare the model first, and then wrap its layers"
+        )
+    return found
+
+
 def _centre_kernels(model: nn.Module) -> None:
     """Of a plain sequence, in the order in which its modules were given."""
     modules = list(model.named_modules())
@@ -329,7 +341,7 @@ def _centre_kernels(model: nn.Module) -> None:
             activation = module
         elif isinstance(module, _KERNELS) and activation is not None:
             with errors_in(name):
-                centred_rows_(module.weight, sample_variance_gain(activation))
+                centred_rows_(_own_weight(module), sample_variance_gain(activation))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
             treated += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from methods.variance_preserving_init.method import (
     sample_variance_share,
     unit_sample_variance_,
 )
-from reproduce import models
+from reproduce import attach, models
 from reproduce.method import Site
 from reproduce.models import Sizes
 
@@ -372,3 +373,23 @@ def test_models_that_cannot_be_treated_are_refused() -> None:
             prepared(recurrent)
     with pytest.raises(ValueError, match="already holds FirstBatchStandardisation"):
         prepared(prepared(mlp(1, 4), mode="sample_statistics"), mode="layer_statistics")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("mode", ["closed_form", "sample_statistics"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_weights_that_are_made_from_others_are_refused(wrap: Callable[[nn.Module], nn.Module], mode: str) -> None:
+    """What is written into them would be lost at the next forward pass."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), wrap(nn.Linear(6, 6)), nn.ReLU())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"weight of .*Linear is made from other parameters, .* prepare the model"):
+        attach(VariancePreservingInit(mode=mode), model, sites="pre", example=torch.randn(8, 4))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
