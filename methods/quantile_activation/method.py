@@ -54,7 +54,8 @@ def quantile_transform(
     A constant unit has none. The result cannot be differentiated twice.
 
     Args:
-        activations: (..., units); every leading axis counts samples. NaN stays NaN.
+        activations: (..., units); every leading axis counts samples. Of a map (n, c, y, x) give `maps.flatten(1)`,
+            or `maps.movedim(1, -1)` with a sample at each location. NaN stays NaN.
         output: the law of the result.
         context: see above.
         steepest: the bound; ties, as after a ReLU, would have an infinite slope.
