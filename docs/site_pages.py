@@ -196,7 +196,8 @@ def _api() -> Iterator[tuple[str, str]]:
     """The pages of the API: name and text."""
     face = _described("reproduce", members=["attach", "load_method"])
     handle = _described("reproduce.method.attach.Handle", show_root_heading=True, show_root_toc_entry=True)
-    yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{handle}"
+    ratio = _described("reproduce.training.calibrate.gradient_ratio", show_root_heading=True, show_root_toc_entry=True)
+    yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{ratio}\n{handle}"
     interface = _described("reproduce.method", members=_offered(ROOT / "reproduce" / "method" / "__init__.py"))
     yield "method", f"# What a method is made of: `reproduce.method`\n\n{interface}"
     integrations = [
