@@ -24,7 +24,14 @@ from reproduce.cli.campaign import (
     settings_of,
     workers_on,
 )
-from reproduce.cli.chosen import chosen_experiments, committed_results, local_results, nothing_planned, say_left_out
+from reproduce.cli.chosen import (
+    chosen_experiments,
+    columns_alone,
+    committed_results,
+    local_results,
+    nothing_planned,
+    say_left_out,
+)
 from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.options import (
     DataOption,
@@ -80,6 +87,8 @@ def plan(
         planned = planned_runs(experiments, seeds, data, arms, tasks, sealed, broken)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)
+    for line in columns_alone(experiments):
+        print(line, file=sys.stderr)
     in_order = planned
     have = [*sealed, *committed_results()]
     ids = {result.id for result in sealed}

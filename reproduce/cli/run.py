@@ -29,6 +29,7 @@ from reproduce.cli.campaign import (
 )
 from reproduce.cli.chosen import (
     chosen_experiments,
+    columns_alone,
     committed_results,
     experiments_known,
     local_results,
@@ -115,6 +116,8 @@ def run(
     evidence = committed_results() if asked else []
     ids = {result.id for result in sealed}
     missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
+    for line in columns_alone(experiments):
+        print(line, file=sys.stderr)
     for line in broken:  # now, while there is time to stop; and again at the end
         print(f"left out: {line}", file=sys.stderr)
     for problem in damaged:

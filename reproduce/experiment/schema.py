@@ -370,6 +370,11 @@ class Experiment(Strict):
         default="",
         description="What a reader must know before the numbers: it is said wherever what was found is said.",
     )
+    arms_of: str = Field(
+        default="",
+        description="In a column of the matrix: another column, `images` say, whose arms each method that "
+        "has no table for this one adds here too.",
+    )
     metrics: tuple[str, ...] = Field(
         default=(), description="Shown in columns beside the task's own metric: `test.l0`, say."
     )
