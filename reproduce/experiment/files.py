@@ -100,7 +100,7 @@ def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Expe
 
 
 def table_for(name: str, column: Experiment, content: Mapping[str, Any]) -> str:
-    """The table of a matrix.toml with the arms for a column, which is called so without its prefix; "": there is none."""
+    """The table of a matrix.toml with the arms for a column of this name, which has no prefix; "": there is none."""
     return next((table for table in (name, column.arms_of) if table and table in content), "")
 
 

@@ -79,6 +79,12 @@ class TaskOptions(Strict):
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
         return True
 
+    def check_card(self, card: DatasetCard, n_train: int | None) -> None:
+        """Refuse, with UserError, what a dataset with so many training examples, where that is known, cannot give.
+
+        Default: nothing.
+        """
+
 
 def build(
     spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device, host: Any = None

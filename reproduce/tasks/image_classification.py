@@ -35,6 +35,27 @@ class Options(TaskOptions):
     def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or card.has_validation
 
+    def check_card(self, card: DatasetCard, n_train: int | None) -> None:
+        for name in ("validation", "train_examples"):
+            if getattr(self, name) and card.is_in_order_of_classes:
+                raise UserError(
+                    f"{name} = {getattr(self, name)} cuts the training images of {card.name}, which stand in order of "
+                    "their classes: give its card a split_seed, which mixes them, or files with the split validation",
+                    [name],
+                )
+        if n_train is not None:
+            self.check_count(n_train)
+
+    def check_count(self, n_train: int) -> None:
+        """Refuse to hold out all of so many training examples, or to keep more than are left."""
+        if self.validation and self.validation >= n_train:
+            raise UserError(
+                f"validation = {self.validation} leaves none of the {n_train} examples to train on", ["validation"]
+            )
+        rest = n_train - (self.validation or 0)
+        if self.train_examples and self.train_examples > rest:
+            raise UserError(f"train_examples = {self.train_examples}: there are only {rest}", ["train_examples"])
+
 
 class ImageClassification(Classification[Images]):
     """All images stay on the device as uint8; batches are normalised and augmented there."""
@@ -108,14 +129,11 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
 def _split(options: Options, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
     images, labels, validation = data.train.images, data.train.labels, data.validation
+    options.check_count(len(labels))
     if options.validation:
-        if options.validation >= len(labels):
-            raise UserError(f"validation = {options.validation} leaves none of the {len(labels)} examples to train on")
         validation = Images(images[-options.validation :], labels[-options.validation :])
         images, labels = images[: -options.validation], labels[: -options.validation]
     if options.train_examples:
-        if options.train_examples > len(labels):
-            raise UserError(f"train_examples = {options.train_examples}: there are only {len(labels)}")
         images, labels = images[: options.train_examples], labels[: options.train_examples]
     return Images(images, labels), validation
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reproduce import models, tasks
+from reproduce.data import counted
 from reproduce.errors import Location, UserError, explained, located
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
@@ -92,7 +93,7 @@ class Planner:
             refused.location = ("params", *refused.location)
             raise refused from error
         with located("dataset"):
-            _, card_checksum = self._dataset(cell.task.dataset)
+            _, card_checksum, _ = self._dataset(cell.task.dataset)
         tasks.check_validation(cell.recipe, self.measured(cell.task).validation, cell.task.dataset)
         start = None
         if cell.start is not None:
@@ -117,7 +118,8 @@ class Planner:
         if key not in self._measured:
             options = tasks.check_options(task)
             models.check_options(task.model, dict(task.model_options))
-            card, _ = self._dataset(task.dataset)
+            card, _, n_train = self._dataset(task.dataset)
+            options.check_card(card, n_train)
             self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card))
         return self._measured[key]
 
@@ -127,9 +129,11 @@ def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunCon
     return Planner(root).resolve(cell, folder)
 
 
-def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
+def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str, int | None]:
+    """The card, what identifies the data, and how many examples are there to train on, where that is known."""
     card = read_card(name)
-    return card, checksum(card, root, WORKING_FOLDER / "data")
+    cache = WORKING_FOLDER / "data"
+    return card, checksum(card, root, cache), counted(card, root, cache).get("train")
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:

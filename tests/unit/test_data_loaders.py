@@ -295,7 +295,7 @@ def test_missing_files_say_where_and_how(name, tmp_path, no_network):
     line = failure(card, tmp_path, tmp_path / "cache")
     assert line.startswith(f"{name}: missing ")
     assert f"looked in {tmp_path}, {tmp_path / 'cache'}" in line
-    assert line.endswith(card.get)
+    assert line.endswith(f"to get it: {card.get}")
     downloadable = card.torchvision or card.hugging_face
     assert ("download failed" in line) == bool(downloadable)
 
@@ -318,7 +318,7 @@ def test_a_changed_byte_is_named_with_both_checksums(name, tmp_path, no_network)
     line = failure(card, tmp_path, tmp_path / "cache")
     assert line.startswith(f"{tmp_path / path}: ")
     assert f"is {found}, expected {wanted}" in line
-    assert line.endswith(card.get)
+    assert line.endswith(f"to get it: {card.get}")
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if name != "cifar10_exact_subset"])
