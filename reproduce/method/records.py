@@ -89,7 +89,13 @@ class MaskedRecord(Record):
                 f"{tuple(whole.activation.shape)} with axes {self.site.axes!r}: (n, positions...) is needed, and other "
                 "Sites left out"
             )
-        return positions[self.mask.to(positions.device)]
+        kept = positions[self.mask.to(positions.device)]
+        if not len(kept):
+            raise ValueError(
+                f"Site {self.site.name!r}: the mask is False everywhere, and leaves no sample: True is where a "
+                "position is real, so give ~padding"
+            )
+        return kept
 
     def vectors(self, features: Features) -> Tensor:
         """`samples`; whole maps are refused."""
