@@ -99,6 +99,12 @@ def _warn_of_part(modules: Mapping[str, nn.Module], found: Iterable[str], sites:
             return
 
 
+def named_kernels(model: nn.Module) -> str:
+    """The layers of a model that have kernels, embeddings apart, for a line of text; no weight is looked at."""
+    layers = {name or "the model": module for name, module in model.named_modules() if _has_kernel(module)}
+    return _listed(layers)
+
+
 def _has_kernel(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return False
