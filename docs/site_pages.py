@@ -41,6 +41,7 @@ MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.M | re.S)
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*<img src="(?P<light>[^"]+)"(?P<rest>[^>]*)>\s*</picture>'
 )
+QUESTIONS = re.compile(r"^\| My question \|.*\n\|[:\-| ]+\|\n(?P<rows>(?:\|.*\|\n)+)", re.M)
 LAYER = re.compile(r'subgraph layer\d+\[" "\]\n(.*?)\n\s*end', re.S)
 
 
@@ -89,7 +90,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]
         return f"]({os.path.relpath(_place(target), here or '.')}{found['anchor'] or ''})"
 
-    markdown = PICTURE.sub(_two_images, MERMAID.sub(_layers, markdown))
+    markdown = QUESTIONS.sub(_questions, PICTURE.sub(_two_images, MERMAID.sub(_layers, markdown)))
     return _outside_fences(markdown, lambda text: LINK.sub(turned, text))
 
 
@@ -244,6 +245,21 @@ def _layers(found: re.Match[str]) -> str:
         rooms = [line.strip().partition(":::") for line in layer.splitlines()]
         rows.append("<div>" + "".join(f'<span class="{kind}">{room}</span>' for room, _, kind in rooms) + "</div>")
     return f'<div class="layers">{"".join(rows)}</div>\n'
+
+
+def _questions(found: re.Match[str]) -> str:
+    """The README's table of questions, which is wider than a page, with the code of each row as a block."""
+    parts = []
+    for row in found["rows"].splitlines():
+        question, imported, code, expected, evidence = (cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1])
+        lines = re.findall(r"`([^`]+)`", f"{imported} {code}")
+        language = "python" if "`" in imported else ""
+        text = f"{expected[:1].upper()}{expected[1:]}. Evidence: {evidence}."
+        text = text.replace("Evidence: [how]", "More: [how]").replace("\\|", "|")
+        parts.append(
+            "\n".join([f"**{question}**".replace("\\|", "|"), "", f"```{language}", *lines, "```", "", text, ""])
+        )
+    return "\n".join(parts) + "\n"
 
 
 def _two_images(found: re.Match[str]) -> str:

@@ -271,6 +271,7 @@ def given_to_readers_code() -> dict[str, Any]:
         "labels": labels,
         "outputs": outputs,
         "hidden": model[:2](inputs),
+        "padding": torch.zeros(16, 3, dtype=torch.bool),
         "code": model[:2](inputs),
         "criterion": F.cross_entropy,
         "train_and_count": count,
@@ -317,16 +318,22 @@ def headings(page: str) -> set[str]:
 def test_the_readmes_lines_run_as_typed(row: list[str]) -> None:
     question, imported, code, _, evidence = row
     page, anchor = re.search(r"\]\((.+?)#(.+?)\)", question).groups()  # type: ignore[union-attr]
-    assert page == "docs/cookbook.md"
-    assert anchor in headings(PAGE)
+    assert anchor in headings((ROOT / page).read_text("utf-8"))
     target = re.search(r"\]\((.+?)\)", evidence)[1]  # type: ignore[index]
     assert (ROOT / target).is_file()
+    if "`" not in imported:
+        return  # commands: test_documented_commands.py parses them
     given = given_to_readers_code()
+    if "PenaltyTrainer" in code:
+        pytest.importorskip("transformers")
+        given |= {"model": program("trainer_subclass").classifier(), "arguments": None}
     model = given["model"]
     before = set(given)
     program_text = "\n".join(re.findall(r"`([^`]+)`", f"{imported}<br>{code}"))
     exec(program_text, given)
     assert set(given) - before
+    if "trainer" in given:
+        return  # test_examples.py trains with both
     loss = given["loss"]
     assert isinstance(loss, torch.Tensor)
     loss.backward()
@@ -335,4 +342,6 @@ def test_the_readmes_lines_run_as_typed(row: list[str]) -> None:
 
 def test_the_readme_has_a_row_for_every_section_of_the_page() -> None:
     sections = re.findall(r"^## (.+)$", PAGE, re.M)
-    assert len(table_of_questions()) == len(sections) == 7
+    answered = [row for row in table_of_questions() if "](docs/cookbook.md#" in row[0]]
+    assert len(answered) == len(sections) == 7
+    assert len(table_of_questions()) > len(answered)
