@@ -77,12 +77,12 @@ def plan(
     methods: MethodsOption = None,
 ) -> None:
     allowed = parse_budget(budget)
+    broken: list[str] = []
     with waiting("reading experiments, loading torch"):
+        experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
         from reproduce.cli.terminal import print_plan
         from reproduce.training.plan import most_valuable_first
 
-        broken: list[str] = []
-        experiments = chosen_experiments(method, scale, only, broken)
         sealed, _ = local_results(runs, briefly=True)
         planned = planned_runs(experiments, seeds, data, arms, tasks, sealed, broken)
     if not planned:

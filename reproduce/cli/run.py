@@ -95,7 +95,9 @@ def run(
     started = time.monotonic()
     allowed = parse_budget(budget)  # before anything is loaded
     _check_looks(until_decided, max_seeds, seeds)
+    broken: list[str] = []
     with waiting("reading experiments, loading torch"):
+        experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
         from reproduce.cli.pages import write_pages
         from reproduce.cli.run_json import answer
         from reproduce.report.evidence import in_runs
@@ -104,8 +106,6 @@ def run(
         check_copy()
         chosen_engine = EngineChoice(engine, address, resources, store)
         chosen_engine.check(device, jobs, mode)  # bad input is said before anything is read
-        broken: list[str] = []
-        experiments = chosen_experiments(method, scale, only, broken)
         in_store = chosen_engine.fetch_results(runs)
         sealed, damaged = local_results(runs)
         damaged += in_store
