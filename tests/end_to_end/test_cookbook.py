@@ -103,6 +103,15 @@ def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -
     assert weights["kernel L2, 0.1"] < 0.6 * weights["activity L2 before the sigmoid"]
 
 
+def test_the_evidence_on_kernel_and_activity_penalties_is_as_the_page_says() -> None:
+    """Opposite to what was claimed: the activity penalty had the higher error."""
+    evidence = (ROOT / "reports" / "weight_norm_penalty.md").read_text("utf-8")
+    ((gap, low),) = re.findall(r"^- activity L2, raw − none: (\S+) \[(\S+), .*; claimed: lower$", evidence, re.M)
+    assert float(gap) > float(low) > 0
+    said = "a lower error for the activity penalty, with ReLU in place of the sigmoid, and it came out higher."
+    assert said in " ".join(PAGE.split())
+
+
 def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
     module = program("ten_of_a_hundred")
     found = results_of("ten_of_a_hundred", "search")
