@@ -319,7 +319,7 @@ def table_of_questions() -> list[list[str]]:
 
 def headings(page: str) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
-    found = re.findall(r"^#+ (.+)$", page, re.M)
+    found = [re.sub(r"\]\([^)]*\)", "]", heading) for heading in re.findall(r"^#+ (.+)$", page, re.M)]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
