@@ -113,6 +113,6 @@ def test_links_in_markdown_lead_to_files(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a repository host gives to headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    """The anchors that a repository host gives to headings, of a link by its text alone."""
+    headings = [re.sub(r"\]\([^)]*\)", "]", found) for found in re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
