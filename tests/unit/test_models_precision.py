@@ -32,6 +32,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], Sizes]]] = {
         ({"d_sae": 5, "activation": "topk", "k": 2, "centred": False, "decoder_bias": False}, IMAGES),
     ],
     "pixels": [({}, IMAGES)],
+    "wide_resnet": [({"depth": 16, "widen": 2, "dropout": 0.3}, IMAGES)],
+    "bottleneck_resnet": [({"depth": 20}, IMAGES)],
+    "resnext": [({"depth": 20, "cardinality": 2, "width": 4, "stem": 4}, IMAGES)],
+    "resnet18": [({"width": 4, "sites": sites}, IMAGES) for sites in ("every", "blocks")],
 }
 CONFIGURATIONS = [(name, options, sizes) for name, chosen in MODELS.items() for options, sizes in chosen]
 
