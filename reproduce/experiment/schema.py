@@ -182,11 +182,18 @@ class Recipe(Strict):
     )
     warmup_factor: float | None = Field(default=None, description="Goes together with `warmup_steps`.")
     clip: Clip | None = Field(default=None, description="Gradient clipping. Left out: none.")
-    augment: Literal["crop_flip"] | None = Field(
+    augment: Literal["crop_flip", "crop_flip_randaugment"] | None = Field(
         default=None,
-        description="Images: zero-pad by 4, crop at random, flip left to right at random. Left out: as they are.",
+        description="Images: zero-pad by 4, crop at random, flip left to right at random; with RandAugment, two random "
+        "operations of magnitude 9 of 30 each as well. Left out: as they are.",
     )
     mixup: float | None = Field(default=None, description="Mix pairs of images: the alpha of Beta(alpha, alpha).")
+    cutmix: float | None = Field(
+        default=None,
+        gt=0,
+        description="Put a box of one image into another: the alpha of Beta(alpha, alpha). With `mixup` too, each "
+        "batch takes one of the two, by a coin.",
+    )
     window: Count | None = Field(default=None, description="Language modeling: tokens of truncated back-propagation.")
     eval_batch_size: Count = Field(default=500, description="Examples, or streams, at a time while evaluating.")
     evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")

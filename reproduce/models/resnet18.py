@@ -59,5 +59,6 @@ def build(
         outputs = [block.output for block in blocks]
         for layer in model.modules():
             if isinstance(layer, Activated) and layer not in outputs:
-                layer.pre, layer.post = nn.Identity(), nn.Identity()
+                for name in ("pre", "post"):
+                    layer.add_module(name, nn.Identity())
     return model

@@ -1,4 +1,4 @@
-"""ResNeXt for CIFAR (Xie et al. 2017): bottlenecks whose 3x3 convolution is cut into groups, batch normalization inside."""
+"""ResNeXt for CIFAR (Xie et al. 2017): bottlenecks with a 3x3 convolution in groups, batch normalization inside."""
 
 from __future__ import annotations
 

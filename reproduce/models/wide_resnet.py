@@ -1,4 +1,4 @@
-"""Wide residual networks for CIFAR and SVHN (Zagoruyko & Komodakis 2016): WRN-depth-widen, batch normalization inside."""
+"""Wide residual networks (Zagoruyko & Komodakis 2016), WRN-depth-widen, batch normalization inside."""
 
 from __future__ import annotations
 

@@ -154,14 +154,14 @@ def test_mixup_weights_follow_their_beta_distribution(alpha: float) -> None:
     data = image_data(n=3000, shape=(2, 1, 1))
     task = image_task(data, mixup=alpha, batch_size=1)
     task.start_epoch()
-    assert len(task.mix) == 3000
-    outcome = scipy.stats.kstest(task.mix.double().numpy(), scipy.stats.beta(alpha, alpha).cdf)
+    assert len(task.mixing.weights) == 3000
+    outcome = scipy.stats.kstest(task.mixing.weights.double().numpy(), scipy.stats.beta(alpha, alpha).cdf)
     assert outcome.pvalue > 0.01
-    wrong = scipy.stats.kstest(task.mix.double().numpy(), scipy.stats.beta(alpha + 0.2, alpha + 0.2).cdf)
+    wrong = scipy.stats.kstest(task.mixing.weights.double().numpy(), scipy.stats.beta(alpha + 0.2, alpha + 0.2).cdf)
     assert wrong.pvalue < 0.01  # the test can tell
-    before = task.mix.clone()
+    before = task.mixing.weights.clone()
     task.start_epoch()
-    assert not torch.equal(before, task.mix)
+    assert not torch.equal(before, task.mixing.weights)
 
 
 def normalised(kind: str | None, statistics: bool = True, **task: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -356,6 +356,7 @@ def test_evaluation_leaves_the_carried_state() -> None:
     [
         ({}, {"window": None}, "needs recipe.window"),
         ({}, {"mixup": 0.2}, "are for images"),
+        ({}, {"cutmix": 0.2}, "are for images"),
         ({}, {"augment": "crop_flip"}, "are for images"),
         ({"train_examples": 96}, {}, "there are only 95 tokens"),
         ({}, {"window": 31}, "longer than a stream of 31 tokens"),
