@@ -40,7 +40,7 @@ FigureName = Literal[
 # None and mean "as before". A default other than None, once landed, never changes.
 
 
-Normalisation = Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"]
+Normalisation = Literal["channel", "image_channel", "mean_image", "pixel", "binary", "unit", "raw"]
 Fold = Annotated[int, Field(ge=0)]
 FoldConvention = Literal["standard", "swapped"]
 
@@ -72,7 +72,8 @@ class TaskSpec(Strict):
     normalise: Normalisation | None = Field(
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
-        "by those of the training images. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
+        "by those of the training images. `image_channel`: by channels' means, and the mean over images of each "
+        "image's own deviation, another custom. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
         "`binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
     )
     reconstruction: Literal["pixel_mean"] | None = Field(

@@ -108,6 +108,10 @@ class _Normalisation(nn.Module):
         offset, scale = torch.zeros(1), torch.ones(1)
         if kind == "channel":
             offset, scale = _channel_statistics(data, train)
+        elif kind == "image_channel":
+            pixels = train.images.double() / 255
+            offset = pixels.mean((0, 2, 3)).float().view(-1, 1, 1)
+            scale = pixels.std((2, 3)).mean(0).float().clamp_min(1 / 255).view(-1, 1, 1)
         elif kind == "raw":
             scale = torch.full((1,), 1 / 255)  # pixels as they are stored, 0 to 255
         elif kind in ("mean_image", "pixel"):
