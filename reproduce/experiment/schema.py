@@ -73,8 +73,8 @@ class TaskSpec(Strict):
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
         "by those of the training images. `image_channel`: by channels' means, and the mean over images of each "
-        "image's own deviation, another custom. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
-        "`binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
+        "image's own deviation, another custom. `mean_image`: minus the mean image. `pixel`: each by its mean and "
+        "deviation. `binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
     )
     reconstruction: Literal["pixel_mean"] | None = Field(
         default=None,
