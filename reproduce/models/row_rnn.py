@@ -76,6 +76,16 @@ def _cayley(matrix: Tensor) -> Tensor:
         return torch.linalg.solve_ex(identity - skew, identity + skew, check_errors=False)[0]
 
 
+class UnflattenedRNN(nn.RNN):
+    """A tanh layer whose kernel is made anew in each step.
+
+    cuDNN's layout of all weights in one piece would move the other parameters each time, under a recorded step too.
+    """
+
+    def flatten_parameters(self) -> None:
+        """Nothing: weights stay where they are."""
+
+
 class RowRNN(nn.Module):
     """Images (N, C, H, W) to logits (N, classes); one Site ``post`` on the outputs of all steps, (T, N, hidden).
 
@@ -91,7 +101,8 @@ class RowRNN(nn.Module):
         channels, height, width = sizes.input_shape
         by_rows = options.order == "rows"
         self.order = options.order
-        self.recurrent = CELLS[options.cell](channels * width if by_rows else channels, options.hidden)
+        cell = CELLS[options.cell] if options.margin is None else UnflattenedRNN
+        self.recurrent = cell(channels * width if by_rows else channels, options.hidden)
         self.post = Site("post", "tnc", (options.hidden,))
         self.classifier = nn.Linear(options.hidden, sizes.outputs)
         permutation = None

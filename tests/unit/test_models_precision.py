@@ -23,7 +23,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], Sizes]]] = {
     "rectified_mlp": [({"width": 7, "depth": 2}, IMAGES)],
     "resnet": [({"depth": 20, "width": 4}, IMAGES), ({"depth": 20, "width": 4, "variant": "he"}, IMAGES)],
     "cnn11": [({}, IMAGES), ({"activation": "relu", "scalar_bias": True}, IMAGES)],
-    "row_rnn": [({"hidden": 6, "cell": cell}, IMAGES) for cell in ("lstm", "gru", "tanh")],
+    "row_rnn": [
+        *(({"hidden": 6, "cell": cell}, IMAGES) for cell in ("lstm", "gru", "tanh")),
+        ({"hidden": 6, "cell": "tanh", "initialisation": "orthogonal", "margin": 0.1}, IMAGES),
+    ],
     "lstm": [({"hidden": 6, "dropout": 0.3, "dropout_kind": kind}, WORDS) for kind in ("plain", "locked")],
     "code_lstm": [({"hidden": 6, "d_sae": 5, "dropout": 0.3}, WORDS)],
     "autoencoder": [

@@ -110,12 +110,15 @@ def test_the_step_reads_the_kernel_of_now():
     with torch.no_grad():
         for parameter in network.recurrent.parametrizations.weight_hh_l0.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(4))
+    places = [parameter.data_ptr() for parameter in network.parameters()]
     layer, value = network.recurrent, torch.zeros(2, 6)
     for row in network.steps(IMAGES):
         value = torch.tanh(
             row @ layer.weight_ih_l0.T + layer.bias_ih_l0 + value @ layer.weight_hh_l0.T + layer.bias_hh_l0
         )
     torch.testing.assert_close(network(IMAGES), network.classifier(value))
+    assert [parameter.data_ptr() for parameter in network.parameters()] == places
+    assert type(layer).flatten_parameters is not nn.RNN.flatten_parameters  # which would move them on CUDA
 
 
 def test_gradients_of_a_bounded_spectrum():
