@@ -43,7 +43,7 @@ FigureName = Literal[
 # None and mean "as before". A default other than None, once landed, never changes.
 
 
-Normalisation = Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"]
+Normalisation = Literal["channel", "image_channel", "mean_image", "pixel", "binary", "unit", "raw"]
 Fold = Annotated[int, Field(ge=0)]
 FoldConvention = Literal["standard", "swapped"]
 
@@ -75,8 +75,9 @@ class TaskSpec(Strict):
     normalise: Normalisation | None = Field(
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
-        "by those of the training images. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
-        "`binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
+        "by those of the training images. `image_channel`: by channels' means, and the mean over images of each "
+        "image's own deviation, another custom. `mean_image`: minus the mean image. `pixel`: each by its mean and "
+        "deviation. `binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
     )
     reconstruction: Literal["pixel_mean"] | None = Field(
         default=None,
@@ -206,11 +207,18 @@ class Recipe(Strict):
     )
     warmup_factor: float | None = Field(default=None, description="Goes together with `warmup_steps`.")
     clip: Clip | None = Field(default=None, description="Gradient clipping. Left out: none.")
-    augment: Literal["crop_flip"] | None = Field(
+    augment: Literal["crop_flip", "crop_flip_randaugment"] | None = Field(
         default=None,
-        description="Images: zero-pad by 4, crop at random, flip left to right at random. Left out: as they are.",
+        description="Images: zero-pad by 4, crop at random, flip left to right at random; with RandAugment, two random "
+        "operations of magnitude 9 of 30 each as well. Left out: as they are.",
     )
     mixup: float | None = Field(default=None, description="Mix pairs of images: the alpha of Beta(alpha, alpha).")
+    cutmix: float | None = Field(
+        default=None,
+        gt=0,
+        description="Put a box of one image into another: the alpha of Beta(alpha, alpha). With `mixup` too, each "
+        "batch takes one of the two, by a coin.",
+    )
     window: Count | None = Field(default=None, description="Language modeling: tokens of truncated back-propagation.")
     eval_batch_size: Count = Field(default=500, description="Examples, or streams, at a time while evaluating.")
     evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")

@@ -60,8 +60,8 @@ class Autoencoding(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for classification; autoencoding has none")
         super().__init__(spec, options, recipe, data, generators, device)
         lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
         if lacking:

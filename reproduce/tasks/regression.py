@@ -84,8 +84,8 @@ class Regression(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for classification; regression has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for classification; regression has none")
         height, width = data.train.images.shape[2:]
         if height < 4 or width < 2:
             raise UserError(

@@ -43,8 +43,8 @@ class TableClassification(Classification[Rows]):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.augment:
-            raise UserError("recipe.augment is for images; table classification has none")
+        if recipe.augment or recipe.cutmix:
+            raise UserError("recipe.augment and cutmix are for images; table classification has neither")
         if options.fold >= len(data.folds):
             raise UserError(f"task.fold {options.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
         fold = data.folds[options.fold]

@@ -19,7 +19,7 @@ from reproduce.experiment.schema import Recipe, TaskSpec
 from reproduce.results.record import Result, device_kind
 
 # What of a recipe a step's or an evaluation's time hangs on; all else, rates and lengths, moves numbers and no time.
-TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "window", "precision"}
+TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "cutmix", "window", "precision"}
 TIMED |= {"eval_batch_size", "probe_examples"}
 
 

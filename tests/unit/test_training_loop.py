@@ -127,6 +127,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "images, rmsprop, plateau": lambda: image_problem(
         optimizer="rmsprop", nesterov=False, learning_rate=0.01, schedule={"kind": "plateau"}
     ),
+    "images, RandAugment, mixup or CutMix": lambda: image_problem(augment="crop_flip_randaugment", cutmix=1.0),
     "words": word_problem,
 }
 
