@@ -13,7 +13,7 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
-from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
@@ -35,6 +35,7 @@ __all__ = [
     "Features",
     "Kernel",
     "KernelKind",
+    "Later",
     "Method",
     "NonNegative",
     "Positive",

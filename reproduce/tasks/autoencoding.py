@@ -19,7 +19,7 @@ from reproduce.tasks._sparsity import CODE_METRICS, RECONSTRUCTION_METRICS, Code
 from reproduce.tasks.image_classification import ImageClassification
 
 
-class Options(image_classification.Options):
+class Options(image_classification.ImageOptions):
     reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
     classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
 

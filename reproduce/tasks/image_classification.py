@@ -13,36 +13,55 @@ from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Count, Normalisation, Recipe, TaskSpec
+from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
-from reproduce.tasks._classification import Classification
+from reproduce.tasks._classification import BALANCED_ERROR, Classification
+from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
 PADDING = 4
 
 
-class Options(TaskOptions):
+class ImageOptions(TaskOptions):
     """Which images are trained on, which are held out, and how pixels become numbers."""
 
     validation: Count | None = None
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
-    @property
-    def metrics(self) -> frozenset[str]:
-        return frozenset({"loss", "error"})
-
     def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or card.has_validation
 
 
+class Options(ImageOptions):
+    """A long tail of classes to train on, and corrupted images to test on."""
+
+    imbalance: float | None = None
+    corrupted: CorruptedSpec | None = None
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"} if self.imbalance is None else {"loss", "error", BALANCED_ERROR})
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        return self.corrupted.metrics if self.corrupted else frozenset()
+
+
 class ImageClassification(Classification[Images]):
-    """All images stay on the device as uint8; batches are normalised and augmented there."""
+    """All images stay on the device as uint8; batches are normalised and augmented there.
+
+    Metrics of a split: ``loss``, ``error``, and ``balanced_error`` where training classes have a long tail. Test has
+    those of `CorruptedSpec` too, where the task asks for them.
+    """
+
+    corrupted: CorruptedSpec | None = None
 
     def __init__(
         self,
         spec: TaskSpec,
-        options: Options,
+        options: ImageOptions,
         recipe: Recipe,
         data: ImageData,
         generators: Generators,
@@ -50,6 +69,11 @@ class ImageClassification(Classification[Images]):
     ) -> None:
         train, validation = _split(options, data)
         splits = ({"validation": validation} if validation else {}) | {"test": data.test}
+        if isinstance(options, Options):
+            self.corrupted = options.corrupted
+            if options.imbalance is not None:
+                train = long_tailed(train, options.imbalance, data.classes)
+                self.balanced_classes = data.classes
         super().__init__(spec, recipe, train, splits, generators, device)
         self.normalise = _Normalisation(options.normalise, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
@@ -62,6 +86,11 @@ class ImageClassification(Classification[Images]):
 
     def augmented(self, inputs: Tensor) -> Tensor:
         return crop_flip(inputs, self.generators.augmentation) if self.recipe.augment == "crop_flip" else inputs
+
+    def _shifted_errors(self) -> dict[str, float]:
+        if self.corrupted is None:
+            return {}
+        return corrupted_errors(self.corrupted, self.splits["test"], lambda part: self._evaluate_split(part)["error"])
 
     def _layout(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last)
@@ -105,7 +134,7 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
     return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
 
-def _split(options: Options, data: ImageData) -> tuple[Images, Images | None]:
+def _split(options: ImageOptions, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
     images, labels, validation = data.train.images, data.train.labels, data.validation
     if options.validation:

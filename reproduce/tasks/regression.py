@@ -59,7 +59,7 @@ def _ink(images: Tensor) -> tuple[Numbers, Numbers]:
     return left, right
 
 
-class Options(image_classification.Options):
+class Options(image_classification.ImageOptions):
     @property
     def metrics(self) -> frozenset[str]:
         bins = (f"output_{quantity}_bin_{place}" for quantity in range(QUANTITIES) for place in range(len(BINS) - 1))

@@ -20,6 +20,8 @@ VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
     "symbols": "characters",
+    "imbalance": 10.0,
+    "corrupted": {"kinds": ("contrast",), "examples": 3},
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "classifier_iterations": 3,
@@ -29,7 +31,7 @@ VALUES: dict[str, Any] = {
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES,
+    "image_classification": IMAGES | {"imbalance", "corrupted"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "classifier_iterations"},
     "language_modeling": {"train_examples", "symbols"},
