@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from reproduce.method import (
     Method,
+    QuantileMemory,
     Site,
     TransformableFunction,
     check_activations,
@@ -19,6 +20,7 @@ from reproduce.method import (
     in_float32,
     moderate_scale,
     sites_with_role,
+    tied_places,
 )
 
 Output = Literal["uniform", "normal"]
@@ -97,9 +99,7 @@ class _BatchQuantile(TransformableFunction):
         with_slopes: bool,
     ) -> tuple[Tensor, ...]:
         last_place = rows.shape[-1] - 1
-        # Each value's ties are the places first to last; a NaN, above all values, would otherwise have none.
-        first = torch.searchsorted(ordered, ordered).clamp_(max=last_place)
-        last = torch.searchsorted(ordered, ordered, right=True) - 1
+        first, last = tied_places(ordered)
         outcome = _of_law((first + last + 1).to(rows.dtype) / (2 * rows.shape[-1]), output)
         result = torch.empty_like(ordered).scatter_(-1, order, outcome)
         result = torch.where(rows.isnan(), rows, result)
@@ -177,24 +177,16 @@ def _within_reference(rows: Tensor, reference: Tensor, output: Output) -> Tensor
     return torch.where(values.isnan(), values, result).to(rows.dtype)
 
 
-class QuantileActivation(nn.Module):
+class QuantileActivation(QuantileMemory):
     """`quantile_transform` while training; at evaluation the quantile within what training has shown.
 
-    The buffer ``reference`` holds points (units, points) of each unit's quantile function, at the levels
-    ``(k + 1/2) / points``: a moving average of the batches' quantile functions, which ascend, and so does their
-    average. The first batch fills it; before that it holds the standard normal law.
+    Each time step of a sequence is ranked by itself, since a rank among later steps would tell a layer above what is to
+    come.
 
     Args:
-        axes: as of a Site. A channel of a map is one unit with a sample at each location. Each time step of a sequence
-            is ranked by itself, since a rank among later steps would tell a layer above what is to come.
-        units: channels or units.
-        points: of each unit's quantile function.
-        momentum: the weight of the newest batch.
+        axes, units, points, momentum: as of `QuantileMemory`.
         output, context, steepest: as of `quantile_transform`.
     """
-
-    reference: Tensor
-    is_filled: Tensor
 
     def __init__(
         self,
@@ -206,12 +198,8 @@ class QuantileActivation(nn.Module):
         context: Context = "fixed",
         steepest: float = 10.0,
     ) -> None:
-        super().__init__()
-        self.axes, self.momentum = axes, momentum
+        super().__init__(axes, units, points, momentum)
         self.output, self.context, self.steepest = output, context, steepest
-        levels = (torch.arange(points) + 0.5) / points
-        self.register_buffer("reference", torch.special.ndtri(levels).repeat(units, 1))
-        self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool))
 
     def forward(self, activation: Tensor) -> Tensor:
         """Activations to their quantiles, of the same shape.
@@ -219,30 +207,15 @@ class QuantileActivation(nn.Module):
         Raises:
             ValueError: a training batch of one sample.
         """
-        source = [self.axes.index(axis) for axis in sorted(self.axes, key="ctndlhw".index)]
-        units_first = activation.permute(source)
+        units_first = self.units_first(activation)
         # (units, steps, samples): only sequences have several steps.
         stepped = units_first if "t" in self.axes else units_first.flatten(1).unsqueeze(1)
         if self.training:
             result, ordered = _transform_rows(stepped, self.output, self.context, self.steepest)
-            self._remember(ordered.to(self.reference.dtype))
+            self.remember(ordered.to(self.reference.dtype))
         else:
             result = _within_reference(stepped.flatten(1), self.reference, self.output)
-        back = sorted(range(len(source)), key=source.__getitem__)
-        return result.reshape(units_first.shape).permute(back)
-
-    @torch.no_grad()
-    def _remember(self, ordered: Tensor) -> None:
-        """Let the mean quantile function of sorted samples (units, steps, n) enter the average."""
-        n, points = ordered.shape[-1], self.reference.shape[1]
-        levels = (torch.arange(points, device=ordered.device, dtype=ordered.dtype) + 0.5) / points
-        position = (levels * n - 0.5).clamp(0, n - 1)
-        lower = position.floor().long()
-        left, right = ordered.index_select(-1, lower), ordered.index_select(-1, (lower + 1).clamp(max=n - 1))
-        newest = torch.lerp(left, right, position - lower).mean(1)
-        average = torch.lerp(self.reference, newest, self.momentum)
-        self.reference.copy_(torch.where(self.is_filled, average, newest))
-        self.is_filled.fill_(True)
+        return self.as_before(result.reshape(units_first.shape))
 
 
 class QAct(Method):

@@ -114,11 +114,11 @@ def _blur_matrix(size: int, deviation: float) -> Tensor:
 
 
 def motion_blur(images: Tensor, strength: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A mean along a line that leaves each pixel at one angle of an image, in [-45, 45] degrees, weighted by half a bell.
+    """A mean along a line from each pixel, at one angle of an image in [-45, 45] degrees, weighted by half a bell.
 
     Of ``2 radius + 1`` points a pixel apart the i-th weighs ``exp(-i^2 / (2 deviation^2))``; each is rounded to the
-    nearest pixel, and those of no weight are left out. ImageMagick, which made the published sets, has the same kernel; its own rounding may differ, and
-    beyond its borders an image goes on as at its border.
+    nearest pixel, and those of no weight are left out. Beyond its borders an image goes on as at its border. The
+    published sets were made by ImageMagick, whose rounding may differ.
     """
     radius, deviation = strength
     n, _, height, width = images.shape
@@ -169,7 +169,7 @@ def contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tenso
 
 
 def brightness(images: Tensor, added: float, generator: torch.Generator) -> Tensor:
-    """More of the value of HSV, the largest channel, at the same hue and saturation: a common factor of all channels."""
+    """More of HSV's value, the largest channel, at the same hue and saturation: a common factor of all channels."""
     values = _unit(images)
     largest = values.amax(1, keepdim=True)
     target = (largest + added).clamp(0, 1)

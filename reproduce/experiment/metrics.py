@@ -27,7 +27,7 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),
         Metric("balanced_error", "lower", "%", 0, 100),  # the mean of classes' errors
-        # Of corrupted test images: over all of them, of one corruption over severities, of one severity over corruptions.
+        # Of corrupted test images: over all, of one corruption over severities, of one severity over corruptions.
         *(
             Metric(name, "lower", "%", 0, 100)
             for name in (CORRUPTED_ERROR, *map(error_of_kind, CORRUPTIONS), *map(error_of_severity, SEVERITIES))

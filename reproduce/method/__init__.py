@@ -17,6 +17,7 @@ from reproduce.method.interface import Later, Method, NonNegative, Positive, Pos
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.quantiles import QuantileMemory, quantile_points, tied_places
 from reproduce.method.records import Features, Record
 from reproduce.method.sites import (
     Role,
@@ -40,6 +41,7 @@ __all__ = [
     "NonNegative",
     "Positive",
     "PositiveCount",
+    "QuantileMemory",
     "Record",
     "Role",
     "SharedDirections",
@@ -65,9 +67,11 @@ __all__ = [
     "losses_together",
     "mean_of_each",
     "moderate_scale",
+    "quantile_points",
     "sample_directions",
     "sample_rows",
     "sites_of",
     "sites_with_role",
     "sum_of_each",
+    "tied_places",
 ]
