@@ -72,8 +72,8 @@ class TaskSpec(Strict):
     )
     imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="Images: a long-tailed cut. Of K classes the k-th, from 0, keeps `imbalance ** (-k / (K - 1))` times "
-        "as many training examples as the smallest has, its first ones. Left out: all.",
+        description="Images: a long-tailed cut. Of K classes the k-th, from 0, keeps `imbalance ** (-k / (K - 1))` "
+        "times as many training examples as the smallest has, its first ones. Left out: all.",
     )
     corrupted: CorruptedSpec | None = Field(
         default=None, description="Images: the error on corrupted test images too. Left out: on the clean ones alone."

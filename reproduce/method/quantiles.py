@@ -9,7 +9,8 @@ from torch import Tensor, nn
 def tied_places(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the last place, from 0, of the values equal to each one in ascending rows (..., n).
 
-    The level of a place, ties counted half, is ``(first + last + 1) / (2 n)``. A NaN, above all values, has last < first.
+    The level of a place, ties counted half, is ``(first + last + 1) / (2 n)``. NaNs come last, and
+    their places mean nothing.
     """
     first = torch.searchsorted(ordered, ordered).clamp_(max=ordered.shape[-1] - 1)
     return first, torch.searchsorted(ordered, ordered, right=True) - 1
