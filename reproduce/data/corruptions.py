@@ -70,17 +70,20 @@ def corrupted(images: Tensor, kind: Corruption, severity: int, severities: Sever
 
 
 def _pixels(values: Tensor) -> Tensor:
-    """Values in [0, 1], and what lies beyond, as whole pixel values: cut off, not rounded."""
-    return (values.clamp(0, 1) * 255).to(torch.uint8)
+    """Values in [0, 1], and what lies beyond, as whole pixel values: cut off, not rounded.
+
+    The hair that is added keeps a whole value that is missed by its last bits.
+    """
+    return (values.clamp(0, 1) * 255 + 1e-6).to(torch.uint8)
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255
+    return images.double() / 255  # single precision would cut one value off many whole ones
 
 
 def gaussian_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """``x + deviation * z``, z normal at each value."""
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=torch.float64)
     return _unit(images) + deviation * noise
 
 
@@ -126,7 +129,7 @@ def motion_blur(images: Tensor, strength: tuple[float, float], generator: torch.
     angle = (uniform - 0.5) * (math.pi / 2)
     weights = [math.exp(-(i**2) / (2 * deviation**2)) for i in range(2 * int(radius) + 1)]
     weights = [weight for weight in weights if weight > _NEGLIGIBLE]
-    values, blurred = _unit(images), torch.zeros(images.shape, device=images.device)
+    values, blurred = _unit(images), torch.zeros(images.shape, device=images.device, dtype=torch.float64)
     example = torch.arange(n, device=images.device).view(-1, 1, 1)
     for i, weight in enumerate(weights):
         rows = _shifted(height, (i * angle.sin()).round())
@@ -145,7 +148,7 @@ def _shifted(size: int, offset: Tensor) -> Tensor:
 def pixelate(images: Tensor, side: float, generator: torch.Generator) -> Tensor:
     """Down to ``int(side * size)`` pixels and up again, as Pillow does with its box filter, rounding in between."""
     height, width = images.shape[-2:]
-    smaller = _boxed(_boxed(images.float(), -2, int(side * height)), -1, int(side * width)).add(0.5).floor()
+    smaller = _boxed(_boxed(images.double(), -2, int(side * height)), -1, int(side * width)).add(0.5).floor()
     return _boxed(_boxed(smaller, -2, height), -1, width) / 255
 
 
