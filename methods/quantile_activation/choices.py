@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 KERNEL_POINTS = 100  # of each unit's law, between which the kernel density is summed; the authors' number of levels
 
 
-class Choices(NamedTuple):
+@dataclass(frozen=True)
+class Choices:
     """Where a quantile layer follows the authors' code: nowhere, by default."""
 
     grounded: bool = False

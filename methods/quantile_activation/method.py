@@ -213,9 +213,6 @@ class QuantileActivation(QuantileMemory):
         adapts: quantiles are those of the test batch at evaluation, and not those of training.
     """
 
-    before: nn.Module | None = None  # a normalization of what it is given
-    after: nn.Module | None = None  # and of what it gives
-
     def __init__(
         self,
         axes: str,
@@ -231,6 +228,8 @@ class QuantileActivation(QuantileMemory):
         super().__init__(axes, units, points, momentum)
         self.output, self.context, self.steepest = output, context, steepest
         self.choices, self.adapts = choices, adapts
+        self.before: nn.Module | None = None  # a normalization of what it is given
+        self.after: nn.Module | None = None  # and of what it gives
 
     def forward(self, activation: Tensor) -> Tensor:
         """Activations to their quantiles, of the same shape.
@@ -280,7 +279,7 @@ class QAct(Method):
         chosen = self.grounded or self.bandwidth is not None
         if chosen and (self.output != "uniform" or self.context != "fixed"):
             raise ValueError(
-                "grounded and bandwidth go with output 'uniform' and context 'fixed', "
+                "grounded and bandwidth need output 'uniform' and context 'fixed', "
                 f"found {self.output!r} and {self.context!r}"
             )
         return self
