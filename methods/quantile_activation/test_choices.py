@@ -94,7 +94,7 @@ def test_without_negative_values_half_of_the_law_is_far_away() -> None:
     grounded = grounded_levels(plain, torch.zeros(1, 1, dtype=torch.float64), ordered < 0)
     ratio = kernel_slopes(ordered, grounded, 0.5) / kernel_slopes(ordered, plain, 0.5)
     # The grounded law has half as many of the points, which tells in its tail.
-    assert float((ratio - 0.5)[:, :380].abs().max()) < 0.04
+    assert float((ratio - 0.5)[:, :380].abs().max()) < 0.06
 
 
 def test_the_test_batch_is_ranked_by_itself_and_leaves_no_trace() -> None:
