@@ -24,6 +24,7 @@ PAGES = (DOCS / "experiment_file.md", DOCS / "dataset_card.md")
 ANCHORS = {
     "TaskSpec": "tasksname",
     "HostSpec": "tasksnamehost",
+    "CorruptedSpec": "tasksnamecorrupted",
     "Recipe": "recipe",
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"

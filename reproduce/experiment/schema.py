@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from reproduce.errors import Misplaced, UserError, first_problem, none_of, shown
 from reproduce.experiment.metrics import place_of_metric
+from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
@@ -71,6 +72,14 @@ class TaskSpec(Strict):
         default=None,
         description="Language modeling: what the tokens are. Left out: words. `characters`: of a corpus of characters, "
         "with bits per character as a further metric.",
+    )
+    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Images: a long-tailed cut. Of K classes the k-th, from 0, keeps `imbalance ** (-k / (K - 1))` "
+        "times as many training examples as the smallest has, its first ones. Left out: all.",
+    )
+    corrupted: CorruptedSpec | None = Field(
+        default=None, description="Images: the error on corrupted test images too. Left out: on the clean ones alone."
     )
     normalise: Normalisation | None = Field(
         default=None,

@@ -75,6 +75,11 @@ class TaskOptions(Strict):
         """What an evaluation may give of each split, by name; a kind of Task says it, a claim is checked by it."""
         raise NotImplementedError
 
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        """Further ones, which an evaluation gives of test alone. Default: none."""
+        return frozenset()
+
     def holds_out(self, card: DatasetCard) -> bool:
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
         return True

@@ -29,6 +29,7 @@ class Labelled(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
 
+BALANCED_ERROR = "balanced_error"
 Part = TypeVar("Part", bound=Labelled)
 
 
@@ -41,6 +42,7 @@ class Classification(Generic[Part]):
 
     metric: Metric = METRICS["error"]
     model: nn.Module  # a Task builds it
+    balanced_classes: int | None = None  # over so many classes the error is averaged too
 
     def __init__(
         self,
@@ -110,19 +112,29 @@ class Classification(Generic[Part]):
     def evaluate(self) -> Metrics:
         self.model.eval()
         found = {name: self._evaluate_split(split) for name, split in self.splits.items()}
+        found["test"] |= self._shifted_errors()
         self.model.train()
         return found
+
+    def _shifted_errors(self) -> dict[str, float]:
+        """Further metrics of test, on shifted versions of it; default: none."""
+        return {}
 
     def _evaluate_split(self, split: Part) -> dict[str, float]:
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
         wrong = torch.zeros((), device=self.device, dtype=torch.int64)
+        missed = []  # of each batch: which examples
         size = self.recipe.eval_batch_size
         for inputs, labels in zip(split.inputs.split(size), split.labels.split(size), strict=True):
             logits = self._logits(self.read(inputs))
             loss += F.cross_entropy(logits, labels, reduction="sum")
-            wrong += (logits.argmax(1) != labels).sum()
+            missed.append(logits.argmax(1) != labels)
+            wrong += missed[-1].sum()
         n_examples = len(split.labels)
-        return {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
+        found = {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
+        if self.balanced_classes is not None:
+            found[BALANCED_ERROR] = balanced_error(torch.cat(missed), split.labels, self.balanced_classes)
+        return found
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         size = self.recipe.batch_size
@@ -139,3 +151,10 @@ class Classification(Generic[Part]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order.copy_(state["order"])
         self.mixing.load_state_dict(state)
+
+
+def balanced_error(missed: Tensor, labels: Tensor, classes: int) -> float:
+    """The mean over classes of each one's error, in percent; a class without an example does not count."""
+    sizes = torch.bincount(labels, minlength=classes).double()
+    errors = torch.bincount(labels, weights=missed.double(), minlength=classes) / sizes
+    return 100 * errors[sizes > 0].mean().item()

@@ -13,11 +13,13 @@ from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.schema import Count, HostSpec, Normalisation, Recipe, TaskSpec
+from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
-from reproduce.tasks._classification import Classification
+from reproduce.tasks._classification import BALANCED_ERROR, Classification
 from reproduce.tasks._randaugment import rand_augment
+from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
 PADDING = 4
 CHUNK = 2_000  # images that are augmented at a time: what fits caches; another number would draw others
@@ -30,23 +32,36 @@ class ImageOptions(TaskOptions):
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
-    @property
-    def metrics(self) -> frozenset[str]:
-        return frozenset({"loss", "error"})
-
     def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or card.has_validation
 
 
 class Options(ImageOptions):
+    """A long tail of classes to train on, corrupted images to test on, and a model to begin with."""
+
     host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
+    imbalance: float | None = None
+    corrupted: CorruptedSpec | None = None
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"} if self.imbalance is None else {"loss", "error", BALANCED_ERROR})
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        return self.corrupted.metrics if self.corrupted else frozenset()
 
 
 class ImageClassification(Classification[Images]):
     """All images stay on the device as uint8; batches are normalised and augmented there.
 
     RandAugment is for pixels, and a step that is recorded cannot choose: so an epoch's images are made before it.
+
+    Metrics of a split: ``loss``, ``error``, and ``balanced_error`` where training classes have a long tail. Test has
+    those of `CorruptedSpec` too, where the task asks for them.
     """
+
+    corrupted: CorruptedSpec | None = None
 
     def __init__(
         self,
@@ -59,6 +74,11 @@ class ImageClassification(Classification[Images]):
     ) -> None:
         train, validation = _split(options, data)
         splits = ({"validation": validation} if validation else {}) | {"test": data.test}
+        if isinstance(options, Options):
+            self.corrupted = options.corrupted
+            if options.imbalance is not None:
+                train = long_tailed(train, options.imbalance, data.classes)
+                self.balanced_classes = data.classes
         super().__init__(spec, recipe, train, splits, generators, device)
         self.normalise = _Normalisation(options.normalise, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
@@ -95,6 +115,11 @@ class ImageClassification(Classification[Images]):
         if self.augments_epochs:
             self.epoch_seed.copy_(state["epoch_seed"])
             self._augment_epoch()
+
+    def _shifted_errors(self) -> dict[str, float]:
+        if self.corrupted is None:
+            return {}
+        return corrupted_errors(self.corrupted, self.splits["test"], lambda part: self._evaluate_split(part)["error"])
 
     def _layout(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last)

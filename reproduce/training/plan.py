@@ -118,7 +118,7 @@ class Planner:
             options = tasks.check_options(task)
             models.check_options(task.model, dict(task.model_options))
             card, _ = self._dataset(task.dataset)
-            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card))
+            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card), options.test_metrics)
         return self._measured[key]
 
 
@@ -133,13 +133,18 @@ def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
-    """The method's class, and its own defaults; a parameter without one is given by every arm."""
+    """The method's class, and its own defaults; a parameter without one is given by every arm.
+
+    A field that came later, and that is left out of the dump while it means "as before", is left out here too.
+    """
     method_class = folder.load()
-    defaults = {
-        name: json.loads(json.dumps(field.get_default(call_default_factory=True)))
-        for name, field in method_class.model_fields.items()
-        if not field.is_required()
-    }
+    defaults = {}
+    for name, field in method_class.model_fields.items():
+        if field.is_required():
+            continue
+        default = field.get_default(call_default_factory=True)
+        if field.exclude_if is None or not field.exclude_if(default):
+            defaults[name] = json.loads(json.dumps(default))
     return method_class, defaults
 
 

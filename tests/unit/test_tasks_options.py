@@ -20,6 +20,8 @@ VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
     "symbols": "characters",
+    "imbalance": 10.0,
+    "corrupted": {"kinds": ("contrast",), "examples": 3},
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "objective": "with_penalty",
@@ -31,7 +33,7 @@ VALUES: dict[str, Any] = {
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES | {"host"},
+    "image_classification": IMAGES | {"host", "imbalance", "corrupted"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
     "language_modeling": {"train_examples", "symbols"},
