@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,12 @@ class Options(ImageOptions):
     host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
     imbalance: float | None = None
     corrupted: CorruptedSpec | None = None
+
+    @model_validator(mode="after")
+    def _host_reads_the_same_images(self) -> Options:
+        if self.host is not None and self.imbalance is not None:
+            raise ValueError("option 'imbalance' goes with no 'host', which would be trained on all images")
+        return self
 
     @property
     def metrics(self) -> frozenset[str]:

@@ -56,8 +56,9 @@ def test_every_option_has_a_value_here() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_are_taken_or_refused(kind: str) -> None:
     used = USED[kind]
-    taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used}))
-    assert set(type(taken).model_fields) == used
+    for apart in ({"host"}, {"imbalance"}) if {"host", "imbalance"} <= used else [set[str]()]:  # not both at once
+        taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used - apart}))
+        assert set(type(taken).model_fields) == used
     for name in NEEDED.get(kind, set()):
         with pytest.raises(UserError, match=f"^a task of kind '{kind}': {name}: missing key$"):
             tasks.check_options(spec(kind, **{other: VALUES[other] for other in used - {name}}))
@@ -68,6 +69,11 @@ def test_options_are_taken_or_refused(kind: str) -> None:
         data: Any = None  # it is not looked at
         with pytest.raises(UserError, match=f"^a task of kind '{kind}' takes .* and no '{name}', found .*$"):
             tasks.build(spec(kind, **given, **{name: VALUES[name]}), recipe, data, Generators.seeded(0, device), device)
+
+
+def test_a_host_would_be_trained_on_other_images_than_a_long_tail() -> None:
+    with pytest.raises(UserError, match="option 'imbalance' goes with no 'host'"):
+        tasks.check_options(spec("image_classification", host=HOST, imbalance=10.0))
 
 
 def test_the_value_zero_is_given_too() -> None:
