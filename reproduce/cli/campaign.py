@@ -14,8 +14,9 @@ import typer
 
 from reproduce.cli.options import data_root
 from reproduce.errors import UserError, did_you_mean
+from reproduce.experiment.cells import parse_seeds
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder
-from reproduce.experiment.schema import Experiment, parse_seeds
+from reproduce.experiment.schema import Experiment
 from reproduce.results.record import Result
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from reproduce.data import Data
 from reproduce.errors import UserError, did_you_mean, explained
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.metrics import Metric
-from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
+from reproduce.experiment.recipe import PlateauRate, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.experiment.toml import Strict
 from reproduce.method.rng import Generators
 

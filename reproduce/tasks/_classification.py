@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS, Metric
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, check_validation, rows_of_batch
 from reproduce.tasks._mixing import Mixing

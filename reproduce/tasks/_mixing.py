@@ -9,7 +9,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 
 
 class Mixing:

@@ -13,7 +13,8 @@ from torch import Tensor
 from reproduce.data import ImageData
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Count, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, image_classification
 from reproduce.tasks._classification import Labelled

@@ -13,7 +13,8 @@ from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Count, HostSpec, Normalisation, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import HostSpec, Normalisation, TaskSpec
 from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes

@@ -14,7 +14,8 @@ from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Count, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import image_classification
 from reproduce.tasks.image_classification import ImageClassification

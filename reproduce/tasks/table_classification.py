@@ -9,7 +9,8 @@ import torch
 from reproduce import models
 from reproduce.data import Rows, TableData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Fold, FoldConvention, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Fold, FoldConvention, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions

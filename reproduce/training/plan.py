@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from reproduce import models, tasks
 from reproduce.errors import Location, UserError, explained, located
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.places import place_of
-from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
+from reproduce.experiment.schema import Experiment, TaskSpec
 from reproduce.method import Method
 from reproduce.method.started import Started
 from reproduce.results.match import ResultIndex, cells_to_train

@@ -18,7 +18,8 @@ from filelock import FileLock
 if find_spec("ray") is None:  # asked without importing it: it reads its settings then
     pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.record import Result
 from reproduce.results.store import read_result
 from reproduce.training import workers

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands
 from reproduce.cli.run_json import RunAnswer, RunPlace, RunRow, VerdictRow
-from reproduce.experiment.schema import Cell
+from reproduce.experiment.cells import Cell
 from reproduce.results.record import Result
 from reproduce.results.store import write_result
 from reproduce.training import workers

@@ -16,18 +16,8 @@ from reproduce.experiment.dataset_card import DatasetCard, File, HuggingFace, St
 from reproduce.experiment.files import Share
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.published import Published, Row
-from reproduce.experiment.schema import (
-    Arm,
-    Claim,
-    Clip,
-    DecayRate,
-    Experiment,
-    HostSpec,
-    PlateauRate,
-    Recipe,
-    StepRate,
-    TaskSpec,
-)
+from reproduce.experiment.recipe import Clip, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.schema import Arm, Claim, Experiment, HostSpec, TaskSpec
 
 DOCS = ROOT / "docs"
 FOUND = {(Experiment, "axes"), (DatasetCard, "name")}  # while reading: no file gives them

@@ -190,7 +190,7 @@ def test_axes_and_grids_are_counted_before_they_are_spelled_out(tmp_path: Path) 
     ],
 )
 def test_seeds_are_counted_before_they_are_spelled_out(seeds: str, words: str) -> None:
-    from reproduce.experiment.schema import parse_seeds
+    from reproduce.experiment.cells import parse_seeds
 
     with pytest.raises(UserError, match=words):
         parse_seeds(seeds)

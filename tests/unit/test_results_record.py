@@ -12,16 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reproduce.experiment.identity import RunConfig, canonical_json
-from reproduce.experiment.schema import (
-    ConstantRate,
-    CosineRate,
-    DecayRate,
-    PlateauRate,
-    Recipe,
-    Schedule,
-    StepRate,
-    TaskSpec,
-)
+from reproduce.experiment.recipe import ConstantRate, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
+from reproduce.experiment.schema import TaskSpec
 from reproduce.results import store
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 from reproduce.results.spelling import content_of

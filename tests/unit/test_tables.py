@@ -16,7 +16,8 @@ from reproduce import tasks
 from reproduce.data import Rows, TableData, load_card
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DataError, DatasetCard, File, Table, card_names, checksum, read_card
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 
 CPU = torch.device("cpu")

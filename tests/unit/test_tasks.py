@@ -15,7 +15,8 @@ from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification, crop_flip
 from reproduce.tasks.language_modeling import LanguageModeling, streams

@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from reproduce import tasks
 from reproduce.data import ImageData, Images
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks._mixing import Mixing
 from reproduce.tasks._randaugment import operations, rand_augment

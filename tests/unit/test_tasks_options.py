@@ -10,8 +10,10 @@ import torch
 
 from reproduce import tasks
 from reproduce.errors import UserError
+from reproduce.experiment.cells import Cell
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
-from reproduce.experiment.schema import Cell, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.training.plan import resolve
 

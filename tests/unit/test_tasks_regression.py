@@ -12,7 +12,8 @@ from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import find_method
-from reproduce.experiment.schema import Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Experiment, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.models import Sizes, build

@@ -15,7 +15,8 @@ from reproduce.data.corruptions import corrupted
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.experiment.shifts import CORRUPTIONS, SEVERITIES, CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks._classification import balanced_error

@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 
 from reproduce.experiment.folder import ROOT
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.failed import FAILED, read_failed, write_failed
 from reproduce.results.record import Result
 from reproduce.training import host, side_by_side, workers

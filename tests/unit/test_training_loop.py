@@ -21,7 +21,8 @@ from methods.per.method import PER
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
