@@ -1,4 +1,4 @@
-"""Write docs/schemas/*.json and docs/run_schema.json, and the tables of keys in docs/experiment_file.md and docs/dataset_card.md, from the code.
+"""Write the JSON schemas in docs/, and the tables of keys in docs/experiment_file.md and docs/dataset_card.md.
 
 `make references`. The pages' other text is written by hand, between what is made here.
 """

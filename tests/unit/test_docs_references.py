@@ -42,7 +42,7 @@ def references() -> ModuleType:
 
 def test_what_is_made_is_current(references: ModuleType) -> None:
     made = list(references.contents())
-    assert len(made) == 6
+    assert len(made) == 7
     for path, text in made:
         assert path.read_text("utf-8") == text, f"{path}: type `make references`"
 
