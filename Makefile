@@ -117,8 +117,9 @@ new-method: $(ready) ## a new method's folder: make new-method NAME=x KIND=activ
 architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
 	@$(python) docs/architecture.py
 
-references: $(ready) ## rewrite the tables of keys in docs/ and docs/schemas/*.json from the code
+references: $(ready) ## rewrite what is made from the code in docs/: tables of keys, JSON schemas, the table of faults
 	@$(python) docs/references.py
+	@$(python) docs/reliability.py
 
 docs: references ## build the documentation, strictly, into site/: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet

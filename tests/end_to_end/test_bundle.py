@@ -197,6 +197,11 @@ def test_results_come_back_with_their_commit_and_are_published(
     assert published.stdout == f"2 Results published to {tmp_path / 'evidence'}, 0 already there, 0 not trained yet\n"
 
 
+@pytest.mark.fault(
+    what="a bundle that is killed, again and again",
+    injected="`kill -9` at random moments",
+    promise="it goes on, and ends with the same numbers",
+)
 def test_killed_at_random_the_numbers_are_the_same(
     bundle: Bundle,
     undisturbed: Path,

@@ -327,6 +327,11 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     nodes.shutdown()
 
 
+@pytest.mark.fault(
+    what="with `--engine ray`: a node is lost",
+    injected="one of two local nodes is killed",
+    promise="its run goes on from its last checkpoint on the other, with the local engine's numbers ([Ray](ray.md))",
+)
 def test_of_two_nodes_one_dies_and_its_run_goes_on_from_its_checkpoint_on_the_other(
     two_nodes: Any, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
