@@ -143,8 +143,8 @@ def reference_log(results: list[Any], colors: Mapping[str, str] | None = None) -
         )
     for claim in experiment["claims"]:
         if claim.get("value") is not None and "over" not in claim:
-            epochs = experiment["arms"][claim["arm"]].get("recipe", {}).get("epochs", experiment["recipe"]["epochs"])
-            axis.plot(epochs, claim["value"], "D", mfc="none", mec="black", ms=5)
+            epoch = int(claim["metric"].partition("@")[2] or experiment["recipe"]["epochs"])
+            axis.plot(epoch, claim["value"], "D", mfc="none", mec="black", ms=5)
     axis.set(xlabel="epoch", ylabel="test error, percent", yscale="log")
     return figure
 

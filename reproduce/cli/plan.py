@@ -33,6 +33,7 @@ from reproduce.cli.chosen import (
     say_left_out,
 )
 from reproduce.cli.estimates import Timer, known_times, time_lines
+from reproduce.cli.fleet import fleet_lines, parse_fleet
 from reproduce.cli.options import (
     DataOption,
     JsonOption,
@@ -44,6 +45,7 @@ from reproduce.cli.options import (
     SeedsOption,
     waiting,
 )
+from reproduce.errors import UserError
 from reproduce.results.memory import collector_paused
 
 if TYPE_CHECKING:
@@ -73,10 +75,15 @@ def plan(
     pilot: Annotated[
         bool, typer.Option("--pilot", help="Time 20 steps and an evaluation of what has no estimate on this device.")
     ] = False,
+    on: Annotated[
+        str, typer.Option("--on", help="How long on so many devices of one kind, as 64xH100, of which times are known.")
+    ] = "",
     as_json: JsonOption = False,
     methods: MethodsOption = None,
 ) -> None:
     allowed = parse_budget(budget)
+    if on and as_json:
+        raise UserError("--on prints sums, and --json a row for each run: leave one of them out")
     broken: list[str] = []
     with waiting("reading experiments, loading torch"):
         experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
@@ -106,6 +113,9 @@ def plan(
         say_left_out(broken)
         return
     sums = [f"{len(rows)} runs, {len(missing)} to train", *time_lines(missing, timer, workers.how.jobs)]
+    if on:
+        fleet = parse_fleet(on, timer.kinds)
+        sums += fleet_lines([timer.seconds_of(run, fleet.kind) for run in missing], fleet)
     if starting is not None:
         sums.append(_in_budget(len(starting), budget, [estimated[run.id] for run in missing], workers.how.jobs))
     print("\n".join(sums), end="\n\n")

@@ -6,6 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 from reproduce.errors import UserError, did_you_mean
+from reproduce.experiment.shifts import CORRUPTED_ERROR, CORRUPTIONS, SEVERITIES, error_of_kind, error_of_severity
 
 
 class Metric(NamedTuple):
@@ -22,9 +23,16 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("loss", "lower"),
+        Metric("objective", "lower"),  # what training minimises: the loss with the method's penalty
         Metric("error", "lower", "%", 0, 100),
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),
+        Metric("balanced_error", "lower", "%", 0, 100),  # the mean of classes' errors
+        # Of corrupted test images: over all, of one corruption over severities, of one severity over corruptions.
+        *(
+            Metric(name, "lower", "%", 0, 100)
+            for name in (CORRUPTED_ERROR, *map(error_of_kind, CORRUPTIONS), *map(error_of_severity, SEVERITIES))
+        ),
         Metric("perplexity", "lower", low=1),
         Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),
@@ -45,6 +53,21 @@ METRICS: dict[str, Metric] = {
         Metric("ce_loss_score_mean", "higher"),
     )
 }
+
+
+class MetricPlace(NamedTuple):
+    """What `test.error@20` says, piece by piece."""
+
+    split: str
+    name: str
+    epoch: int | None  # None: the one that counts
+
+
+def place_of_metric(text: str) -> MetricPlace:
+    """`test.error`, or `test.error@20` at the end of an epoch; a name without a split has "" there."""
+    address, _, epoch = text.partition("@")
+    split, _, name = address.rpartition(".")
+    return MetricPlace(split, name, int(epoch) if epoch else None)
 
 
 def metric_named(name: str) -> Metric:

@@ -13,10 +13,11 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
-from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.quantiles import QuantileMemory, quantile_points, tied_places
 from reproduce.method.records import Features, Record
 from reproduce.method.sites import (
     Role,
@@ -35,10 +36,12 @@ __all__ = [
     "Features",
     "Kernel",
     "KernelKind",
+    "Later",
     "Method",
     "NonNegative",
     "Positive",
     "PositiveCount",
+    "QuantileMemory",
     "Record",
     "Role",
     "SharedDirections",
@@ -64,9 +67,11 @@ __all__ = [
     "losses_together",
     "mean_of_each",
     "moderate_scale",
+    "quantile_points",
     "sample_directions",
     "sample_rows",
     "sites_of",
     "sites_with_role",
     "sum_of_each",
+    "tied_places",
 ]

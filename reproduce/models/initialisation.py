@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-InitialisationName = Literal["he", "lecun", "gaussian", "torch"]
+InitialisationName = Literal["he", "lecun", "glorot", "gaussian", "torch"]
 
 
 def fan_in(weight: Tensor) -> int:
@@ -22,8 +22,8 @@ def draw_weight(weight: Tensor, kind: InitialisationName, generator: torch.Gener
     Args:
         weight: (out, in) or (out, in, height, width).
         kind: ``he`` N(0, 2 / fan_in) (He et al. 2015, eq. 10); ``lecun`` N(0, 1 / fan_in)
-            (LeCun et al. 1998); ``gaussian`` N(0, std**2); ``torch`` U(+-1 / sqrt(fan_in)), variance
-            1 / (3 fan_in), torch's default.
+            (LeCun et al. 1998); ``glorot`` U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, eq. 16);
+            ``gaussian`` N(0, std**2); ``torch`` U(+-1 / sqrt(fan_in)), variance 1 / (3 fan_in), torch's default.
         generator: source of the numbers, on the weight's device.
         std: standard deviation of ``gaussian``.
 
@@ -35,6 +35,9 @@ def draw_weight(weight: Tensor, kind: InitialisationName, generator: torch.Gener
         nn.init.normal_(weight, 0.0, math.sqrt(2.0 / inputs), generator=generator)
     elif kind == "lecun":
         nn.init.normal_(weight, 0.0, math.sqrt(1.0 / inputs), generator=generator)
+    elif kind == "glorot":
+        outputs = len(weight) * inputs // weight.shape[1]  # that one input feeds
+        draw_uniform(weight, math.sqrt(6.0 / (inputs + outputs)), generator)
     elif kind == "gaussian" and std is not None:
         nn.init.normal_(weight, 0.0, std, generator=generator)
     elif kind == "torch":

@@ -30,6 +30,7 @@ class Options(ModelOptions):
     dropout: float = Field(default=0.0, ge=0, lt=1)  # on the output of every layer
     dropout_kind: Literal["plain", "locked"] = "plain"
     embedding_dropout: float | None = Field(default=None, ge=0, lt=1)  # None: as `dropout`
+    initial_bound: float | None = Field(default=None, gt=0)  # every parameter U(+-bound); None: see `build`
 
     @model_validator(mode="after")
     def _tied_widths(self) -> Options:
@@ -94,9 +95,14 @@ def build(
     """The model with every parameter drawn from ``initialisation``.
 
     Embedding and decoder weight U(+-0.1) (one draw where they are tied), decoder bias 0; all weights and
-    both bias vectors of the LSTM U(+-1 / sqrt(hidden)), torch's default.
+    both bias vectors of the LSTM U(+-1 / sqrt(hidden)), torch's default. With ``initial_bound`` every parameter, biases
+    among them, U(+-initial_bound), one draw each (Zaremba et al. 2014, section 4.1).
     """
     model = LanguageModel(options, sizes, dropout)
+    if options.initial_bound is not None:
+        for parameter in model.parameters():
+            draw_uniform(parameter, options.initial_bound, initialisation)
+        return model
     draw_uniform(model.embedding.weight, EMBEDDING_BOUND, initialisation)
     for layer in model.layers:
         for parameter in layer.parameters():

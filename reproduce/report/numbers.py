@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from reproduce.experiment.metrics import place_of_metric
 from reproduce.results.stats import SIGNIFICANCE, Estimate
 
 MINUS = "−"
@@ -15,10 +16,11 @@ SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that 
 
 
 def metric_text(metric: str) -> str:
-    """`test.error` as "test error (%)"."""
-    split, _, name = metric.partition(".")
+    """`test.error` as "test error (%)", and `test.error@20` as "test error at epoch 20 (%)"."""
+    split, name, epoch = place_of_metric(metric)
     words = [SHORT.get(word, word) for word in name.split("_")]
-    return " ".join([split, *words]) + (f" ({UNITS[name]})" if name in UNITS else "")
+    at = [] if epoch is None else ["at", "epoch", str(epoch)]
+    return " ".join([split, *words, *at]) + (f" ({UNITS[name]})" if name in UNITS else "")
 
 
 def metric_name(metric: str) -> str:
@@ -47,7 +49,7 @@ def with_power(value: float, digits: int) -> str:
 
 def with_unit(value: float, metric: str, decimals: int) -> str:
     """`6.63 %` of an error; the number alone where the metric has no unit."""
-    unit = UNITS.get(metric.rpartition(".")[2], "")
+    unit = UNITS.get(place_of_metric(metric).name, "")
     return number(value, decimals) + (f" {unit}" if unit else "")
 
 

@@ -14,6 +14,7 @@ MOST = 3  # names of one kind that a line spells out
 EPOCHS = {
     "last": "last",
     "best_validation": "best on validation",
+    "best_validation_average": "best mean of validation over 10 epochs",
     "best_test": "best on test, as the paper took it: too good",
 }
 

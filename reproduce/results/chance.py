@@ -8,6 +8,7 @@ import numpy as np
 from scipy import special
 
 from reproduce.experiment.dataset_card import DatasetCard
+from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.schema import TaskSpec
 
 ERRORS = ("error", "classifier_error")  # shares of test rows, in percent
@@ -20,7 +21,7 @@ def chance_level(metric: str, card: DatasetCard) -> float | None:
 
     None for other metrics, and where the card has no such number.
     """
-    name = metric.rpartition(".")[2]
+    name = place_of_metric(metric).name
     if name in ERRORS and card.classes is not None:
         return 100 * (1 - 1 / card.classes)
     if card.words is not None and card.words.vocabulary is not None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.identity import canonical_json, cell_key, one_spelling, run_key
-from reproduce.experiment.metrics import METRICS, metric_named
-from reproduce.experiment.schema import Arm, Cell, Experiment, cells
+from reproduce.experiment.metrics import METRICS, metric_named, place_of_metric
+from reproduce.experiment.schema import Arm, Experiment
 from reproduce.results.record import Result, device_kind
 from reproduce.results.scatter import SeedScatter, seed_scatter
 from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate
@@ -43,13 +44,19 @@ class Point:
         return len(completed) if same else 0
 
     def values(self, metric: str) -> dict[int, float]:
-        """The number that counts, by seed, of a metric like "test.error"; seeds that lack it are left out."""
-        split, _, name = metric.partition(".")
+        """The number that counts, by seed, of a metric like "test.error"; seeds that lack it are left out.
+
+        Of "test.error@20" the number at the end of epoch 20, which lacks where that epoch was not evaluated.
+        """
+        split, name, epoch = place_of_metric(metric)
+        if split not in ("test", "validation"):
+            return {}
         found = {}
         for seed, result in self.completed.items():
-            final = result.final
-            if final is not None and split in ("test", "validation") and name in getattr(final, split):
-                found[seed] = getattr(final, split)[name]
+            at = (record for record in result.epochs if record.epoch == epoch)
+            end = result.final if epoch is None else next(at, None)
+            if end is not None and name in getattr(end, split):
+                found[seed] = getattr(end, split)[name]
         return found
 
     def mean(self, metric: str) -> float | None:
@@ -181,7 +188,7 @@ class TaskRuns:
     def estimate(self, arm: ArmRuns, metric: str) -> Estimate | None:
         """The arm's mean with its interval; of those seeds that completed."""
         values = arm.values(metric)
-        measured = METRICS.get(metric.rpartition(".")[2])
+        measured = METRICS.get(place_of_metric(metric).name)
         bounds = (measured.low, measured.high) if measured else UNBOUNDED
         return mean_estimate(list(values.values()), self.scatter(metric), bounds) if values else None
 
@@ -192,7 +199,7 @@ class TaskRuns:
 
 def higher_is_better(metric: str) -> bool:
     """Whether the metric, like "error" or "test.error", is declared so; unknown names are an error."""
-    return metric_named(metric.rpartition(".")[2]).better == "higher"
+    return metric_named(place_of_metric(metric).name).better == "higher"
 
 
 class ResultIndex:

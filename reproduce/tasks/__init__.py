@@ -21,7 +21,8 @@ from reproduce.data import Data
 from reproduce.errors import UserError, did_you_mean, explained
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.metrics import Metric
-from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
+from reproduce.experiment.recipe import PlateauRate, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.experiment.toml import Strict
 from reproduce.method.rng import Generators
 
@@ -74,6 +75,11 @@ class TaskOptions(Strict):
     def metrics(self) -> frozenset[str]:
         """What an evaluation may give of each split, by name; a kind of Task says it, a claim is checked by it."""
         raise NotImplementedError
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        """Further ones, which an evaluation gives of test alone. Default: none."""
+        return frozenset()
 
     def holds_out(self, card: DatasetCard) -> bool:
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
@@ -139,8 +145,8 @@ def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None
     if has_validation:
         return
     lacking = f"{dataset!r} has no validation split; set task.validation"
-    if recipe.selection == "best_validation":
-        raise UserError(f"selection best_validation: {lacking}", ["recipe", "selection"])
+    if recipe.selection.startswith("best_validation"):
+        raise UserError(f"selection {recipe.selection}: {lacking}", ["recipe", "selection"])
     if isinstance(recipe.schedule, PlateauRate):
         raise UserError(f"schedule plateau: {lacking}", ["recipe", "schedule"])
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import image_classification
 from reproduce.tasks.image_classification import ImageClassification
@@ -59,7 +60,7 @@ def _ink(images: Tensor) -> tuple[Numbers, Numbers]:
     return left, right
 
 
-class Options(image_classification.Options):
+class Options(image_classification.ImageOptions):
     @property
     def metrics(self) -> frozenset[str]:
         bins = (f"output_{quantity}_bin_{place}" for quantity in range(QUANTITIES) for place in range(len(BINS) - 1))
@@ -84,8 +85,8 @@ class Regression(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for classification; regression has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for classification; regression has none")
         height, width = data.train.images.shape[2:]
         if height < 4 or width < 2:
             raise UserError(

@@ -12,13 +12,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from reproduce.experiment.metrics import Metric
-from reproduce.experiment.schema import Recipe, Selection
+from reproduce.experiment.recipe import AVERAGED_EPOCHS, Recipe, Selection
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import REMEDY, CheckpointError, read_checkpoint, write_checkpoint
+from reproduce.training.objective import objectives
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
 
@@ -198,6 +199,8 @@ def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> 
     describes = are_described((number - 1) // period, -(-step.total_steps // period))
     train_loss, penalty = step.sums.means()
     metrics = step.task.evaluate()
+    for split, value in objectives(step).items():
+        metrics[split]["objective"] = value
     return EpochRecord(
         epoch=-(-number // step.task.steps_per_epoch),
         step=number,
@@ -236,15 +239,27 @@ def _write_evaluation(writer: SummaryWriter, record: EpochRecord) -> None:
 def select(epochs: list[EpochRecord], selection: Selection, metric: Metric) -> Final | None:
     """The evaluation that counts, by the rule that the recipe states; none when nothing was evaluated.
 
-    ``best_validation`` without a validation split would silently be something else: it is an error.
+    ``best_validation`` without a validation split would silently be something else: it is an error. The average is
+    taken over the evaluations of the last AVERAGED_EPOCHS epochs; where training has that many, only whole ones count.
     """
     if not epochs:
         return None
     chosen = epochs[-1]
     if selection != "last":
-        split = selection.removeprefix("best_")
+        split = selection.removeprefix("best_").removesuffix("_average")
         if not getattr(chosen, split):
             raise ValueError(f"selection {selection!r} needs a {split} split, and the task has none")
+        values = {record.epoch: getattr(record, split)[metric.name] for record in epochs}
+        eligible = epochs
+        if selection == "best_validation_average":
+            eligible = [record for record in epochs if record.epoch >= AVERAGED_EPOCHS] or epochs[-1:]
+            values = {record.epoch: _average(values, record.epoch) for record in eligible}
         best = max if metric.better == "higher" else min
-        chosen = best(epochs, key=lambda record: getattr(record, split)[metric.name])
+        chosen = best(eligible, key=lambda record: values[record.epoch])
     return Final(selection=selection, epoch=chosen.epoch, validation=chosen.validation, test=chosen.test)
+
+
+def _average(values: dict[int, float], epoch: int) -> float:
+    """Over the evaluations of the AVERAGED_EPOCHS epochs that end with this one."""
+    last = [value for number, value in values.items() if epoch - AVERAGED_EPOCHS < number <= epoch]
+    return math.fsum(last) / len(last)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from reproduce.errors import UserError, did_you_mean
 from reproduce.experiment.folder import MethodFolder
+from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.places import place_of, place_of_claim
 from reproduce.experiment.schema import Experiment
 
@@ -17,12 +18,14 @@ class Measured(NamedTuple):
     kind: str  # of Task
     metrics: frozenset[str]  # on each split
     validation: bool  # whether there is such a split, beside test
+    test_metrics: frozenset[str] = frozenset()  # further ones, on test alone
 
     def refusal(self, metric: str) -> str:
         """Why ``test.error`` is not among it; "" where it is."""
-        split, _, name = metric.partition(".")
-        if name not in self.metrics:
-            known = sorted(f"{split}.{one}" for one in self.metrics)
+        split, name, _ = place_of_metric(metric)
+        of_split = self.metrics | (self.test_metrics if split == "test" else frozenset())
+        if name not in of_split:
+            known = sorted(f"{split}.{one}" for one in of_split)
             return f"{metric!r} is not measured on a task of kind {self.kind!r}: {did_you_mean(metric, known)}"
         if split == "validation" and not self.validation:
             return f"{metric!r}: the task has no validation split; set task.validation"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.recipe import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, StepRate
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -46,6 +46,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             )
         case "adam":
             return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True, capturable=on_cuda)
+        case "nadam":
+            return torch.optim.NAdam(groups, lr=recipe.learning_rate, capturable=on_cuda)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=recipe.learning_rate, momentum=recipe.momentum, capturable=on_cuda)
 
@@ -67,6 +69,8 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
                 return schedule.factor ** max(0, step // steps_per_epoch - schedule.after + 1)
             case CosineRate():
                 return 0.5 * (1 + math.cos(math.pi * min(step, total_steps) / total_steps))
+            case LinearRate():
+                return 1 - (1 - schedule.last) * min(step, total_steps) / total_steps
             case _:
                 return 1.0
 

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from reproduce import models, tasks
 from reproduce.data import counted
 from reproduce.errors import Location, UserError, explained, located
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.places import place_of
-from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
+from reproduce.experiment.schema import Experiment, TaskSpec
 from reproduce.method import Method
 from reproduce.method.started import Started
 from reproduce.results.match import ResultIndex, cells_to_train
@@ -120,7 +121,7 @@ class Planner:
             models.check_options(task.model, dict(task.model_options))
             card, _, n_train = self._dataset(task.dataset)
             options.check_card(card, n_train)
-            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card))
+            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card), options.test_metrics)
         return self._measured[key]
 
 
@@ -137,13 +138,18 @@ def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str, int | None
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
-    """The method's class, and its own defaults; a parameter without one is given by every arm."""
+    """The method's class, and its own defaults; a parameter without one is given by every arm.
+
+    A field that came later, and that is left out of the dump while it means "as before", is left out here too.
+    """
     method_class = folder.load()
-    defaults = {
-        name: json.loads(json.dumps(field.get_default(call_default_factory=True)))
-        for name, field in method_class.model_fields.items()
-        if not field.is_required()
-    }
+    defaults = {}
+    for name, field in method_class.model_fields.items():
+        if field.is_required():
+            continue
+        default = field.get_default(call_default_factory=True)
+        if field.exclude_if is None or not field.exclude_if(default):
+            defaults[name] = json.loads(json.dumps(default))
     return method_class, defaults
 
 

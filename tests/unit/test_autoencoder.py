@@ -16,7 +16,8 @@ from reproduce import models, tasks
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Method, Role, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of, watch
@@ -115,6 +116,29 @@ def test_the_code_site_records_the_code() -> None:
     assert record.site.name == "code"
     torch.testing.assert_close(record.activation, model.encode(x))
     assert [site.role for site in sites_of(model)] == ["code"]
+
+
+@pytest.mark.parametrize("hidden", [None, 4])
+@pytest.mark.parametrize("output_activation", ["linear", "sigmoid"])
+def test_layered_autoencoder_is_its_formula(hidden: int | None, output_activation: str) -> None:
+    options = {"d_sae": 9, "hidden": hidden, "output_activation": output_activation}
+    model: Any = models.build("layered_autoencoder", options, Sizes((1, 2, 3), 1), torch.Generator(), None)
+    x = images().flatten(1)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -1, 1, generator=torch.Generator().manual_seed(4))
+    weight = dict(model.named_parameters())
+    value = x
+    if hidden is not None:
+        value = (value @ weight["before.layer.weight"].t() + weight["before.layer.bias"]).clamp_min(0)
+    code = 1 / (1 + torch.exp(-(value @ weight["encoder.weight"].t() + weight["encoder.bias"])))
+    value = code
+    if hidden is not None:
+        value = (value @ weight["behind.layer.weight"].t() + weight["behind.layer.bias"]).clamp_min(0)
+    value = value @ weight["decoder.weight"].t() + weight["decoder.bias"]
+    if output_activation == "sigmoid":
+        value = 1 / (1 + torch.exp(-value))
+    torch.testing.assert_close(model.features(images()), code)
+    torch.testing.assert_close(model(images()), value.reshape(8, 1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +241,40 @@ def test_evaluation_is_that_of_the_whole_split() -> None:
     assert task.metric.name == "fvu"
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+def test_the_objective_is_loss_plus_penalty_in_batches(tmp_path: Path, kl: float) -> None:
+    """Of L1 the mean over images, of the divergence the mean over batches by their size: 20 and 3 images here."""
+    spec = {"objective": "with_penalty", "model": "layered_autoencoder", "model_options": {"d_sae": 5}}
+    task, recipe = task_of(spec, epochs=1)
+    method = pure.SparseAutoencoder(l1_coefficient=0.25, kl_coefficient=kl, target_density=0.1)
+    outcome = train("o", recipe, task, method, task.generators, CPU, tmp_path)
+    test = image_data().test.images.double().flatten(1) / 255
+    model = task.model.double().eval()
+    expected = 0.0
+    for batch in (test[:20], test[20:]):
+        code = model.encode(batch)
+        total = (model.decode(code) - batch).square().sum() / len(batch) + 0.25 * code.sum() / len(batch)
+        for mean in code.mean(0).tolist():
+            total = total + kl * (0.1 * math.log(0.1 / mean) + 0.9 * math.log(0.9 / (1 - mean)))
+        expected += total.item() * len(batch) / len(test)
+    found = outcome.epochs[-1].test
+    assert found["objective"] == pytest.approx(expected, rel=1e-5)
+    assert found["objective"] > found["loss"] + 0.1
+
+
+def test_a_run_with_objectives_equals_one_without(tmp_path: Path) -> None:
+    ends = []
+    for name, objective in (("with", "with_penalty"), ("without", None)):
+        (tmp_path / name).mkdir()
+        options = {"d_sae": 5, "input_dropout": 0.3}
+        task, recipe = task_of({"objective": objective, "model_options": options}, epochs=3)
+        method = pure.SparseAutoencoder(l1_coefficient=0.1)
+        outcome = train("o", recipe, task, method, task.generators, CPU, tmp_path / name)
+        assert ("objective" in outcome.epochs[0].test) == (objective is not None)
+        ends.append(task.model.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
 def test_the_classifier_reads_features_of_a_frozen_code() -> None:
     task, _ = task_of({"classifier_iterations": 50, "model_options": {"d_sae": 5, "activation": "topk", "k": 2}})
     found = task.evaluate()["test"]["classifier_error"]
@@ -229,6 +287,36 @@ def test_the_classifier_reads_features_of_a_frozen_code() -> None:
     assert found == pytest.approx(100 * wrong.mean())
     assert 0 < found < 100
     assert task.metric.name == "classifier_error"
+
+
+def test_the_strength_of_the_classifier_is_chosen_on_validation() -> None:
+    strengths = (0.001, 0.01, 0.1, 1.0, 10.0)
+    changed = {"classifier_iterations": 50, "classifier_strength": "chosen", "model": "pixels", "model_options": {}}
+    task, _ = task_of({**changed, "validation": 15})
+    found = task.evaluate()
+    data = image_data()
+    x, y = data.train.images.float().flatten(1).numpy() / 255, data.train.labels.numpy()
+    test_x, test_y = data.test.images.float().flatten(1).numpy() / 255, data.test.labels.numpy()
+    errors = {}
+    for strength in strengths:
+        classifier = LogisticRegression(C=strength, max_iter=50).fit(x[:45], y[:45])
+        errors[strength] = [100 * (classifier.predict(a) != b).mean() for a, b in ((x[45:], y[45:]), (test_x, test_y))]
+    best = min(sorted(strengths), key=lambda strength: errors[strength][0])
+    assert len({validation for validation, _ in errors.values()}) > 1
+    assert found["validation"]["classifier_error"] == pytest.approx(errors[best][0])
+    assert found["test"]["classifier_error"] == pytest.approx(errors[best][1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classifier_iterations": 5, "classifier_strength": "chosen"}, "'tiny' has no validation split"),
+        ({"classifier_strength": "chosen", "validation": 15}, "needs option 'classifier_iterations'"),
+    ],
+)
+def test_strengths_need_a_classifier_and_validation(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        task_of(changed)
 
 
 def test_pixels_are_their_own_features() -> None:
@@ -269,8 +357,8 @@ def test_k_goes_on_falling_after_an_interruption(tmp_path: Path) -> None:
     ("task", "recipe", "message"),
     [
         ({"model": "mlp", "model_options": {"width": 4, "depth": 1}}, {}, "needs an autoencoder; model 'mlp' has no"),
-        ({}, {"mixup": 0.4}, "autoencoding has neither"),
-        ({}, {"augment": "crop_flip"}, "autoencoding has neither"),
+        ({}, {"mixup": 0.4}, "autoencoding has none"),
+        ({}, {"augment": "crop_flip"}, "autoencoding has none"),
     ],
 )
 def test_what_cannot_be_autoencoded_is_refused(task: dict[str, Any], recipe: dict[str, Any], message: str) -> None:

@@ -15,7 +15,8 @@ from reproduce.data import DataError, ImageData, TableData, WordData, checksum, 
 from reproduce.errors import UserError
 from reproduce.experiment import dataset_card
 from reproduce.experiment.dataset_card import DatasetCard, read_card
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.experiment.toml import read_toml
 from reproduce.training.plan import plan
 from reproduce.training.run import RunSettings, execute

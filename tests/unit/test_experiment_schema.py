@@ -8,20 +8,12 @@ from typing import Any
 import pytest
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells, parse_seeds
 from reproduce.experiment.files import read_experiment
 from reproduce.experiment.folder import METHODS, ROOT
 from reproduce.experiment.identity import RunConfig, Start
-from reproduce.experiment.schema import (
-    Arm,
-    Clip,
-    CosineRate,
-    Experiment,
-    Recipe,
-    StepRate,
-    TaskSpec,
-    cells,
-    parse_seeds,
-)
+from reproduce.experiment.recipe import Clip, CosineRate, Recipe, StepRate
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.store import read_results
 
 GOOD = """\
@@ -393,3 +385,21 @@ def test_arm_merges_grid_over_params() -> None:
     arm = Arm(params={"a": 1, "b": 2}, grid={"b": (3, 4)})
     assert arm.points() == [{"a": 1, "b": 3}, {"a": 1, "b": 4}]
     assert Arm().points() == [{}]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("test.error@2", ""),
+        ("test.error@4", "epoch 4 is not evaluated: expected a multiple of evaluate_every = 1 within 2 epochs"),
+        ("test.error@0", "String should match pattern"),
+    ],
+)
+def test_a_claim_at_an_epoch_names_one_that_is_evaluated(tmp_path: Path, metric: str, message: str) -> None:
+    text = GOOD.replace('metric = "test.error"', f'metric = "{metric}"', 1)
+    if message:
+        assert message in error_of(tmp_path, text)
+    else:
+        path = tmp_path / "table9.toml"
+        path.write_text(text, encoding="utf-8")
+        assert metric in {claim.metric for claim in read_experiment(path).claims}

@@ -68,6 +68,20 @@ def test_ranges_of_the_initial_parameters():
     assert 0.049 < max(parameter.abs().max() for parameter in wide.layers.parameters()) <= 0.05
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_bound_for_every_parameter(tied):
+    """Zaremba et al. draw all of them from one interval, the decoder's bias among them; a tied weight once."""
+    model = language_model(1000, hidden=100, tied=tied, initial_bound=0.05)
+    drawn = list(model.parameters())
+    assert len(drawn) == (10 if tied else 11)  # two layers of four, the embedding, the decoder's weight and bias
+    for parameter in drawn:
+        values = parameter.detach().double()
+        assert 0.04 < values.abs().max() <= 0.05
+        error = math.sqrt(0.8 / values.numel())
+        assert abs(values.square().mean() / (0.05**2 / 3) - 1) < 3.5 * error
+    assert torch.equal(model.decoder.weight, model.embedding.weight) == tied
+
+
 @pytest.mark.parametrize("kind", ["plain", "locked"])
 def test_sites_see_the_output_before_and_after_its_dropout(kind):
     model = language_model(hidden=40, dropout=0.5, dropout_kind=kind)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reproduce.report.numbers import p_equals, p_text
+from reproduce.report.numbers import metric_name, metric_text, p_equals, p_text, with_unit
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_a_p_value_is_on_the_side_of_the_level_that_it_is_on(value, text):
 def test_a_p_value_in_a_sentence():
     assert p_equals(0.0001) == "p < 0.001"
     assert p_equals(0.3) == "p = 0.300"
+
+
+def test_a_metric_at_an_epoch():
+    assert metric_text("test.error@20") == "test error at epoch 20 (%)"
+    assert metric_text("test.error") == "test error (%)"
+    assert metric_name("validation.ce_loss_score@3") == "validation CE loss score at epoch 3"
+    assert with_unit(6.82, "test.error@140", 2) == "6.82 %"

@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import ROOT, MethodFolder
-from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
+from reproduce.experiment.recipe import Recipe, StepRate
+from reproduce.experiment.schema import TaskSpec
 from reproduce.report import style
 from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.numbers import with_interval

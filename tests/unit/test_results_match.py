@@ -2,7 +2,9 @@
 
 import pytest
 
-from reproduce.experiment.schema import Arm, Experiment, Recipe, StepRate, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.recipe import Recipe, StepRate
+from reproduce.experiment.schema import Arm, Experiment
 from reproduce.results.match import ResultIndex, cells_to_train, match
 
 
@@ -43,6 +45,18 @@ def test_another_recipe_is_another_run(make_experiment, make_result, change):
     (cell, *_) = cells(experiment)
     cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update=change)})
     assert matched(experiment, [make_result(cell, 7.0)]).results == []
+
+
+def test_a_metric_at_an_epoch_is_read_from_the_curve(make_experiment, make_result):
+    """The final number is of the epoch that counts; a metric with @ is of the epoch that it names."""
+    experiment = make_experiment()
+    (cell, *_) = cells(experiment)
+    result = make_result(cell, 7.0)
+    curve = [result.epochs[-1].model_copy(update={"epoch": n, "test": {"error": 10.0 - n}}) for n in (2, 4, 6)]
+    arm = matched(experiment, [result.model_copy(update={"epochs": curve})]).arms[cell.arm_name]
+    assert arm.values("test.error") == {0: 7.0}
+    assert [arm.values(f"test.error@{n}") for n in (2, 4, 6)] == [{0: 8.0}, {0: 6.0}, {0: 4.0}]
+    assert arm.values("test.error@5") == arm.values("test.loss@4") == {}
 
 
 def test_seeds_beyond_the_planned_count(make_experiment, make_result):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.batchnorm.method import BatchNorm
 from reproduce import models
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
+from reproduce.experiment.recipe import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, Schedule, StepRate
 from reproduce.models import Sizes
 from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients, parameter_groups
 
@@ -73,6 +73,10 @@ def decay(step: int) -> float:
     return rate
 
 
+def linear(step: int) -> float:
+    return 1.0 + (0.25 - 1.0) * step / 24
+
+
 def cosine(step: int) -> float:
     return (1 + math.cos(math.pi * step / 24)) / 2
 
@@ -86,6 +90,7 @@ def cosine(step: int) -> float:
         (StepRate(kind="step", milestones=(3, 11), factor=(0.2, 0.5), unit="steps"), step_steps),
         (DecayRate(kind="decay", after=2, factor=0.8), decay),
         (CosineRate(kind="cosine"), cosine),
+        (LinearRate(kind="linear", last=0.25), linear),
     ],
 )
 def test_schedule_is_the_loop(schedule: Schedule, expected: Callable[[int], float], warmup: int | None) -> None:
@@ -261,6 +266,27 @@ def test_adam_and_rmsprop_are_the_loops() -> None:
                 second = 0.99 * second + 0.01 * gradient**2
                 value -= 0.01 * gradient / (np.sqrt(second) + 1e-8)
         np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-5)
+
+
+def test_nadam_is_the_loop() -> None:
+    """Dozat (2016), with its schedule of momentum: mu_t = 0.9 (1 - 0.5 * 0.96 ** (0.004 t))."""
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5]]))
+    model = nn.Module()
+    model.weight = weight
+    optimizer = build_optimizer(model, recipe_of(optimizer="nadam", learning_rate=0.01))
+    value = weight.detach().double().numpy().copy()
+    first, second, product = np.zeros_like(value), np.zeros_like(value), 1.0
+    for step, (drawn,) in enumerate(gradients(2, 10, [(1, 3)]), 1):
+        weight.grad = drawn.clone()
+        optimizer.step()
+        gradient = drawn.double().numpy()
+        now, after = (0.9 * (1 - 0.5 * 0.96 ** (0.004 * place)) for place in (step, step + 1))
+        product *= now
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        ahead = after * first / (1 - product * after) + (1 - now) * gradient / (1 - product)
+        value -= 0.01 * ahead / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [0.5, 100.0])

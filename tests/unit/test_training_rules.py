@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reproduce import tasks
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import PlateauRate, Recipe
+from reproduce.experiment.recipe import PlateauRate, Recipe
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord
@@ -126,6 +126,33 @@ def test_selection_rules() -> None:
     final = chosen["best_validation"]
     assert final is not None
     assert (final.selection, final.validation, final.test) == ("best_validation", {"error": 3.0}, {"error": 8.0})
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_the_best_average_over_ten_epochs(every: int) -> None:
+    """Against windows cut from the list: a lucky epoch does not win, and no window is shorter than ten epochs."""
+    values = [5.0, 0.0, 5.0, 6.0, 0.5, 6.0, 5.0, 4.0, 5.0, 9.0, 4.0, 1.0, 4.0, 4.0, 3.0, 4.0, 3.0, 9.0, 9.0, 9.0]
+    evaluated = {epoch: value for epoch, value in enumerate(values, 1) if epoch % every == 0}
+    windows = {
+        epoch: [evaluated[one] for one in range(epoch - 9, epoch + 1) if one in evaluated]
+        for epoch in evaluated
+        if epoch >= 10
+    }
+    expected = min(windows, key=lambda epoch: sum(windows[epoch]) / len(windows[epoch]))
+    final = select(
+        [record_of(epoch, value, 50.0 - epoch) for epoch, value in evaluated.items()],
+        "best_validation_average",
+        METRICS["error"],
+    )
+    assert final is not None
+    assert final.epoch == expected != min(evaluated, key=lambda epoch: evaluated[epoch])
+    assert final.test == {"error": 50.0 - expected}
+
+
+def test_an_average_over_less_than_ten_epochs_is_of_the_last() -> None:
+    final = select([record_of(n, float(n), 1.0) for n in (1, 2, 3)], "best_validation_average", METRICS["error"])
+    assert final is not None
+    assert final.epoch == 3
 
 
 def test_the_best_accuracy_is_the_highest() -> None:

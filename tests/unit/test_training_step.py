@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
@@ -120,7 +120,9 @@ def test_no_activation_outlives_its_step() -> None:
     assert step.trace.records == []
 
 
-@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "rmsprop"}])
+@pytest.mark.parametrize(
+    "optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "nadam"}, {"optimizer": "rmsprop"}]
+)
 def test_another_step_goes_on_from_its_state(optimizer: dict[str, Any]) -> None:
     schedule = {"kind": "cosine"}
     whole, first, second = (step_of(Everything(), 6, schedule=schedule, **optimizer) for _ in range(3))
