@@ -98,8 +98,11 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 		--ignore tests/contract/test_types.py tests/contract tests/unit methods
 
-soak: $(ready) ## what takes long: odd files and command lines (INPUTS=1000000), and how often verdicts err (DRAWS=2000)
+soak: $(ready) ## what takes hours: odd files (INPUTS=1000000), killed processes (KILLS=50), how verdicts err (DRAWS=2000)
 	@REPRODUCE_FUZZ=$(call quoted,$(or $(INPUTS),1000000)) OMP_NUM_THREADS=1 $(python) -m pytest tests/unit/test_odd_files.py
+	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
+		$(python) -m pytest -m fault tests
+	@$(python) docs/reliability.py
 	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(call given,DRAWS,draws)
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
@@ -117,8 +120,9 @@ new-method: $(ready) ## a new method's folder: make new-method NAME=x KIND=activ
 architecture: $(ready) ## redraw the layers in docs/architecture.md from the contracts in pyproject.toml
 	@$(python) docs/architecture.py
 
-references: $(ready) ## rewrite the tables of keys in docs/ and docs/schemas/*.json from the code
+references: $(ready) ## rewrite what is made from the code in docs/: tables of keys, JSON schemas, the table of faults
 	@$(python) docs/references.py
+	@$(python) docs/reliability.py
 
 docs: references ## build the documentation, strictly, into site/: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet

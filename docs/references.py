@@ -1,4 +1,4 @@
-"""Write docs/schemas/*.json, and the tables of keys in docs/experiment_file.md and docs/dataset_card.md, from the code.
+"""Write the JSON schemas in docs/, and the tables of keys in docs/experiment_file.md and docs/dataset_card.md.
 
 `make references`. The pages' other text is written by hand, between what is made here.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reproduce.cli.run_json import RunAnswer
 from reproduce.cli.schema import SCHEMAS, schema_text
 
 DOCS = Path(__file__).parent
@@ -24,6 +25,7 @@ PAGES = (DOCS / "experiment_file.md", DOCS / "dataset_card.md")
 ANCHORS = {
     "TaskSpec": "tasksname",
     "HostSpec": "tasksnamehost",
+    "CorruptedSpec": "tasksnamecorrupted",
     "Recipe": "recipe",
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"
@@ -137,6 +139,7 @@ def contents() -> Iterator[tuple[Path, str]]:
     """Each file that is made, and what it should hold."""
     for path, name in SCHEMA_FILES.items():
         yield path, schema_text(name)
+    yield DOCS / "run_schema.json", json.dumps(RunAnswer.model_json_schema(mode="serialization"), indent=1) + "\n"
     for path in PAGES:
         yield path, made(path.read_text("utf-8"))
 

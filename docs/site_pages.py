@@ -41,6 +41,7 @@ MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.M | re.S)
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*<img src="(?P<light>[^"]+)"(?P<rest>[^>]*)>\s*</picture>'
 )
+QUESTIONS = re.compile(r"^\| My question \|.*\n\|[:\-| ]+\|\n(?P<rows>(?:\|.*\|\n)+)", re.M)
 LAYER = re.compile(r'subgraph layer\d+\[" "\]\n(.*?)\n\s*end', re.S)
 
 
@@ -89,7 +90,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]
         return f"]({os.path.relpath(_place(target), here or '.')}{found['anchor'] or ''})"
 
-    markdown = PICTURE.sub(_two_images, MERMAID.sub(_layers, markdown))
+    markdown = QUESTIONS.sub(_questions, PICTURE.sub(_two_images, MERMAID.sub(_layers, markdown)))
     return _outside_fences(markdown, lambda text: LINK.sub(turned, text))
 
 
@@ -196,7 +197,8 @@ def _api() -> Iterator[tuple[str, str]]:
     """The pages of the API: name and text."""
     face = _described("reproduce", members=["attach", "load_method"])
     handle = _described("reproduce.method.attach.Handle", show_root_heading=True, show_root_toc_entry=True)
-    yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{handle}"
+    ratio = _described("reproduce.training.calibrate.gradient_ratio", show_root_heading=True, show_root_toc_entry=True)
+    yield "reproduce", f"# The public face: `reproduce`\n\n{face}\n{ratio}\n{handle}"
     interface = _described("reproduce.method", members=_offered(ROOT / "reproduce" / "method" / "__init__.py"))
     yield "method", f"# What a method is made of: `reproduce.method`\n\n{interface}"
     integrations = [
@@ -243,6 +245,21 @@ def _layers(found: re.Match[str]) -> str:
         rooms = [line.strip().partition(":::") for line in layer.splitlines()]
         rows.append("<div>" + "".join(f'<span class="{kind}">{room}</span>' for room, _, kind in rooms) + "</div>")
     return f'<div class="layers">{"".join(rows)}</div>\n'
+
+
+def _questions(found: re.Match[str]) -> str:
+    """The README's table of questions, which is wider than a page, with the code of each row as a block."""
+    parts = []
+    for row in found["rows"].splitlines():
+        question, imported, code, expected, evidence = (cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1])
+        lines = re.findall(r"`([^`]+)`", f"{imported} {code}")
+        language = "python" if "`" in imported else ""
+        text = f"{expected[:1].upper()}{expected[1:]}. Evidence: {evidence}."
+        text = text.replace("Evidence: [how]", "More: [how]").replace("\\|", "|")
+        parts.append(
+            "\n".join([f"**{question}**".replace("\\|", "|"), "", f"```{language}", *lines, "```", "", text, ""])
+        )
+    return "\n".join(parts) + "\n"
 
 
 def _two_images(found: re.Match[str]) -> str:

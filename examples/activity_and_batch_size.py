@@ -42,7 +42,7 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def values() -> list[dict[str, Any]]:
-    """Each reading of activations of three shapes and two batch sizes, all standard normal."""
+    """Each reading of activations of three shapes and two batch sizes, all standard normal; of maps in two ways."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for name, shape in (
@@ -52,10 +52,12 @@ def values() -> list[dict[str, Any]]:
     ):
         for size in (10, 100):
             activations = torch.randn(size, *shape, generator=generator)
-            # For l2_activity every axis but the last counts samples: a map of one sample is flattened first.
-            ours = activations.flatten(1) if len(shape) == 3 else activations
-            row: dict[str, Any] = {"shape": name, "batch": size, "l2_activity": float(l2_activity(ours))}
-            rows.append(row | {reading: float(READINGS[reading](activations)) for reading in list(READINGS)[1:]})
+            keras = {reading: float(READINGS[reading](activations)) for reading in list(READINGS)[1:]}
+            given = {name: activations}
+            if len(shape) == 3:  # for l2_activity every axis but the last counts samples: x alone is then the units
+                given = {f"{name}, flattened": activations.flatten(1), f"{name}, not flattened": activations}
+            for label, ours in given.items():
+                rows.append({"shape": label, "batch": size, "l2_activity": float(l2_activity(ours))} | keras)
     return rows
 
 
@@ -95,6 +97,15 @@ def compare() -> list[dict[str, Any]]:
     ]
 
 
+def conclusion(rows: list[dict[str, Any]]) -> str:
+    first, last = rows[0], rows[-1]
+    change = {name: f"{first[name]:.3g} to {last[name]:.3g}" for name in ("l2_activity", "Keras, undivided")}
+    return (
+        f"From batches of {first['batch']} to {last['batch']}, one lambda brings the squared norm from "
+        f"{change['l2_activity']} with l2_activity, which is divided, and from {change['Keras, undivided']} undivided."
+    )
+
+
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """What one lambda does at four batch sizes, under both readings."""
     figure = Figure(figsize=(0.6 * WIDTH, 2.8), layout="constrained")
@@ -122,6 +133,7 @@ def main(path: Path) -> None:
     print()
     print_table(input_instead_of_output())
     save(lambda: draw(rows), path)
+    print(conclusion(rows))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def main() -> None:
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     training, held_out = (TensorDataset(images[part], labels[part]) for part in (slice(0, 1200), slice(1200, None)))
+    squares, errors = [], []
     for strength in (0.0, 0.03):
         lightning.seed_everything(0, verbose=False)
         trainer = penalised(strength)
@@ -61,6 +62,12 @@ def main() -> None:
             f"strength {strength}: test error {found['error']:.1f} %, "
             f"mean square of the first layer {found['mean_square']:.3f}"
         )
+        squares.append(float(found["mean_square"]))
+        errors.append(float(found["error"]))
+    print(
+        f"The penalty brings the mean square from {squares[0]:.3f} to {squares[1]:.3f}, and the test error from "
+        f"{errors[0]:.1f} to {errors[1]:.1f} %, of one seed."
+    )
 
 
 if __name__ == "__main__":

@@ -147,6 +147,15 @@ def compare() -> tuple[list[dict[str, Any]], nn.Sequential, nn.Sequential]:
     return rows, free, held
 
 
+def conclusion(rows: list[dict[str, Any]]) -> str:
+    *layers, error = rows
+    before, after = (sum(row[name] for row in layers) / len(layers) for name in ("without", "with"))
+    return (
+        f"With the penalty the Gram matrices lie {after:.2g} from I on average, without it {before:.2g}; the test "
+        f"error is {error['with']:.1f} % in place of {error['without']:.1f} %, of one seed."
+    )
+
+
 def draw(free: nn.Sequential, held: nn.Sequential) -> Figure:
     """Inner products of the filters of two layers."""
     figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
@@ -174,6 +183,7 @@ def main(path: Path) -> None:
     rows, free, held = compare()
     print_table(rows)
     save(lambda: draw(free, held), path)
+    print(conclusion(rows))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, method: Method, epoc
 
 def main() -> None:
     images, labels = digits()
+    found = []
     for strength in (0.0, 0.03):
         torch.manual_seed(0)
         model = network()
@@ -51,6 +52,12 @@ def main() -> None:
             error = (model.eval()(images[1200:]).argmax(1) != labels[1200:]).float().mean()
             square = model[:2](images[1200:]).square().mean()
         print(f"strength {strength}: test error {100 * error:.1f} %, mean square of the first layer {square:.3f}")
+        found.append((float(square), 100 * float(error)))
+    (free, free_error), (held, held_error) = found
+    print(
+        f"The penalty brings the mean square from {free:.3f} to {held:.3f}, and the test error from {free_error:.1f} "
+        f"to {held_error:.1f} %, of one seed."
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Weights are small, what they add up to is huge and saturates my sigmoid: kernel or activity penalty?
 
 `python examples/saturated_sigmoid.py` trains one sigmoid layer on pixels from 0 to 255, without a penalty, with one on
-the kernel, on what enters the sigmoid and on what leaves it, and last on pixels from 0 to 1.
+the kernel, on what enters the sigmoid and on what leaves it, then on pixels from 0 to 1, and last without a penalty
+for longer.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from methods.activity_norm.method import l2_activity
 from methods.weight_norm_penalty.method import kernel_l2
 from reproduce.report.style import ARMS, WIDTH
 
+STEPS = 500
 SATURATED = 4.0  # beyond it a sigmoid lies within 0.018 of 0 or 1, and its slope is below 0.018
 
 
 class Arm(NamedTuple):
-    """What is penalised, how strongly, and what the pixels are multiplied by."""
+    """What is penalised, how strongly, what the pixels are multiplied by, and how long it trains."""
 
     name: str
     kind: str = ""
     strength: float = 0.0
     scale: float = 255.0
+    steps: int = STEPS
 
 
 ARMS_OF_TABLE = (
@@ -38,6 +41,8 @@ ARMS_OF_TABLE = (
     Arm("activity L2 before the sigmoid", "before", 1e-4),
     Arm("activity L2 after the sigmoid", "after", 1e-2),
     Arm("none, pixels from 0 to 1", scale=1.0),
+    Arm("none, 3 times as long", steps=3 * STEPS),
+    Arm("none, pixels from 0 to 1, 3 times as long", scale=1.0, steps=3 * STEPS),
 )
 
 
@@ -67,12 +72,12 @@ def penalty(arm: Arm, model: Network, before: Tensor, after: Tensor) -> Tensor:
     return before.new_zeros(())
 
 
-def train(arm: Arm, steps: int = 500) -> tuple[Network, Tensor]:
+def train(arm: Arm) -> tuple[Network, Tensor]:
     """The trained network, and what enters its sigmoids on the test set."""
     torch.manual_seed(0)
     model, data = Network(arm.scale), digits()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    for batch in batches(len(data.images), 50, steps):
+    for batch in batches(len(data.images), 50, arm.steps):
         logits, before, after = model(arm.scale * data.images[batch])
         loss = F.cross_entropy(logits, data.labels[batch]) + penalty(arm, model, before, after)
         optimizer.zero_grad()
@@ -105,8 +110,19 @@ def compare() -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     return rows, entering
 
 
+def conclusion(rows: list[dict[str, Any]]) -> str:
+    found = {row["penalty"]: row for row in rows}
+    none, charged = found["none"], found["activity L2 before the sigmoid"]
+    return (
+        f"The activity penalty before the sigmoid leaves {charged['saturated (%)']:.0f} % of the units saturated in "
+        f"place of {none['saturated (%)']:.0f} %, at a test error of {charged['test error (%)']:.1f} % in place of "
+        f"{none['test error (%)']:.1f} %, of one seed."
+    )
+
+
 def draw(entering: dict[str, Tensor]) -> Figure:
-    """Histograms of what enters the sigmoids, with the saturated ends shaded."""
+    """Histograms of what enters the sigmoids after so many steps, with the saturated ends shaded."""
+    entering = {arm.name: entering[arm.name] for arm in ARMS_OF_TABLE if arm.steps == STEPS}
     figure = Figure(figsize=(WIDTH, 0.95 * len(entering)), layout="constrained")
     axes = figure.subplots(len(entering), sharex=True)
     edges = torch.linspace(-40, 40, 81)
@@ -125,6 +141,7 @@ def main(path: Path) -> None:
     rows, entering = compare()
     print_table(rows)
     save(lambda: draw(entering), path)
+    print(conclusion(rows))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reproduce.report.style import look
 
+FIGURES = Path(__file__).parents[1] / "runs" / "examples"  # where figures go, if nothing else is said; git ignores it
 TRAIN = 1200
 RATE = 1e-3  # of Adam
 
@@ -63,8 +64,15 @@ def save(draw: Callable[[], Figure], path: Path) -> None:
 
 
 def figure_path(program: str) -> Path:
-    """The command line of a program: ``--figure PATH``, else a file in a new temporary folder."""
+    """The command line of a program: ``--figure PATH``, else a file in runs/examples; refused before training."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--figure", type=Path, help="where the figure goes (PNG, SVG or PDF)")
-    given = parser.parse_args().figure
-    return given or Path(tempfile.mkdtemp()) / f"{Path(program).stem}.png"
+    parser.add_argument("--figure", type=Path, help="where the figure goes (PNG, SVG or PDF), else into runs/examples")
+    path: Path | None = parser.parse_args().figure
+    if path is None:
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        return FIGURES / f"{Path(program).stem}.png"
+    if path.suffix not in {".png", ".svg", ".pdf"}:
+        parser.error(f"--figure {path}: a figure is a .png, .svg or .pdf, found {path.suffix or 'no ending'}")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        parser.error(f"--figure {path}: {path.parent} is no folder that can be written to: make it, or name another")
+    return path

@@ -103,6 +103,14 @@ def compare(coefficient: float) -> tuple[list[dict[str, Any]], dict[str, Tensor]
     return rows, densities
 
 
+def conclusion(found: FoundCoefficient, rows: list[dict[str, Any]]) -> str:
+    _, soft, _, ten, largest = (row["variance unexplained (%)"] for row in rows)
+    return (
+        f"L1 at {found.coefficient:.3g} leaves {found.active:.1f} of 100 units active and {soft:.1f} % of the variance "
+        f"unexplained; a code of 10 units leaves {ten:.1f} %, the 10 largest of 100 leave {largest:.1f} %."
+    )
+
+
 def draw(found: FoundCoefficient, densities: dict[str, Tensor]) -> Figure:
     """The search, and how often each unit of each code is active."""
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
@@ -136,6 +144,7 @@ def main(path: Path) -> None:
     rows, densities = compare(found.coefficient)
     print_table(rows)
     save(lambda: draw(found, densities), path)
+    print(conclusion(found, rows))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def penalised(model: nn.Module, arguments: TrainingArguments, strength: float) -
 
 def main() -> None:
     held_out = sentences(300, seed=1)
-    for strength in (0.0, 0.3):
+    outcomes = []
+    for strength in (0.0, 0.3):  # strong on purpose, so that its effect is seen at once; a grid would begin far below
         torch.manual_seed(0)
         model = classifier()
         with tempfile.TemporaryDirectory() as folder:
@@ -76,6 +77,13 @@ def main() -> None:
         with torch.no_grad():
             model.eval()(torch.stack([one["input_ids"] for one in held_out]).to(model.device))
         print(f"strength {strength}: test loss {loss:.3f}, mean square of the first layer {squares[0]:.3f}")
+        outcomes.append((float(squares[0]), loss))
+    (free, free_loss), (held, held_loss) = outcomes
+    price = "which is the price of a strength that rules the task" if held_loss > free_loss else "of one seed"
+    print(
+        f"The penalty brings the mean square from {free:.3f} to {held:.3f}, and the test loss from {free_loss:.3f} to "
+        f"{held_loss:.3f}, {price}."
+    )
 
 
 if __name__ == "__main__":

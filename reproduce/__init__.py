@@ -70,9 +70,15 @@ def attach(
 
     Args:
         method: the name of a method, or a method.
+        model: your module, on its device already; its code stays as it is.
         sites: before ("pre") or after ("post") the activation modules: there a method that is named then also reads;
-            None: where the method reads by default; or modules by name, as in `reproduce.method.attach.attach`.
-        model, example, axes, seed: as there.
+            None: where the method reads by default; or names of modules whose outputs are meant, in which ``*`` stands
+            for any one part: ``["encoder.layer.*.intermediate"]``; or a mapping from names to roles.
+        example: one input (a tuple or list: positional, a dict: keyword arguments) for a dry run, where a method must
+            know shapes before training.
+        axes: the meaning of the axes where the layers beside do not say it, for all Sites or by module name: "nc",
+            "ncl", "nchw", "ncdhw", "ntc", "tnc", "nhwc" or "ndhwc".
+        seed: of the generator that the method draws from.
         parameters: of the method that is named.
 
     Raises:

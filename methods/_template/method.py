@@ -11,8 +11,9 @@ from reproduce.method import Method, NonNegative, Role, Trace, check_activations
 def squared_mean(activations: Tensor) -> Tensor:
     """``mean over units of (mean over samples of h)^2``; 0-dim, computed in float32 at least.
 
-    Activations have shape (..., units); every leading axis counts samples. Write here: the equation's number, shapes,
-    units and source.
+    Activations have shape (..., units); every leading axis counts samples. Of a map (n, c, y, x) give
+    `maps.flatten(1)`, or `maps.movedim(1, -1)` with a sample at each location. Write here: the equation's number,
+    shapes, units and source.
 
     Raises:
         ValueError: no activations, or not floating point.

@@ -16,8 +16,9 @@ Reduction = Literal["sum", "mean"]
 def l1_activity(activations: Tensor, reduction: Reduction = "sum") -> Tensor:
     """Mean over samples of ``|h|_1``, the sum (or mean) over units of absolute values; 0-dim.
 
-    Activations have shape (..., units); every leading axis counts samples. Computed in float32 at least.
-    Joo et al. (2020), section 4.2.
+    Activations have shape (..., units); every leading axis counts samples, of a map (n, channels, y, x) the
+    channels too: give `maps.flatten(1)`, or `maps.movedim(1, -1)` with a sample at each location. Computed in float32
+    at least. Joo et al. (2020), section 4.2.
 
     Raises:
         ValueError: no activations, or an unknown reduction.

@@ -134,9 +134,12 @@ class Laws:
 
     Raises:
         ValueError: nothing, or something that is no law of numbers.
+        TypeError: one law in place of a list.
     """
 
     def __init__(self, laws: Sequence[Law]) -> None:
+        if isinstance(laws, Distribution | Histogram | Tensor) or not isinstance(laws, Sequence):
+            raise TypeError(f"Laws takes a list, one law for all units or one for each; found {type(laws).__name__}")
         if not laws:
             raise ValueError("at least one law is needed, found an empty list")
         self.laws = tuple(_checked(law) for law in laws)
@@ -197,6 +200,8 @@ def _checked(law: Law) -> Distribution | Histogram | Tensor:
         if law.event_shape or len(law.batch_shape) > 1:
             raise ValueError(f"a law must be of numbers, one for all units or one for each; found {law}")
         return law
+    if isinstance(law, tuple) and any(isinstance(part, Distribution | Histogram) for part in law):
+        raise ValueError(f"a tuple is a histogram (edges, counts): give laws as a list, found {_named(law)}")
     if isinstance(law, tuple) and len(law) == 2:
         edges, counts = (torch.as_tensor(part, dtype=torch.float64).cpu() for part in law)
         fits = edges.dim() == counts.dim() == 1 and len(edges) == len(counts) + 1 and len(counts) > 0
@@ -207,6 +212,10 @@ def _checked(law: Law) -> Distribution | Histogram | Tensor:
         return law.detach().double().cpu().sort().values
     found = tuple(law.shape) if isinstance(law, Tensor) else type(law).__name__
     raise ValueError(f"a law is a Distribution, a pair (edges, counts) or finite samples (n,); found {found}")
+
+
+def _named(laws: tuple[Any, ...]) -> str:
+    return f"({', '.join(type(law).__name__ for law in laws)})"
 
 
 def _bounds(law: Distribution | Histogram | Tensor) -> Tensor:

@@ -107,7 +107,8 @@ def prior_loss(
     so that NaN is refused: not under `torch.vmap`; units are treated together as they are.
 
     Args:
-        activations: (..., units); leading axes count samples.
+        activations: (..., units); leading axes count samples. Of a map (n, c, y, x) give `maps.flatten(1)`, or
+            `maps.movedim(1, -1)` with a sample at each location.
         prior: a `torch.distributions.Distribution` (of batch shape () or (units,)), a histogram as a pair
             ``(edges, counts)``, or samples as a tensor (m,); a list has one of them for each unit. `Laws` made
             of such a list keeps what it computes from step to step. No gradient reaches a law. A distribution

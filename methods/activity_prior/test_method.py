@@ -433,6 +433,9 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
     (lambda: prior_loss(seeded(4, 2), [Normal(0.0, 1.0)] * 3), "each of 2, found 3"),
     (lambda: prior_loss(seeded(4, 2), []), "at least one law"),
     (lambda: prior_loss(seeded(4, 2), ([0.0, 0.0, 1.0], [1.0, 1.0])), "increasing edges"),
+    (lambda: prior_loss(seeded(4, 2), (Normal(0.0, 1.0),) * 2), r"laws as a list, found \(Normal, Normal\)"),
+    (lambda: prior_loss(seeded(4, 2), (Histogram([0, 1], [1]),) * 2), r"as a list, found \(Histogram, Histogram\)"),
+    (lambda: prior_loss(seeded(4, 3), (Normal(0.0, 1.0),) * 3), r"found \(Normal, Normal, Normal\)"),
     (lambda: prior_loss(seeded(4, 2), seeded(3, 3)), r"found \(3, 3\)"),
     (lambda: prior_loss(seeded(4, 2), "normal"), "found str"),
     (lambda: prior_loss(seeded(4, 2), Normal(0.0, 1.0), "time"), "got 'time'"),
@@ -445,6 +448,13 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
 def test_unusable_input_is_refused_with_what_was_found(call: Callable[[], Tensor], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("law", [Normal(0.0, 1.0), Histogram([0.0, 1.0], [1.0]), torch.ones(3)])
+def test_one_law_in_place_of_a_list_is_said(law: Any) -> None:
+    said = f"^Laws takes a list, one law for all units or one for each; found {type(law).__name__}$"
+    with pytest.raises(TypeError, match=said):
+        Laws(law)
 
 
 @pytest.mark.parametrize("options", [{"memory": 8}, {"mode": "l2_after_batchnorm"}])

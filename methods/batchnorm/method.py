@@ -8,14 +8,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from reproduce.method import Method, Positive, Site, batch_normalization, fill_sites, sites_with_role
+from reproduce.method import Later, Method, Positive, Site, batch_normalization, fill_sites, sites_with_role
 
 
 class BatchNorm(Method):
     """Put ``y = scale (x - mean) / sqrt(var + eps) + shift`` (Algorithm 1) into every Site of one role.
 
     ``mean`` and the biased ``var`` are taken over the mini-batch, and over space for convolutional maps; the
-    running averages of both serve evaluation. ``momentum`` is the weight of the newest batch in them.
+    running averages of both serve evaluation. ``momentum`` is the weight of the newest batch in them. With
+    ``statistics = "batch"`` there are none: a test batch is standardised by its own, and what is predicted of an
+    example depends on the batch that it comes in.
     """
 
     sites: Literal["pre", "post"] = "pre"  # section 3.2: immediately before the non-linearity
@@ -23,6 +25,8 @@ class BatchNorm(Method):
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1  # ours: the paper says "moving averages"
     affine: bool = True  # gamma and beta are learned
     initial_scale: Positive = 1.0  # gamma at the start; ours
+    # Of the test batch too, as Nado et al. (2020) and Schneider et al. (2020) do under shift. None: of training.
+    statistics: Later[Literal["batch"]] = None
 
     @model_validator(mode="after")
     def _scale_needs_affine(self) -> BatchNorm:
@@ -44,7 +48,8 @@ class BatchNorm(Method):
                 f"Site {site.name!r} holds a sequence (axes {site.axes!r}), and batch normalization needs one without "
                 "time: recurrent_batchnorm is the method for LSTMs"
             )
-        layer = batch_normalization(site, eps=self.eps, momentum=self.momentum, affine=self.affine)
+        options = {"eps": self.eps, "momentum": self.momentum, "affine": self.affine}
+        layer = batch_normalization(site, **options, track_running_stats=self.statistics is None)
         if self.affine:
             nn.init.constant_(layer.weight, self.initial_scale)
         return layer

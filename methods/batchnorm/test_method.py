@@ -137,3 +137,15 @@ def test_missing_and_filled_sites_are_refused() -> None:
 def test_unusable_hyperparameters_are_refused(fields: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         BatchNorm(**fields)
+
+
+def test_statistics_of_the_test_batch_standardise_it() -> None:
+    model = nn.ModuleList([Site("pre", "nc", (3,))])
+    BatchNorm(statistics="batch", affine=False).prepare(model, torch.Generator())
+    generator = torch.Generator().manual_seed(0)
+    model[0](torch.randn(20, 3, generator=generator))
+    model.eval()
+    shifted = 5 * torch.randn(50, 3, generator=generator) + 9
+    wanted = (shifted - shifted.mean(0)) / (shifted.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model[0](shifted), wanted, atol=1e-5, rtol=1e-5)
+    assert "statistics" not in BatchNorm().model_dump()

@@ -66,7 +66,8 @@ def energy_distance(
     Computed in float32 at least; differentiable once.
 
     Args:
-        activations: (..., d); every leading axis counts samples.
+        activations: (..., d); every leading axis counts samples. Of a map (n, c, y, x) give `maps.flatten(1)`, or
+            `maps.movedim(1, -1)` with a sample at each location.
         feature_axes: how many last axes together are one vector: 3 for whole maps (n, c, h, w).
         group_size: at least 2; None: all pairs.
         generator: draws which samples form a group, where there is more than one group.

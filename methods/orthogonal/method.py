@@ -41,7 +41,13 @@ def as_matrix(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: fewer than two axes, no elements, or not floating point.
+        TypeError: no tensor.
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(
+            f"a kernel is a tensor (out, ...), found {type(weight).__name__}: `for _, weight in kernels(model)` gives "
+            "those of a model"
+        )
     if weight.dim() < 2 or weight.numel() == 0:
         raise ValueError(f"a kernel must be (out, ...) with at least two axes, not empty; found {tuple(weight.shape)}")
     if not weight.is_floating_point():

@@ -270,6 +270,13 @@ def test_what_is_no_kernel_is_refused(penalty: Callable[..., Tensor], weight: Te
         penalty(weight)
 
 
+@pytest.mark.parametrize("penalty", [soft_orthogonality, mean_absolute_cosine, srip, off_diagonal_orthogonality])
+def test_a_model_in_place_of_a_kernel_is_told_what_gives_its_kernels(penalty: Callable[..., Tensor]) -> None:
+    said = r"found Sequential: `for _, weight in kernels\(model\)` gives those of a model"
+    with pytest.raises(TypeError, match=said):
+        penalty(nn.Sequential(nn.Linear(2, 3)))
+
+
 def test_unusable_arguments_are_refused_with_what_was_found() -> None:
     with pytest.raises(ValueError, match=r"two axes, found shape \(2, 3, 4\)"):
         gram_matrix(torch.ones(2, 3, 4))

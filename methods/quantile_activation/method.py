@@ -6,19 +6,25 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from methods.quantile_activation.choices import Choices, grounded_levels, kernel_slopes, on_grid
 from reproduce.method import (
+    Later,
     Method,
+    Positive,
+    QuantileMemory,
     Site,
     TransformableFunction,
+    batch_normalization,
     check_activations,
     fill_sites,
     in_float32,
     moderate_scale,
     sites_with_role,
+    tied_places,
 )
 
 Output = Literal["uniform", "normal"]
@@ -54,7 +60,8 @@ def quantile_transform(
     A constant unit has none. The result cannot be differentiated twice.
 
     Args:
-        activations: (..., units); every leading axis counts samples. NaN stays NaN.
+        activations: (..., units); every leading axis counts samples. Of a map (n, c, y, x) give `maps.flatten(1)`,
+            or `maps.movedim(1, -1)` with a sample at each location. NaN stays NaN.
         output: the law of the result.
         context: see above.
         steepest: the bound; ties, as after a ReLU, would have an infinite slope.
@@ -67,7 +74,9 @@ def quantile_transform(
     return _transform_rows(rows, output, context, steepest)[0].mT.reshape(activations.shape)
 
 
-def _transform_rows(rows: Tensor, output: Output, context: Context, steepest: float) -> tuple[Tensor, Tensor]:
+def _transform_rows(
+    rows: Tensor, output: Output, context: Context, steepest: float, choices: Choices = Choices()
+) -> tuple[Tensor, Tensor]:
     """`quantile_transform` of the samples in each row (..., n), and the rows sorted, in float32 at least."""
     if rows.shape[-1] < 2:
         raise ValueError(f"a quantile within the batch needs at least 2 samples, got {rows.shape[-1]}")
@@ -78,7 +87,7 @@ def _transform_rows(rows: Tensor, output: Output, context: Context, steepest: fl
         )
     precise = in_float32(rows)
     ordered, order = precise.detach().contiguous().sort(dim=-1, stable=True)
-    options = output, context, steepest, torch.is_grad_enabled()
+    options = output, context, steepest, choices, torch.is_grad_enabled()
     result: Tensor = _BatchQuantile.apply(precise, ordered, order, *options)[0]  # type: ignore[no-untyped-call]
     return result.to(rows.dtype), ordered
 
@@ -94,17 +103,23 @@ class _BatchQuantile(TransformableFunction):
         output: Output,
         context: Context,
         steepest: float,
+        choices: Choices,
         with_slopes: bool,
     ) -> tuple[Tensor, ...]:
         last_place = rows.shape[-1] - 1
-        # Each value's ties are the places first to last; a NaN, above all values, would otherwise have none.
-        first = torch.searchsorted(ordered, ordered).clamp_(max=last_place)
-        last = torch.searchsorted(ordered, ordered, right=True) - 1
-        outcome = _of_law((first + last + 1).to(rows.dtype) / (2 * rows.shape[-1]), output)
-        result = torch.empty_like(ordered).scatter_(-1, order, outcome)
+        first, last = tied_places(ordered)
+        level = (first + last + 1).to(rows.dtype) / (2 * rows.shape[-1])
+        if choices.grounded:
+            is_negative = ordered < 0
+            level = grounded_levels(level, is_negative.to(level.dtype).mean(-1, keepdim=True), is_negative)
+        outcome = _of_law(level, output)
+        given = outcome if choices.levels is None else _of_law(on_grid(level, choices.levels), output)
+        result = torch.empty_like(ordered).scatter_(-1, order, given)
         result = torch.where(rows.isnan(), rows, result)
         if not with_slopes:
             return (result,)
+        if choices.bandwidth is not None:
+            return result, order.int(), kernel_slopes(ordered, level, choices.bandwidth)
         reach = math.ceil(math.sqrt(rows.shape[-1]))
         # Windows end with whole ties, so that tied samples have the same one.
         start = first.gather(-1, (first - reach).clamp_(min=0))
@@ -135,7 +150,7 @@ class _BatchQuantile(TransformableFunction):
             start, end = (place.long() for place in window)
             sums = nn.functional.pad((pull / (end - start + 1)).cumsum(-1), (1, 0))
             pull = pull - (sums.gather(-1, end + 1) - sums.gather(-1, start))
-        return torch.empty_like(pull).scatter_(-1, order, pull), *(None,) * 6
+        return torch.empty_like(pull).scatter_(-1, order, pull), *(None,) * 7
 
 
 def _of_law(levels: Tensor, output: Output) -> Tensor:
@@ -161,10 +176,21 @@ def reference_quantile(activations: Tensor, reference: Tensor, output: Output = 
     return _within_reference(rows, reference, output).mT.reshape(activations.shape)
 
 
-def _within_reference(rows: Tensor, reference: Tensor, output: Output) -> Tensor:
+def _within_reference(rows: Tensor, reference: Tensor, output: Output, choices: Choices = Choices()) -> Tensor:
     """`reference_quantile` of the values in each row (units, n)."""
     points = reference.shape[1]
     values = rows.to(reference.dtype).contiguous()
+    level = _reference_levels(values, reference)
+    if choices.grounded:
+        zero_level = _reference_levels(torch.zeros_like(values[:, :1]), reference)
+        level = grounded_levels(level, zero_level, values < 0)
+    level = level.clamp(0.5 / points, 1 - 0.5 / points)
+    result = _of_law(level if choices.levels is None else on_grid(level, choices.levels), output)
+    return torch.where(values.isnan(), values, result).to(rows.dtype)
+
+
+def _reference_levels(values: Tensor, reference: Tensor) -> Tensor:
+    points = reference.shape[1]
     fixed = values.detach()
     below, not_above = torch.searchsorted(reference, fixed), torch.searchsorted(reference, fixed, right=True)
     left = reference.gather(1, (below - 1).clamp(min=0))
@@ -172,29 +198,21 @@ def _within_reference(rows: Tensor, reference: Tensor, output: Output) -> Tensor
     tiny = torch.finfo(reference.dtype).tiny
     fraction = ((values - left) / (right - left).clamp_min(tiny)).clamp(0, 1)
     between = (below + fraction - 0.5) / points
-    level = torch.where(below == not_above, between, (below + not_above).to(reference.dtype) / (2 * points))
-    result = _of_law(level.clamp(0.5 / points, 1 - 0.5 / points), output)
-    return torch.where(values.isnan(), values, result).to(rows.dtype)
+    return torch.where(below == not_above, between, (below + not_above).to(reference.dtype) / (2 * points))
 
 
-class QuantileActivation(nn.Module):
+class QuantileActivation(QuantileMemory):
     """`quantile_transform` while training; at evaluation the quantile within what training has shown.
 
-    The buffer ``reference`` holds points (units, points) of each unit's quantile function, at the levels
-    ``(k + 1/2) / points``: a moving average of the batches' quantile functions, which ascend, and so does their
-    average. The first batch fills it; before that it holds the standard normal law.
+    Each time step of a sequence is ranked by itself, since a rank among later steps would tell a layer above what is to
+    come.
 
     Args:
-        axes: as of a Site. A channel of a map is one unit with a sample at each location. Each time step of a sequence
-            is ranked by itself, since a rank among later steps would tell a layer above what is to come.
-        units: channels or units.
-        points: of each unit's quantile function.
-        momentum: the weight of the newest batch.
+        axes, units, points, momentum: as of `QuantileMemory`.
         output, context, steepest: as of `quantile_transform`.
+        choices: where it follows the authors' code.
+        adapts: quantiles are those of the test batch at evaluation, and not those of training.
     """
-
-    reference: Tensor
-    is_filled: Tensor
 
     def __init__(
         self,
@@ -205,45 +223,32 @@ class QuantileActivation(nn.Module):
         output: Output = "uniform",
         context: Context = "fixed",
         steepest: float = 10.0,
+        choices: Choices = Choices(),
+        adapts: bool = False,
     ) -> None:
-        super().__init__()
-        self.axes, self.momentum = axes, momentum
+        super().__init__(axes, units, points, momentum)
         self.output, self.context, self.steepest = output, context, steepest
-        precision = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        levels = (torch.arange(points, dtype=precision) + 0.5) / points
-        self.register_buffer("reference", torch.special.ndtri(levels).repeat(units, 1))
-        self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool))
+        self.choices, self.adapts = choices, adapts
+        self.before: nn.Module | None = None  # a normalization of what it is given
+        self.after: nn.Module | None = None  # and of what it gives
 
     def forward(self, activation: Tensor) -> Tensor:
         """Activations to their quantiles, of the same shape.
 
         Raises:
-            ValueError: a training batch of one sample.
+            ValueError: a batch of one sample, while training or where it adapts.
         """
-        source = [self.axes.index(axis) for axis in sorted(self.axes, key="ctndlhw".index)]
-        units_first = activation.permute(source)
+        units_first = self.units_first(activation if self.before is None else self.before(activation))
         # (units, steps, samples): only sequences have several steps.
         stepped = units_first if "t" in self.axes else units_first.flatten(1).unsqueeze(1)
-        if self.training:
-            result, ordered = _transform_rows(stepped, self.output, self.context, self.steepest)
-            self._remember(ordered.to(self.reference.dtype))
+        if self.training or self.adapts:
+            result, ordered = _transform_rows(stepped, self.output, self.context, self.steepest, self.choices)
+            if self.training:
+                self.remember(ordered.to(self.reference.dtype))
         else:
-            result = _within_reference(stepped.flatten(1), self.reference, self.output)
-        back = sorted(range(len(source)), key=source.__getitem__)
-        return result.reshape(units_first.shape).permute(back)
-
-    @torch.no_grad()
-    def _remember(self, ordered: Tensor) -> None:
-        """Let the mean quantile function of sorted samples (units, steps, n) enter the average."""
-        n, points = ordered.shape[-1], self.reference.shape[1]
-        levels = (torch.arange(points, device=ordered.device, dtype=ordered.dtype) + 0.5) / points
-        position = (levels * n - 0.5).clamp(0, n - 1)
-        lower = position.floor().long()
-        left, right = ordered.index_select(-1, lower), ordered.index_select(-1, (lower + 1).clamp(max=n - 1))
-        newest = torch.lerp(left, right, position - lower).mean(1)
-        average = torch.lerp(self.reference, newest, self.momentum)
-        self.reference.copy_(torch.where(self.is_filled, average, newest))
-        self.is_filled.fill_(True)
+            result = _within_reference(stepped.flatten(1), self.reference, self.output, self.choices)
+        quantiles = self.as_before(result.reshape(units_first.shape))
+        return quantiles if self.after is None else self.after(quantiles)
 
 
 class QAct(Method):
@@ -261,6 +266,25 @@ class QAct(Method):
     points: Annotated[int, Field(ge=2)] = 128  # ours
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1  # ours, as is customary for batch normalization
 
+    # Evaluation by the quantiles of the test batch, which is the paper's; None: by those of training.
+    statistics: Later[Literal["batch"]] = None
+    # The authors' code, as it is known to us: both signs count one half, the slope is a density with a Gaussian kernel
+    # of bandwidth 0.5, there are 100 levels, and batch normalization stands before and after. None: none of it.
+    grounded: Later[Literal[True]] = None
+    bandwidth: Later[Positive] = None
+    levels: Later[Annotated[int, Field(ge=2)]] = None
+    normalise: Later[Literal["before", "after", "both"]] = None
+
+    @model_validator(mode="after")
+    def _authors_choices_go_with_theirs(self) -> QAct:
+        chosen = self.grounded or self.bandwidth is not None
+        if chosen and (self.output != "uniform" or self.context != "fixed"):
+            raise ValueError(
+                "grounded and bandwidth need output 'uniform' and context 'fixed', "
+                f"found {self.output!r} and {self.context!r}"
+            )
+        return self
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Fill the Sites; each has its own quantile functions.
 
@@ -270,5 +294,19 @@ class QAct(Method):
         fill_sites(model, sites_with_role(model, self.sites), self._layer)
 
     def _layer(self, site: Site) -> nn.Module:
-        fields = self.model_dump(exclude={"sites"})
-        return QuantileActivation(site.known_axes, site.features, **fields)
+        layer = QuantileActivation(
+            site.known_axes,
+            site.features,
+            self.points,
+            self.momentum,
+            self.output,
+            self.context,
+            self.steepest,
+            Choices(self.grounded is True, self.bandwidth, self.levels),
+            adapts=self.statistics == "batch",
+        )
+        if self.normalise in ("before", "both"):
+            layer.before = batch_normalization(site)
+        if self.normalise in ("after", "both"):
+            layer.after = batch_normalization(site)
+        return layer

@@ -59,7 +59,8 @@ def sigreg(
     and the same mean over random orders of the samples. Where they are in no random order, ``generator`` draws one.
 
     Args:
-        activations: (..., d); every leading axis counts samples.
+        activations: (..., d); every leading axis counts samples. Of a map (n, c, y, x) give `maps.flatten(1)`, or
+            `maps.movedim(1, -1)` with a sample at each location.
         feature_axes: how many last axes together are one vector: 3 for whole maps (n, c, h, w), without a view of them.
         group_size: at least 2; None: all pairs.
         generator: draws which samples form a group, where there is more than one group.
@@ -105,7 +106,7 @@ def sliced_sigreg(
     For projections p on one direction, ``N sum_k w_k {[mean cos(t_k p) - exp(-t_k^2/2)]^2 + [mean sin(t_k p)]^2}``
     at ``n_points`` equal steps ``t_k`` from 0 to ``t_max``, the trapezoid rule doubled by symmetry:
     ``w_k = 2 dt exp(-t_k^2/2)``, half of it at both ends. As in rbalestr-lab/lejepa, univariate/epps_pulley.py.
-    Activations have shape (..., d), every leading axis counts samples; ``directions`` (slices, d) are drawn from
+    Activations as for `sigreg`, (..., d); ``directions`` (slices, d) are drawn from
     ``generator`` where they are not given. Can be differentiated twice.
 
     Raises:
@@ -125,7 +126,7 @@ def weak_sigreg(activations: Tensor, n_directions: int = 64, generator: torch.Ge
     """``|| cov(S h) - I ||_F``, not squared, with S = randn(n_directions, d) / sqrt(d); 0-dim, float32 at least.
 
     The covariance divides by N - 1; the mean is free. Activations no wider than ``n_directions`` are not sketched.
-    Activations have shape (..., d), every leading axis counts samples. As in kreasof-ai/sigreg (Weak-SIGReg).
+    Activations as for `sigreg`, (..., d). As in kreasof-ai/sigreg (Weak-SIGReg).
 
     Raises:
         ValueError: activations as for `sigreg`; fewer than two samples or one direction.

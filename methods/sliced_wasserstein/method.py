@@ -37,7 +37,8 @@ def sliced_wasserstein(
     the cells ``(i-1)/n < u < i/n``, with the quantile function Q of N(0, 1): the optimal coupling in one
     dimension, with the whole normal distribution and not with n points of it. With the means ``m_i`` of Q over
     the cells, ``W_2^2 = mean_i (x_i - m_i)^2 + 1 - mean_i m_i^2``; a cell of W_1 is in the code. Activations have
-    shape (..., d), every leading axis counts samples; ``directions`` (slices, d) of length one, drawn from
+    shape (..., d), every leading axis counts samples; of a map (n, c, y, x) give `maps.flatten(1)`, or
+    `maps.movedim(1, -1)` with a sample at each location. ``directions`` (slices, d) of length one, drawn from
     ``generator`` where they are not given. In float32 at least, the cells of W_1 in float64. Kolouri et al. (2019)
     compare with samples of the target in this place.
 

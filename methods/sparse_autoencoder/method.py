@@ -42,7 +42,8 @@ def l1_code_penalty(code: Tensor, decoder: Tensor | None = None, reduction: Redu
     float32 at least.
 
     Args:
-        code: (..., d_sae); every leading axis counts samples.
+        code: (..., d_sae); every leading axis counts samples. Of a map (n, c, y, x) give `maps.flatten(1)`, or
+            `maps.movedim(1, -1)` with a sample at each location.
         decoder: (d_sae, d_in). The penalty then does not change when a latent's code is divided by a number and
             its row multiplied by it.
         reduction: ``"per_example"`` the mean over samples; ``"batch_sum"`` their sum, which grows with the batch.

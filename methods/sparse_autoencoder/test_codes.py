@@ -11,7 +11,8 @@ import torch
 import reproduce.method
 from methods.sparse_autoencoder.method import SparseAutoencoder
 from reproduce import data, models, tasks
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch

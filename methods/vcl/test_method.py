@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.vcl.figures import FIGURES, expected_loss, few_modes, mixture_kurtosis
 from methods.vcl.method import VCL, two_slice_variance_constancy_loss, variance_constancy_loss
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Site
 from reproduce.method.sites import watch
 from reproduce.training.optim import parameter_groups

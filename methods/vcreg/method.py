@@ -25,7 +25,8 @@ from reproduce.method import (
 def variance_hinge(activations: Tensor, target_std: float = 1.0, epsilon: float = 1e-4) -> Tensor:
     """Mean over units of ``max(0, gamma - sqrt(var + epsilon))``, the variance term of VICReg; 0-dim.
 
-    Activations have shape (..., units); every leading axis counts samples. ``target_std`` is gamma, and the
+    Activations have shape (..., units); every leading axis counts samples. Of a map (n, c, y, x) give
+    `maps.flatten(1)`, or `maps.movedim(1, -1)` with a sample at each location. ``target_std`` is gamma, and the
     variance divides by n - 1. A unit that varies enough costs nothing, and gets no gradient. Neither does a unit
     that is constant, though it costs most: the hinge holds units up, it does not revive them. Computed in float32
     at least. Can be differentiated once.
@@ -42,7 +43,7 @@ def variance_hinge(activations: Tensor, target_std: float = 1.0, epsilon: float 
 def covariance_penalty(activations: Tensor) -> Tensor:
     """``sum_{i != j} C_ij^2 / d``, the covariance term of VICReg, C the covariance of d units; 0-dim.
 
-    Activations have shape (..., units); every leading axis counts n samples, and C divides by n - 1. Where there
+    Activations as for `variance_hinge`, (..., units); leading axes count n samples, and C divides by n - 1. Where there
     are fewer samples than units, the same number comes from the n x n matrix of the centred samples' inner
     products, whose squares have the same sum: ``|X^T X|_F = |X X^T|_F``. No d x d matrix is made then.
 

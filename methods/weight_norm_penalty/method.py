@@ -18,6 +18,7 @@ def kernel_l1(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: a weight that is empty or not floating point.
+        TypeError: no tensor.
     """
     return _checked(weight).abs().sum()
 
@@ -32,6 +33,8 @@ def kernel_l2(weight: Tensor) -> Tensor:
 
 
 def _checked(weight: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"a weight is a tensor, got {type(weight).__name__}: give layer.weight")
     if weight.numel() == 0 or not weight.is_floating_point():
         raise ValueError(f"a weight must be floating point and not empty, got {weight.dtype} {tuple(weight.shape)}")
     return in_float32(weight)

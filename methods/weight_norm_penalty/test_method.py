@@ -174,6 +174,8 @@ def test_figures_draw() -> None:
 def test_unusable_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"not empty, got torch.float32 \(0, 2\)"):
         kernel_l1(torch.zeros(0, 2))
+    with pytest.raises(TypeError, match=r"^a weight is a tensor, got Linear: give layer\.weight$"):
+        kernel_l2(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"got torch.int64"):
         kernel_l2(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"layers \['decoder'\].*the model has embedding.weight, body.0.weight"):

@@ -18,7 +18,7 @@ from reproduce.bench.stepper import Stepper
 from reproduce.bench.tiny_tasks import CPU, PROBLEMS, Problem
 from reproduce.bench.waits import forbidden_waits
 from reproduce.bench.workloads import Workload
-from reproduce.experiment.schema import CosineRate
+from reproduce.experiment.recipe import CosineRate
 from reproduce.method import Method
 from reproduce.training.run import own_stream
 from reproduce.training.step import Step

@@ -13,7 +13,7 @@ from reproduce.bench.counting import operations_of
 from reproduce.bench.stepper import Stepper
 from reproduce.bench.timing import timed
 from reproduce.bench.workloads import Workload
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method
 from reproduce.training.capture import WARM_UP_STEPS, Mode
 from reproduce.training.estimate import StepTime, problem_of, way_of

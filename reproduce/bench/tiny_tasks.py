@@ -20,7 +20,8 @@ from reproduce.bench.variants import read_variants
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import HostSpec, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import HostSpec, TaskSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.training.host import build_task

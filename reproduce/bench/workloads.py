@@ -11,7 +11,8 @@ import torch
 from reproduce.bench.variants import Variant
 from reproduce.data import Data, Fold, ImageData, Images, Rows, TableData, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Arm, Clip, Recipe, TaskSpec
+from reproduce.experiment.recipe import Clip, Recipe
+from reproduce.experiment.schema import Arm, TaskSpec
 
 BASELINE = Arm().method  # the name of no method, against which all are timed
 STEPS = 10**6  # of the whole training: more than are ever timed, so that what is timed is its beginning

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from reproduce.cli.options import DataOption, JsonOption, MethodsOption, data_root, say_at_once
-from reproduce.errors import UserError
+from reproduce.errors import UserError, nearest
 from reproduce.experiment.folder import WORKING_FOLDER, find_method
 
 DECADES = "1e-6,1e-5,1e-4,1e-3,1e-2,1e-1,1,10,100"
@@ -28,17 +28,17 @@ def calibrate(
     methods: MethodsOption = None,
 ) -> None:
     """Compare the gradient of a penalty with that of the task, early in training, for a range of strengths."""
+    folder = find_method(method)
+    experiments = folder.experiments()
+    if workload not in experiments:
+        near = nearest(workload, experiments, at_most=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(experiments) or 'none'}"
+        raise UserError(f"method {folder.name} has no experiment {workload!r}: {hint}")
     say_at_once(f"loading torch; then {steps} steps at each strength")
     from reproduce.cli.terminal import calibration_table, console
     from reproduce.training import calibrate as measure
     from reproduce.training.run import torch_device
 
-    folder = find_method(method)
-    experiments = folder.experiments()
-    if workload not in experiments:
-        raise UserError(
-            f"method {folder.name} has no experiment {workload!r}: it has {', '.join(experiments) or 'none'}"
-        )
     root = data_root(data)
     rows = measure.calibrate(
         folder,

@@ -14,8 +14,9 @@ import typer
 
 from reproduce.cli.options import data_root
 from reproduce.errors import UserError, did_you_mean
+from reproduce.experiment.cells import parse_seeds
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder
-from reproduce.experiment.schema import Experiment, parse_seeds
+from reproduce.experiment.schema import Experiment
 from reproduce.results.record import Result
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ def claims_outlook(
     have = list(results)
     indexed, datasets = ResultIndex(have), {(result.config.task.kind, result.config.task.dataset) for result in have}
     lines = []
-    for experiment_name, experiment in {n: e for found in experiments.values() for n, e in found.items()}.items():
+    every = [(folder, name, experiment) for folder, found in experiments.items() for name, experiment in found.items()]
+    names = [name for _, name, _ in every]
+    for folder, experiment_name, experiment in every:
         claims = [claim for claim in experiment.claims if not experiment.arms[claim.arm].pending]
         if not claims:
             continue
@@ -243,7 +246,8 @@ def claims_outlook(
         ]
         many = "1 claim" if len(claims) == 1 else f"{len(claims)} claims"
         of_each = "1 seed" if planned == 1 else f"{planned} seeds"
-        lines.append(f"{experiment_name}: {many}, {of_each} planned: {', '.join(filter(None, parts))}")
+        shown_name = f"{folder.name} {experiment_name}" if names.count(experiment_name) > 1 else experiment_name
+        lines.append(f"{shown_name}: {many}, {of_each} planned: {', '.join(filter(None, parts))}")
         at_zero = sum(claim.holds_zero for claim in claims)
         if at_zero:
             gaps = "a gap's" if at_zero == 1 else f"{at_zero} gaps'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +13,7 @@ import typer
 
 from reproduce.cli.options import as_typed, chosen_methods
 from reproduce.errors import UserError, did_you_mean, nearest
+from reproduce.experiment.files import COLUMN
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.index import read_briefly
@@ -102,6 +103,21 @@ def say_left_out(broken: Sequence[str]) -> None:
 def nothing_planned(method: str, scale: str) -> str:
     """What to say where a method has nothing at a scale."""
     return f"{method} has no experiments at scale {scale}: `{as_typed()} list` shows those it has"
+
+
+def columns_alone(experiments: Mapping[MethodFolder, Mapping[str, Experiment]]) -> list[str]:
+    """A line for each chosen column of the matrix that no method adds an arm to: its baseline would train alone."""
+    chosen = {name: one for found in experiments.values() for name, one in found.items() if name.startswith(COLUMN)}
+    joined = {name for name, one in chosen.items() if len(one.arms) > 1}
+    if chosen.keys() - joined:
+        joined |= {name for found in experiments_known().values() for name, one in found.items() if len(one.arms) > 1}
+    lines = []
+    for name in sorted(chosen.keys() - joined):
+        own, lender = name.removeprefix(COLUMN), chosen[name].arms_of
+        tables = f"[{own}] or [{lender}]" if lender else f"[{own}]"
+        hint = "" if lender else f'; arms_of = "images" in {name}.toml takes the arms that methods have there'
+        lines.append(f"{name}: no method has a table {tables} in its matrix.toml, so the baseline trains alone{hint}")
+    return lines
 
 
 def experiments_known() -> dict[str, dict[str, Experiment]]:

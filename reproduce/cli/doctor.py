@@ -177,10 +177,11 @@ def _estimates(data: str, runs: Path, workers: Workers) -> Iterator[Finding]:
             of_some = f"{len(known)} of them " if len(known) < len(missing) else ""
             said += f": {of_some}about {duration(sum(known) / workers.how.jobs)} on {workers.how.jobs} workers"
         if untimed := len(missing) - len(known):
-            said += f"; {runs_text(untimed)} of unknown length"
+            said += f"; {runs_text(untimed)} that nothing like was timed on this device yet"
         any_untimed |= untimed > 0
         yield Finding(scale, said, "note" if untimed else "fine")
     for line in left_out:
         yield Finding("experiments", line, "problem")
     if any_untimed:
-        yield Finding("to time them", f"{as_typed()} plan all --scale quick --pilot (20 steps of each kind)", "note")
+        command = f"{as_typed()} plan all --scale quick --pilot"
+        yield Finding("to time them", f"{command} runs 20 steps of each kind; nothing is wrong without", "note")

@@ -35,7 +35,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a scrip
 
 
 class EachOnce(TyperCommand):
-    """A command that takes each option once: of two, the parser would drop the first without a word."""
+    """A command that takes each option once: of two, the parser would drop the first without a word.
+
+    An argument that is missing is said with what it is.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -51,7 +54,16 @@ class EachOnce(TyperCommand):
                 name = max(option.opts, key=len)
                 print(f"error: {name} is given {options.count(option)} times: expected once", file=sys.stderr)
                 raise typer.Exit(2)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            of = getattr(error.param, "help", None)
+            if type(error).__name__ != "MissingParameter" or error.param is None or not of:
+                raise
+            said = f"{of[:1].lower()}{of[1:]}".rstrip(".")
+            usage = " ".join([as_typed(), ctx.info_name or "", (error.param.name or "").upper()])
+            print(f"error: {usage}: expected {said}", file=sys.stderr)
+            raise typer.Exit(2) from None
 
 
 def method_names(typed: str) -> list[str]:

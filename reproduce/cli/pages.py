@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import Cell
 from reproduce.experiment.dataset_card import read_card
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Cell, Experiment
+from reproduce.experiment.schema import Experiment
 from reproduce.report.data_files import FOLDER, write_data
 from reproduce.report.drawings import complete
 from reproduce.report.evidence import Address, beside_pages

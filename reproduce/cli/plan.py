@@ -24,7 +24,14 @@ from reproduce.cli.campaign import (
     settings_of,
     workers_on,
 )
-from reproduce.cli.chosen import chosen_experiments, committed_results, local_results, nothing_planned, say_left_out
+from reproduce.cli.chosen import (
+    chosen_experiments,
+    columns_alone,
+    committed_results,
+    local_results,
+    nothing_planned,
+    say_left_out,
+)
 from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.fleet import fleet_lines, parse_fleet
 from reproduce.cli.options import (
@@ -77,16 +84,18 @@ def plan(
     allowed = parse_budget(budget)
     if on and as_json:
         raise UserError("--on prints sums, and --json a row for each run: leave one of them out")
+    broken: list[str] = []
     with waiting("reading experiments, loading torch"):
+        experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
         from reproduce.cli.terminal import print_plan
         from reproduce.training.plan import most_valuable_first
 
-        broken: list[str] = []
-        experiments = chosen_experiments(method, scale, only, broken)
         sealed, _ = local_results(runs, briefly=True)
         planned = planned_runs(experiments, seeds, data, arms, tasks, sealed, broken)
     if not planned:
         print(nothing_planned(method, scale), file=sys.stderr)
+    for line in columns_alone(experiments):
+        print(line, file=sys.stderr)
     in_order = planned
     have = [*sealed, *committed_results()]
     ids = {result.id for result in sealed}

@@ -29,6 +29,7 @@ from reproduce.cli.campaign import (
 )
 from reproduce.cli.chosen import (
     chosen_experiments,
+    columns_alone,
     committed_results,
     experiments_known,
     local_results,
@@ -94,7 +95,9 @@ def run(
     started = time.monotonic()
     allowed = parse_budget(budget)  # before anything is loaded
     _check_looks(until_decided, max_seeds, seeds)
+    broken: list[str] = []
     with waiting("reading experiments, loading torch"):
+        experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
         from reproduce.cli.pages import write_pages
         from reproduce.cli.run_json import answer
         from reproduce.report.evidence import in_runs
@@ -103,8 +106,6 @@ def run(
         check_copy()
         chosen_engine = EngineChoice(engine, address, resources, store)
         chosen_engine.check(device, jobs, mode)  # bad input is said before anything is read
-        broken: list[str] = []
-        experiments = chosen_experiments(method, scale, only, broken)
         in_store = chosen_engine.fetch_results(runs)
         sealed, damaged = local_results(runs)
         damaged += in_store
@@ -115,6 +116,8 @@ def run(
     evidence = committed_results() if asked else []
     ids = {result.id for result in sealed}
     missing = [run for run in most_valuable_first(planned, [*sealed, *evidence]) if run.id not in ids]
+    for line in columns_alone(experiments):
+        print(line, file=sys.stderr)
     for line in broken:  # now, while there is time to stop; and again at the end
         print(f"left out: {line}", file=sys.stderr)
     for problem in damaged:

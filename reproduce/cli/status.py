@@ -24,7 +24,7 @@ from reproduce.cli.options import (
     waiting,
 )
 from reproduce.errors import UserError
-from reproduce.experiment.schema import parse_seeds
+from reproduce.experiment.cells import parse_seeds
 from reproduce.results.failed import FAILED, FailedRun, read_failed
 from reproduce.results.index import read_briefly
 from reproduce.results.record import Result

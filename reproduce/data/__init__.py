@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from reproduce.data.csv_tables import load_csv
-from reproduce.data.image_folders import load_image_folder
+from reproduce.data.image_folders import count_images, load_image_folder
 from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
+from reproduce.data.sources import missing
 from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
-from reproduce.experiment.dataset_card import DataError, DatasetCard, card_names, checksum, read_card
+from reproduce.experiment.dataset_card import (
+    DataError,
+    DatasetCard,
+    Split,
+    card_names,
+    checksum,
+    matches,
+    read_card,
+)
 
 __all__ = [
     "Data",
@@ -24,6 +33,7 @@ __all__ = [
     "WordData",
     "card_names",
     "checksum",
+    "counted",
     "load",
     "load_card",
     "read_card",
@@ -53,6 +63,26 @@ def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Dat
         DataError: missing, damaged or wrong data, or a cache that cannot be written; one line.
     """
     return load_card(read_card(name), root, cache)
+
+
+def counted(card: DatasetCard, root: Path | None, cache: Path) -> Mapping[Split, int]:
+    """How many images each split has, as far as that is known before data is loaded; files of one's own are looked at.
+
+    Those are what a card of `image_folder` or `csv` names, and a text without a checksum that nothing downloads.
+
+    Raises:
+        DataError: there are none, or they are not what the card says.
+    """
+    if card.format == "image_folder":
+        return count_images(card, root, cache)
+    if card.format == "csv":
+        load_csv(card, root, cache)
+    elif card.format in WORD_FORMATS and card.hugging_face is None:
+        folders = [folder for folder in (root, cache) if folder is not None]
+        lacking = [p for p in card.files if not any(matches(folder, p) for folder in folders)]
+        if lacking and not any(file.md5 or file.sha256 for file in card.files.values()):
+            raise missing(card, lacking, root, cache)
+    return card.splits
 
 
 def load_card(card: DatasetCard, root: Path | None = None, cache: Path = Path("data")) -> Data:

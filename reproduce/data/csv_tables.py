@@ -30,7 +30,7 @@ def load_csv(card: DatasetCard, root: Path | None, cache: Path) -> TableData:
         raise DataError(f"{card.name}: its card has no table")
     ((path, *more),) = found.files.values()
     if more:
-        raise DataError(f"{path}: one of {len(more) + 1} files, expected one; {card.get}")
+        raise DataError(f"{path}: one of {len(more) + 1} files, expected one; {card.remedy}")
     names, features, labels = _read(card, path)
     _check(card, card.table, path, names, features, labels)
     spread = features.std(0)
@@ -64,7 +64,7 @@ def _read(card: DatasetCard, path: Path) -> tuple[list[str], np.ndarray, list[st
                 if not labels[-1]:
                     raise DataError(f"{path}:{reader.line_num}: {label} is empty, expected a class")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV file ({error}); {card.get}") from error
+        raise DataError(f"{path}: not a readable CSV file ({error}); {card.remedy}") from error
     return names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names)), labels
 
 
@@ -82,14 +82,14 @@ def _check(
     card: DatasetCard, table: Table, path: Path, names: list[str], features: np.ndarray, labels: list[str]
 ) -> None:
     if not names or not labels:
-        raise DataError(f"{path}: {len(labels)} rows of {len(names)} features, expected some; {card.get}")
+        raise DataError(f"{path}: {len(labels)} rows of {len(names)} features, expected some; {card.remedy}")
     for what, found, expected in (("rows", len(labels), table.rows), ("features", len(names), table.features)):
         if expected is not None and found != expected:
-            raise DataError(f"{path}: {found} {what}, expected {expected}; {card.get}")
+            raise DataError(f"{path}: {found} {what}, expected {expected}; {card.remedy}")
     counts = {label: labels.count(label) for label in set(labels)}
     if len(counts) != card.classes:
         shown = ", ".join(sorted(counts)[:5])
-        raise DataError(f"{path}: {len(counts)} classes ({shown}), expected {card.classes}; {card.get}")
+        raise DataError(f"{path}: {len(counts)} classes ({shown}), expected {card.classes}; {card.remedy}")
     rarest = min(counts, key=counts.__getitem__)
     if counts[rarest] < table.folds:
         raise DataError(

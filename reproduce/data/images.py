@@ -189,7 +189,7 @@ def _torchvision(
             reason = f"download failed: {one_line(error)}"
             raise missing(card, list(card.archive or card.files), root, cache, reason) from error
         fault = "truncated" if isinstance(error, EOFError) else "damaged"
-        raise DataError(f"{card.name}: {fault} file in {folder} ({one_line(error)}); {card.get}") from error
+        raise DataError(f"{card.name}: {fault} file in {folder} ({one_line(error)}); {card.remedy}") from error
 
 
 def _drop_unless_unpacked_from(packed: Path) -> None:
@@ -219,7 +219,7 @@ def _decoded(card: DatasetCard, split: Split, paths: list[Path], cache: Path) ->
             return images, labels
         column = pyarrow.parquet.read_table(paths, columns=[image_column])[image_column]
     except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
-        raise DataError(f"{paths[0]}: not a readable parquet table ({one_line(error)}); {card.get}") from error
+        raise DataError(f"{paths[0]}: not a readable parquet table ({one_line(error)}); {card.remedy}") from error
     images = _decode(card, paths[0], column)
     if card.pixels.get(split, _pixels(images)) != _pixels(images):
         raise DataError(
@@ -245,9 +245,9 @@ def _decode(card: DatasetCard, path: Path, column: Any) -> np.ndarray:
         try:
             image = Image.open(io.BytesIO(cell.as_py()["bytes"])).convert("RGB" if channels == 3 else "L")
         except (OSError, SyntaxError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: image {number} cannot be decoded; {card.get}") from error
+            raise DataError(f"{path}: image {number} cannot be decoded; {card.remedy}") from error
         if image.size != (width, height):
-            raise DataError(f"{path}: image {number} is {image.size}, expected {(width, height)}; {card.get}")
+            raise DataError(f"{path}: image {number} is {image.size}, expected {(width, height)}; {card.remedy}")
         rows[number] = np.asarray(image).reshape(height, width, channels)
     return np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
 
@@ -281,7 +281,7 @@ def checked_images(
         expected = (card.splits.get(split, len(part.labels)), *(card.shape or ()))
         if tuple(part.images.shape) != expected or len(part.labels) != expected[0]:
             found = f"{tuple(part.images.shape)} with {len(part.labels)} labels"
-            raise DataError(f"{card.name}: {split} images are {found}, expected {expected}; {card.get}")
+            raise DataError(f"{card.name}: {split} images are {found}, expected {expected}; {card.remedy}")
         low, high = int(part.labels.min()), int(part.labels.max())
         if low < 0 or high >= (card.classes or 0):
             raise DataError(f"{card.name}: labels from {low} to {high}, expected 0 to {(card.classes or 0) - 1}")

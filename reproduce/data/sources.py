@@ -123,7 +123,7 @@ def verify(path: Path, expected: File, card: DatasetCard) -> None:
         if found != wanted:
             raise DataError(
                 f"{path}: {algorithm} is {found}, expected {wanted} (damaged, cut off or another version): "
-                f"replace it; {card.get}"
+                f"replace it; {card.remedy}"
             )
 
 
@@ -144,7 +144,7 @@ def missing(card: DatasetCard, names: list[str], root: Path | None, cache: Path,
     """The error for files that are nowhere, or could not be downloaded."""
     looked = ", ".join(str(folder) for folder in _folders(root, cache))
     why = f"; {reason}" if reason else ""
-    return DataError(f"{card.name}: missing {', '.join(names)} (looked in {looked}){why}; {card.get}")
+    return DataError(f"{card.name}: missing {', '.join(names)} (looked in {looked}){why}; {card.remedy}")
 
 
 def one_line(error: BaseException) -> str:

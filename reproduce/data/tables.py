@@ -91,10 +91,10 @@ def _unpacked(card: DatasetCard, root: Path | None, cache: Path) -> LocalFiles:
                     member = Path(pattern).relative_to(Path(name).parent).as_posix()
                     content = opened.extractfile(member)
                     if content is None:
-                        raise DataError(f"{path}: {member} is no file; {card.get}")
+                        raise DataError(f"{path}: {member} is no file; {card.remedy}")
                     _write(cache / pattern, content.read())
         except (tarfile.TarError, lzma.LZMAError, EOFError, KeyError) as error:
-            raise DataError(f"{path}: cannot be unpacked ({error}); {card.get}") from error
+            raise DataError(f"{path}: cannot be unpacked ({error}); {card.remedy}") from error
     found = find_files(card, card.files, None, cache)
     if found is None:
         raise missing(card, list(card.files), root, cache)
@@ -114,12 +114,12 @@ def _read_rows(card: DatasetCard, expected: Table, classes: int, path: Path) -> 
     try:
         table = np.loadtxt(path, skiprows=1, ndmin=2)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a table of numbers ({error}); {card.get}") from error
+        raise DataError(f"{path}: not a table of numbers ({error}); {card.remedy}") from error
     if (table.shape[0], table.shape[1] - 2) != (expected.rows, expected.features):
         found = f"{table.shape[0]} rows of {table.shape[1] - 2} features"
-        raise DataError(f"{path}: {found}, expected {expected.rows} of {expected.features}; {card.get}")
+        raise DataError(f"{path}: {found}, expected {expected.rows} of {expected.features}; {card.remedy}")
     if not np.isfinite(table).all():
-        raise DataError(f"{path}: holds a number that is not finite; {card.get}")
+        raise DataError(f"{path}: holds a number that is not finite; {card.remedy}")
     labels = table[:, -1].astype(np.int64)
     if not np.array_equal(np.unique(table[:, -1]), np.arange(classes)):
         raise DataError(f"{path}: classes from {labels.min()} to {labels.max()}, expected all of 0 to {classes - 1}")
@@ -133,13 +133,13 @@ def _read_folds(card: DatasetCard, expected: Table, path: Path, labels: np.ndarr
             np.array(line.split(), dtype=np.int64) for line in path.read_text("ascii").splitlines() if line.strip()
         ]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not lines of row numbers ({error}); {card.get}") from error
+        raise DataError(f"{path}: not lines of row numbers ({error}); {card.remedy}") from error
     if len(lines) != 2 * expected.folds:
-        raise DataError(f"{path}: {len(lines)} lines, expected two for each of {expected.folds} folds; {card.get}")
+        raise DataError(f"{path}: {len(lines)} lines, expected two for each of {expected.folds} folds; {card.remedy}")
     folds = []
     for number, (outside, inside) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
         if not np.array_equal(np.sort(np.concatenate([outside, inside])), np.arange(len(labels))):
-            raise DataError(f"{path}: fold {number} does not hold each of {expected.rows} rows once; {card.get}")
+            raise DataError(f"{path}: fold {number} does not hold each of {expected.rows} rows once; {card.remedy}")
         held_out = last_of_each_class(labels[outside])
         folds.append(Fold(*(torch.from_numpy(part) for part in (inside, outside[held_out], outside[~held_out]))))
     return tuple(folds)

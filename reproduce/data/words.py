@@ -50,7 +50,7 @@ def load_text(card: DatasetCard, root: Path | None, cache: Path) -> WordData:
         try:
             text = path.read_text("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {card.get}") from error
+            raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {card.remedy}") from error
         split = card.files[pattern].split
         words |= {split: split_tokens(text)} if split else _cut(path, text, split_tokens)
     if card.words and card.words.minimum_count > 1:
@@ -125,9 +125,9 @@ def _indexed(card: DatasetCard, words: dict[Split, list[str]], vocabulary: tuple
     for split, count in (expected.tokens if expected else {}).items():
         if len(words.get(split, ())) != count:
             found = len(words.get(split, ()))
-            raise DataError(f"{card.name}: {found} tokens in {split}, expected {count}; {card.get}")
+            raise DataError(f"{card.name}: {found} tokens in {split}, expected {count}; {card.remedy}")
     if expected and expected.vocabulary is not None and len(vocabulary) != expected.vocabulary:
-        raise DataError(f"{card.name}: vocabulary of {len(vocabulary)}, expected {expected.vocabulary}; {card.get}")
+        raise DataError(f"{card.name}: vocabulary of {len(vocabulary)}, expected {expected.vocabulary}; {card.remedy}")
     index = {word: number for number, word in enumerate(vocabulary)}
     tensors = {
         split: torch.from_numpy(np.fromiter(map(index.__getitem__, part), np.int64, len(part)))

@@ -143,7 +143,9 @@ class DatasetCard(Strict):
     torchvision: str | None = Field(default=None, description="The class in torchvision.datasets that downloads it.")
     hugging_face: HuggingFace | None = Field(default=None, description="Where Hugging Face's `datasets` finds it.")
     split_seed: int | None = Field(
-        default=None, description="Of the fixed permutation that splits it, where the source has no split."
+        default=None,
+        description="Of the fixed permutation that splits it, where the source has no split; of images in folders that "
+        "are split, of the one in which training images stand.",
     )
     words: Words | None = Field(default=None, description="A corpus: what it must come out as.")
     table: Table | None = Field(default=None, description="A table: what it must come out as.")
@@ -154,6 +156,16 @@ class DatasetCard(Strict):
         stand_in = "" if self.exact else self.note
         repeats = f"{self.repeated:g} % of its test rows are in the training rows too." if self.repeated else ""
         return " ".join(filter(None, (stand_in, repeats)))
+
+    @property
+    def is_in_order_of_classes(self) -> bool:
+        """Whether the last training examples are all of the last classes, so that they cannot be held out."""
+        return self.format == "image_folder" and self.split_seed is None
+
+    @property
+    def remedy(self) -> str:
+        """How the end of an error about its files reads."""
+        return f"to get it: {self.get}"
 
     @property
     def has_validation(self) -> bool:

@@ -48,6 +48,7 @@ def read_experiment(path: Path, workloads: Path = WORKLOADS) -> Experiment:
         own = {key: value for key, value in file.content.items() if key != "workload"}
         name = file.content["workload"]
         return _join(file, (), own, _workload(file, ("workload",), name, read_workloads(workloads)))
+    _refuse_arms_of(file)
     return _experiment(file)
 
 
@@ -57,6 +58,8 @@ def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
     for path in sorted(folder.glob("*.toml")):
         file = open_toml(path)
         experiment = found[path.stem] = _experiment(file)
+        if not path.stem.startswith(COLUMN):
+            _refuse_arms_of(file)
         for name in experiment.arms:
             if name != experiment.baseline:
                 raise file.error(("arms", name), "a workload has one arm, its baseline; the others are the methods'")
@@ -65,17 +68,45 @@ def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
 
 def read_columns(folder: Path = WORKLOADS) -> dict[str, Experiment]:
     """The workloads that are columns of the matrix."""
-    return {name: workload for name, workload in read_workloads(folder).items() if name.startswith(COLUMN)}
+    found = {name: workload for name, workload in read_workloads(folder).items() if name.startswith(COLUMN)}
+    lenders = [name.removeprefix(COLUMN) for name, column in found.items() if not column.arms_of]
+    for name, column in found.items():
+        if column.arms_of and column.arms_of not in lenders:
+            file = open_toml(folder / f"{name}.toml")
+            raise file.error(
+                ("arms_of",),
+                f"{column.arms_of!r} is no column with arms of its own: {did_you_mean(column.arms_of, lenders)}",
+            )
+    return found
 
 
 def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Experiment]:
-    """What a method adds to columns: ``[images.arms.x]`` adds an arm to the one called ``matrix_images``."""
+    """What a method adds to columns: ``[images.arms.x]`` adds an arm to the one called ``matrix_images``.
+
+    It adds the same arms, without the table's words, to a column with ``arms_of = "images"`` that has no table here.
+    """
     file = open_toml(path)
     known = {name.removeprefix(COLUMN): column for name, column in columns.items()}
-    return {
+    found = {
         COLUMN + name: _join(file, (name,), own, _workload(file, (name,), name, known))
         for name, own in file.content.items()
     }
+    for name, column in known.items():
+        table = table_for(name, column, file.content)
+        if table and table != name:
+            arms = {key: value for key, value in file.content[table].items() if key == "arms"}
+            found[COLUMN + name] = _join(file, (table,), arms, column)
+    return found
+
+
+def table_for(name: str, column: Experiment, content: Mapping[str, Any]) -> str:
+    """The table of a matrix.toml with the arms for a column of this name, which has no prefix; "": there is none."""
+    return next((table for table in (name, column.arms_of) if table and table in content), "")
+
+
+def _refuse_arms_of(file: TomlFile) -> None:
+    if "arms_of" in file.content:
+        raise file.error(("arms_of",), f"only a column of the matrix has it, {WORKLOADS.name}/{COLUMN}*.toml")
 
 
 def _workload(file: TomlFile, where: tuple[str, ...], name: Any, known: Mapping[str, Experiment]) -> Experiment:

@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reproduce.experiment.schema import Cell, Recipe, TaskSpec
+from reproduce.experiment.cells import Cell
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 
 LOOP_VERSION = 1  # grows when a change to the loop, the models or the data can move a number
 

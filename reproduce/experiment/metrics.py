@@ -6,6 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 from reproduce.errors import UserError, did_you_mean
+from reproduce.experiment.shifts import CORRUPTED_ERROR, CORRUPTIONS, SEVERITIES, error_of_kind, error_of_severity
 
 
 class Metric(NamedTuple):
@@ -26,6 +27,12 @@ METRICS: dict[str, Metric] = {
         Metric("error", "lower", "%", 0, 100),
         Metric("accuracy", "higher", "%", 0, 100),  # of no Task yet: papers state it
         Metric("classifier_error", "lower", "%", 0, 100),
+        Metric("balanced_error", "lower", "%", 0, 100),  # the mean of classes' errors
+        # Of corrupted test images: over all, of one corruption over severities, of one severity over corruptions.
+        *(
+            Metric(name, "lower", "%", 0, 100)
+            for name in (CORRUPTED_ERROR, *map(error_of_kind, CORRUPTIONS), *map(error_of_severity, SEVERITIES))
+        ),
         Metric("perplexity", "lower", low=1),
         Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reproduce.errors import Location
-from reproduce.experiment.files import COLUMN, WORKLOADS, tasks_spanned
+from reproduce.experiment.files import COLUMN, WORKLOADS, read_columns, table_for, tasks_spanned
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Claim
 from reproduce.experiment.toml import TomlFile, open_toml
@@ -52,8 +52,10 @@ def files_of(folder: MethodFolder, experiment: str) -> list[tuple[TomlFile, Loca
         found.append((open_toml(path), ()))
         workload = found[0][0].content.get("workload", "")
     elif matrix.exists():
-        file, column = open_toml(matrix), experiment.removeprefix(COLUMN)
-        found += [(file, (column,))] if column in file.content else []
+        file, columns = open_toml(matrix), read_columns(WORKLOADS)
+        column = columns.get(experiment)
+        table = table_for(experiment.removeprefix(COLUMN), column, file.content) if column else ""
+        found += [(file, (table,))] if table else []
     shared = WORKLOADS / f"{workload}.toml"
     return [*found, (open_toml(shared), ())] if shared.exists() else found
 

@@ -11,19 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from reproduce.errors import Misplaced, UserError, first_problem, none_of, shown
+from reproduce.errors import Misplaced, first_problem, none_of
 from reproduce.experiment.metrics import place_of_metric
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
-Selection = Literal["last", "best_validation", "best_validation_average", "best_test"]
-AVERAGED_EPOCHS = 10  # of "best_validation_average": the mean over so many, as uriyapes/VCL_DC, main_UCI.py, has it
 Scalar = bool | int | float | str
-Count = Annotated[int, Field(ge=1)]
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 MOST_POINTS = 10_000  # of one arm's grids
-MOST_SEEDS = 10_000
-MOST_CELLS = 100_000  # of one experiment: more would eat the memory before anything is said
 IN_RECIPE = "recipe."  # how the name of a choice begins that is the recipe's
 _DEFAULTS = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
 # of a split: "test.error"; "test.error@20": at the end of epoch 20, whatever epoch counts
@@ -43,7 +40,7 @@ FigureName = Literal[
 # None and mean "as before". A default other than None, once landed, never changes.
 
 
-Normalisation = Literal["channel", "mean_image", "pixel", "binary", "unit", "raw"]
+Normalisation = Literal["channel", "image_channel", "mean_image", "pixel", "binary", "unit", "raw"]
 Fold = Annotated[int, Field(ge=0)]
 FoldConvention = Literal["standard", "swapped"]
 
@@ -72,11 +69,20 @@ class TaskSpec(Strict):
         description="Language modeling: what the tokens are. Left out: words. `characters`: of a corpus of characters, "
         "with bits per character as a further metric.",
     )
+    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Images: a long-tailed cut. Of K classes the k-th, from 0, keeps `imbalance ** (-k / (K - 1))` "
+        "times as many training examples as the smallest has, its first ones. Left out: all.",
+    )
+    corrupted: CorruptedSpec | None = Field(
+        default=None, description="Images: the error on corrupted test images too. Left out: on the clean ones alone."
+    )
     normalise: Normalisation | None = Field(
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
-        "by those of the training images. `mean_image`: minus the mean image. `pixel`: each by its mean and deviation. "
-        "`binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
+        "by those of the training images. `image_channel`: by channels' means, and the mean over images of each "
+        "image's own deviation, another custom. `mean_image`: minus the mean image. `pixel`: each by its mean and "
+        "deviation. `binary`: 0 or 1. `unit`: in [0, 1]. `raw`: 0 to 255.",
     )
     reconstruction: Literal["pixel_mean"] | None = Field(
         default=None,
@@ -113,134 +119,6 @@ class TaskSpec(Strict):
         """The options that are given, by name."""
         names = (name for name, field in TaskSpec.model_fields.items() if field.default is None)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
-class ConstantRate(Strict):
-    """The rate stays as it is."""
-
-    kind: Literal["constant"] = "constant"
-
-
-class StepRate(Strict):
-    """Multiply the rate by ``factor`` at each milestone."""
-
-    kind: Literal["step"]
-    milestones: tuple[int, ...] = Field(description="After how many epochs, or steps.")
-    factor: float | tuple[float, ...] = Field(default=0.1, description="One for all milestones, or one for each.")
-    unit: Literal["epochs", "steps"] = Field(default="epochs", description="What milestones count.")
-
-    @model_validator(mode="after")
-    def _one_factor_each(self) -> StepRate:
-        if isinstance(self.factor, tuple) and len(self.factor) != len(self.milestones):
-            raise ValueError(f"{len(self.factor)} factors for {len(self.milestones)} milestones")
-        return self
-
-
-class DecayRate(Strict):
-    """Multiply the rate by ``factor`` every epoch after the first ``after`` epochs."""
-
-    kind: Literal["decay"]
-    after: int = Field(description="Epochs at the full rate.")
-    factor: float = Field(description="Of each epoch after these.")
-
-
-class PlateauRate(Strict):
-    """Multiply the rate by ``factor`` when validation has not improved for over ``patience`` evaluations."""
-
-    kind: Literal["plateau"]
-    factor: float = Field(default=0.25, description="By which the rate is multiplied.")
-    patience: int = Field(default=0, description="So many evaluations without improvement change nothing yet.")
-
-
-class CosineRate(Strict):
-    """The rate falls to zero along half a cosine over the whole of training."""
-
-    kind: Literal["cosine"]
-
-
-class LinearRate(Strict):
-    """The rate falls in a straight line over the whole of training."""
-
-    kind: Literal["linear"]
-    last: float = Field(ge=0, lt=1, description="Where it ends, as a fraction of `learning_rate`.")
-
-
-Schedule = Annotated[
-    ConstantRate | StepRate | DecayRate | PlateauRate | CosineRate | LinearRate, Field(discriminator="kind")
-]
-
-
-class Clip(Strict):
-    """Gradient clipping to an L2 norm: of all gradients together, or of each tensor apart."""
-
-    norm: float = Field(gt=0, description="The largest norm that is let through.")
-    per: Literal["global", "tensor"] = Field(
-        default="global", description="The norm of all gradients together, or of each tensor by itself."
-    )
-
-
-class Recipe(Strict):
-    """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
-
-    # What validators below hold, for editors.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [{"required": ["epochs"]}, {"required": ["steps"]}],
-            "dependencies": {"warmup_steps": ["warmup_factor"], "warmup_factor": ["warmup_steps"]},
-        }
-    )
-
-    epochs: Count | None = Field(default=None, description="Passes over the training data. Either this or `steps`.")
-    steps: Count | None = Field(default=None, description="Steps of the optimizer. Either this or `epochs`.")
-    batch_size: Count = Field(description="Examples a step; of text, streams that are read side by side.")
-    optimizer: Literal["sgd", "adam", "nadam", "rmsprop"] = Field(default="sgd", description="What steps.")
-    learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
-    momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
-    nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
-    weight_decay: float = Field(default=0.0, description="The coefficient of weights in their own gradient.")
-    decay_biases: bool = Field(default=True, description="Whether weight decay is on biases and scalars too.")
-    bias_rate: float = Field(default=1.0, description="Rate of biases and scalars as a fraction of `learning_rate`.")
-    schedule: Schedule = Field(default=ConstantRate(), description="How the rate changes while a model trains.")
-    warmup_steps: int | None = Field(
-        default=None, description="So many first steps run at `learning_rate` times `warmup_factor`."
-    )
-    warmup_factor: float | None = Field(default=None, description="Goes together with `warmup_steps`.")
-    clip: Clip | None = Field(default=None, description="Gradient clipping. Left out: none.")
-    augment: Literal["crop_flip"] | None = Field(
-        default=None,
-        description="Images: zero-pad by 4, crop at random, flip left to right at random. Left out: as they are.",
-    )
-    mixup: float | None = Field(default=None, description="Mix pairs of images: the alpha of Beta(alpha, alpha).")
-    window: Count | None = Field(default=None, description="Language modeling: tokens of truncated back-propagation.")
-    eval_batch_size: Count = Field(default=500, description="Examples, or streams, at a time while evaluating.")
-    evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")
-    selection: Selection = Field(
-        default="last",
-        description="Which evaluation counts: the last, or the best by validation (`best_validation_average`: by its "
-        "mean over the last 10 epochs) or, where a paper does so, by test.",
-    )
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
-    probe_examples: Count = Field(default=256, description="On so many examples the statistics of Sites are taken.")
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Recipe:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
-        if (self.warmup_steps is None) != (self.warmup_factor is None):
-            raise ValueError("warmup_steps and warmup_factor go together")
-        if self.warmup_steps is not None and isinstance(self.schedule, PlateauRate):
-            raise Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
-        if self.selection == "best_validation_average" and self.epochs is None:
-            raise Misplaced(("selection",), "an average over epochs needs epochs, found steps")
-        return self
-
-    @model_validator(mode="after")
-    def _momentum_is_used(self) -> Recipe:
-        if self.momentum and self.optimizer in ("adam", "nadam"):
-            raise Misplaced(("momentum",), f"{self.optimizer} takes no momentum")
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
-        return self
 
 
 class HostSpec(Strict):
@@ -399,6 +277,11 @@ class Experiment(Strict):
         default="",
         description="What a reader must know before the numbers: it is said wherever what was found is said.",
     )
+    arms_of: str = Field(
+        default="",
+        description="In a column of the matrix: another column, `images` say, whose arms each method that "
+        "has no table for this one adds here too.",
+    )
     metrics: tuple[str, ...] = Field(
         default=(), description="Shown in columns beside the task's own metric: `test.l0`, say."
     )
@@ -485,89 +368,3 @@ class Experiment(Strict):
 
 def _of_recipe(point: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(IN_RECIPE): value for name, value in point.items() if name.startswith(IN_RECIPE)}
-
-
-class Cell(Strict):
-    """One training that an experiment asks for, before the method's own defaults are filled in."""
-
-    task_name: str
-    arm_name: str
-    task: TaskSpec
-    recipe: Recipe
-    method: str
-    params: dict[str, Any]  # as given
-    start: str | None = None
-    seed: int
-    point: dict[str, Any] = {}  # of the arm's points the one that it belongs to
-
-
-def cells(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[Cell]:
-    """All trainings of an experiment: seeds outermost, so that a cut leaves complete comparisons.
-
-    Where arms choose on seeds of their own, these come first; of the others, all that may be chosen is here.
-
-    Args:
-        seeds: of every arm, in place of the experiment's own.
-
-    Raises:
-        UserError: more than `MOST_CELLS`.
-    """
-    n_seeds, n_points = len(seeds or experiment.all_seeds), sum(len(arm.points()) for arm in experiment.arms.values())
-    if n_seeds * n_points * len(experiment.tasks) > MOST_CELLS:
-        raise UserError(
-            f"{experiment.title}: {n_seeds} seeds of {n_points} points on {len(experiment.tasks)} tasks are more than "
-            f"{MOST_CELLS} runs: ask for fewer seeds"
-        )
-    found = []
-    recipes = {
-        name: [experiment.recipe_of(arm, point) for point in arm.points()] for name, arm in experiment.arms.items()
-    }
-    asked = {name: {*experiment.seeds_of(name), *experiment.choosing_seeds_of(name)} for name in experiment.arms}
-    for seed in seeds or experiment.all_seeds:
-        for task_name, task in experiment.tasks.items():
-            for arm_name, arm in experiment.arms.items():
-                if arm.pending or (arm.tasks is not None and task_name not in arm.tasks):
-                    continue
-                if not seeds and seed not in asked[arm_name]:
-                    continue
-                changed = {"model_options": {**task.model_options, **arm.model_options}}
-                arm_task = task.model_copy(update={**changed, "model": arm.model or task.model})
-                for point, recipe in zip(arm.points(), recipes[arm_name], strict=True):
-                    found.append(
-                        Cell(
-                            task_name=task_name,
-                            arm_name=arm_name,
-                            task=arm_task,
-                            recipe=recipe,
-                            method=arm.method,
-                            params={name: value for name, value in point.items() if not name.startswith(IN_RECIPE)},
-                            start=arm.start,
-                            seed=seed,
-                            point=point,
-                        )
-                    )
-    return found
-
-
-def parse_seeds(text: str) -> tuple[int, ...] | None:
-    """'0,1,2', or '3,' for one seed, as it stands; a single number n as the first n seeds; nothing as None.
-
-    Raises:
-        UserError: neither, a seed that is negative or of more than 63 bits, or too many.
-    """
-    if not text:
-        return None
-    asked = f"--seeds {shown(text)}"
-    try:
-        numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
-    except ValueError:
-        raise UserError(f"{asked}: expected '0,1,2' or a number of seeds") from None
-    count = len(numbers) if "," in text else numbers[0]
-    if count > MOST_SEEDS:
-        raise UserError(f"{asked}: {shown(count)} seeds, expected at most {MOST_SEEDS}")
-    found = numbers if "," in text else tuple(range(numbers[0]))
-    if not found or min(found) < 0:
-        raise UserError(f"{asked}: expected at least one seed, none negative")
-    if max(found) >= 2**63:
-        raise UserError(f"{asked}: expected seeds below 2**63")
-    return found

@@ -23,6 +23,6 @@ def extra(library: str) -> Iterator[None]:
             raise
         raise ModuleNotFoundError(
             f"{library} is not installed, and reproduce.integrations.{library} needs it: "
-            f"pip install 'activation-reproductions[{library}]'",
+            f".venv/bin/pip install -e '.[{library}]', in the folder of this repository",
             name=library,
         ) from None

@@ -40,7 +40,7 @@ class PenaltyCallback(lightning.Callback):
         method: any method of this suite.
         network: the attribute of the LightningModule that holds the network, to be called as a whole in
             ``training_step``; None: its only part with parameters; "": the LightningModule, where it calls itself.
-        sites, example, axes, seed: as in `reproduce.method.attach.attach`; sites=None: where the method reads.
+        sites, example, axes, seed: as in `reproduce.attach`; sites=None: where the method reads.
         mask: gives of a batch the mask of positions that are no padding, for `Handle.penalty`.
         total_steps: optimiser steps at which schedules of the method end; None: those that the Trainer will make.
         log_as: the name under which the penalty is logged, once a step.

@@ -38,7 +38,7 @@ class PenaltyMixin(_Base):
 
     Args:
         method: any method of this suite.
-        sites, example, axes: as in `reproduce.method.attach.attach`; sites=None: where the method reads by default.
+        sites, example, axes: as in `reproduce.attach`; sites=None: where the method reads by default.
         method_seed: of the generator that the method draws from.
         mask_key: the input (n, t) that is zero at padding, which is then left out of the penalty, as in
             `Handle.penalty`; None: padding counts. A batch without padding, or without this input, is taken whole.

@@ -13,11 +13,12 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
-from reproduce.method.interface import Method, NonNegative, Positive, PositiveCount, Unregularized
+from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
 from reproduce.method.made_weights import weight_in_use
 from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
+from reproduce.method.quantiles import QuantileMemory, quantile_points, tied_places
 from reproduce.method.records import Features, Record
 from reproduce.method.sites import (
     Role,
@@ -36,10 +37,12 @@ __all__ = [
     "Features",
     "Kernel",
     "KernelKind",
+    "Later",
     "Method",
     "NonNegative",
     "Positive",
     "PositiveCount",
+    "QuantileMemory",
     "Record",
     "Role",
     "SharedDirections",
@@ -65,11 +68,13 @@ __all__ = [
     "losses_together",
     "mean_of_each",
     "moderate_scale",
+    "quantile_points",
     "refuse_frozen",
     "sample_directions",
     "sample_rows",
     "sites_of",
     "sites_with_role",
     "sum_of_each",
+    "tied_places",
     "weight_in_use",
 ]

@@ -18,7 +18,10 @@ def check_activations(activations: Tensor, feature_axes: int = 1, least_samples:
 
     Raises:
         ValueError: what is wrong, with the shape or type that was found.
+        TypeError: no tensor.
     """
+    if not isinstance(activations, Tensor):
+        raise TypeError(f"activations are a tensor (..., units), got {type(activations).__name__}")
     shape = tuple(activations.shape)
     if activations.dim() == 0 or activations.numel() == 0:
         raise ValueError(f"activations must be (..., units) and not empty, got shape {shape}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
-from reproduce.method.chosen import taps_for
+from reproduce.method.chosen import named_kernels, taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
 from reproduce.method.given_weights import GivenWeights
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
@@ -118,11 +118,14 @@ class Handle:
         if not self.is_attached:
             return f"{self.method!r}, removed from {type(self.model).__name__}"
         lines = [f"{self.method!r}, attached to {type(self.model).__name__}"]
+        filled = any(site.transform is not None for site in self.sites)
+        if not filled and not isinstance(type(self.method).recorded_roles, property):  # the class says that it has none
+            return f"{lines[0]}\n  no Sites: it reads weights alone; layers with kernels: {named_kernels(self.model)}"
         for site in self.sites:
             kind = f"{' or '.join((site.axes, *site.could_be))} {site.shape}" if site.shape else "not met yet"
-            filled = f", {type(site.transform).__name__}" if site.transform is not None else ""
-            lines.append(f"  {site.name}: {site.role}, {kind}{filled}")
-        return "\n".join(lines if self.tapped else [*lines, "  no Sites: it reads weights alone"])
+            transform = f", {type(site.transform).__name__}" if site.transform is not None else ""
+            lines.append(f"  {site.name}: {site.role}, {kind}{transform}")
+        return "\n".join(lines)
 
     def connect(self, example: Any, are_named: bool) -> None:
         """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -15,6 +17,8 @@ from reproduce.method.taps import ACTIVATIONS, RECURRENT, Side, Tap
 
 _LISTED = 12  # module names in an error where none is near
 _NEAR = 3
+_MANY = 4  # kernels of a part of the model, from which on it is said that no Site lies in it
+_CALLED_LIKE = re.compile("act|relu|gelu|silu|swish|elu|tanh|sigmoid|intermediate", re.IGNORECASE)
 
 
 def default_sites(method: Method) -> Literal["pre", "post"]:
@@ -63,8 +67,10 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
         if not found and method.recorded_roles:
             raise ValueError(
                 f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be "
-                f"seen; name the modules whose outputs are meant, of: {_listed(modules)}"
+                f"seen; name the modules whose outputs are meant, of: {_listed(_patterns(modules))}"
             )
+        if found and method.recorded_roles:
+            _warn_of_part(modules, found, sites)
         return found
     own: Any = getattr(method, "sites", "post")
     default: Role = own if own in get_args(Role) else "post"
@@ -72,6 +78,47 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     if not given:
         raise ValueError(f"sites names none of: {_listed(modules)}")
     return {name: role for key, role in given.items() for name in _names(key, modules)}
+
+
+def _warn_of_part(modules: Mapping[str, nn.Module], found: Iterable[str], sites: str) -> None:
+    """Say it where a part of the model with most of its kernels holds none of the Sites that were found."""
+    paths = [f"{name}." for name in found]
+    kernels = [f"{name}." for name, module in modules.items() if _has_kernel(module)]
+    for name in modules:  # the outermost come first
+        inside = sum(path.startswith(f"{name}.") for path in kernels)
+        if not name or inside < _MANY or 2 * inside <= len(kernels):
+            continue
+        if not any(path.startswith(f"{name}.") for path in paths):
+            below = {key: module for key, module in modules.items() if key.startswith(f"{name}.")}
+            warnings.warn(
+                f"sites = {sites!r} finds {_listed(found)} alone, and nothing in {name!r}, which holds {inside} of the "
+                f"model's {len(kernels)} kernels: activations there are called as functions, or are classes that torch "
+                f"does not have; name modules in sites, of: {_listed(_patterns(below))}",
+                stacklevel=5,
+            )
+            return
+
+
+def named_kernels(model: nn.Module) -> str:
+    """The layers of a model that have kernels, embeddings apart, for a line of text; no weight is looked at."""
+    layers = {name or "the model": module for name, module in model.named_modules() if _has_kernel(module)}
+    return _listed(layers)
+
+
+def _has_kernel(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return False
+    return any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+
+
+def _patterns(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names with ``*`` in place of numbers, each once: those called like an activation first, then in their order."""
+
+    def rank(name: str) -> bool:
+        return not _CALLED_LIKE.search(f"{name.rpartition('.')[2]} {type(modules[name]).__name__}")
+
+    named = sorted((name for name in modules if name), key=rank)
+    return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in n.split(".")) for n in named))
 
 
 def _names(key: str, known: Iterable[str]) -> list[str]:

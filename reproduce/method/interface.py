@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -15,6 +15,9 @@ from reproduce.method.sites import ROLES, Role, Trace
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveCount = Annotated[int, Field(ge=1)]
+_Of = TypeVar("_Of")
+# The type of a field that came after Runs were sealed: None, its default, means "as before" and leaves no id changed.
+Later = Annotated[_Of | None, Field(exclude_if=lambda value: value is None)]
 
 
 class Method(BaseModel):

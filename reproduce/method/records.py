@@ -110,8 +110,8 @@ class MaskedRecord(Record):
         kept = positions[self.mask.to(positions.device)]
         if not len(kept):
             raise ValueError(
-                f"Site {self.site.name!r}: the mask is False at all positions, and a penalty needs a sample: leave "
-                "such batches out"
+                f"Site {self.site.name!r}: the mask is False everywhere, and leaves no sample: True is where a "
+                "position is real, so give ~padding"
             )
         return kept
 

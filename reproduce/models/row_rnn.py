@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from reproduce.method.sites import Site
 from reproduce.models import ModelOptions, Sizes
@@ -29,7 +30,60 @@ class Options(ModelOptions):
     permutation_seed: int | None = Field(default=None, ge=0)
     # "torch": U(+-1 / sqrt(hidden)); "orthogonal": every gate's hidden-to-hidden block is orthogonal; "identity": it is
     # the identity, and every gate's input-to-hidden block orthogonal (Cooijmans et al. 2017, sequential MNIST).
-    initialisation: Literal["torch", "orthogonal", "identity"] = "torch"
+    # "glorot": every gate's hidden-to-hidden block is U(+-sqrt(3 / hidden)) (Glorot & Bengio 2010, eq. 16).
+    initialisation: Literal["torch", "orthogonal", "identity", "glorot"] = "torch"
+    margin: float | None = Field(default=None, ge=0)  # of the hidden-to-hidden singular values around 1; None: free
+
+    @model_validator(mode="after")
+    def _margin_has_its_start(self) -> Options:
+        if self.margin is not None and (self.cell != "tanh" or self.initialisation != "orthogonal"):
+            raise ValueError(
+                f"margin {self.margin} needs cell 'tanh' and initialisation 'orthogonal', "
+                f"found {self.cell!r} and {self.initialisation!r}"
+            )
+        return self
+
+
+class BoundedSpectrum(nn.Module):
+    """A kernel whose singular values stay within a margin of 1: ``W = C(L) diag(s) C(R) W_0``.
+
+    ``C(A) = (I - S)^-1 (I + S)`` with ``S = (A - A^T) / 2`` is orthogonal, and ``W_0`` the orthogonal kernel at the
+    start; ``s_i = 2 margin (sigmoid(p_i) - 1/2) + 1``. At the start L, R and p are zero.
+
+    Source: Vorontsov et al. 2017, for s; their bases follow geodesics, and the chart of ours is Cayley's map.
+    """
+
+    start: Tensor
+
+    def __init__(self, start: Tensor, margin: float) -> None:
+        super().__init__()
+        self.margin = margin
+        self.register_buffer("start", start.clone())
+
+    def forward(self, left: Tensor, right: Tensor, spectrum: Tensor) -> Tensor:
+        singular = 2 * self.margin * (torch.sigmoid(spectrum) - 0.5) + 1
+        return (_cayley(left) * singular) @ _cayley(right) @ self.start
+
+    def right_inverse(self, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the parameters are at the start."""
+        return torch.zeros_like(kernel), torch.zeros_like(kernel), kernel.new_zeros(len(kernel))
+
+
+def _cayley(matrix: Tensor) -> Tensor:
+    skew = (matrix - matrix.mT) / 2
+    identity = torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
+    with torch.autocast(matrix.device.type, enabled=False):  # I - S is never singular: no need to look
+        return torch.linalg.solve_ex(identity - skew, identity + skew, check_errors=False)[0]
+
+
+class UnflattenedRNN(nn.RNN):
+    """A tanh layer whose kernel is made anew in each step.
+
+    cuDNN's layout of all weights in one piece would move the other parameters each time, under a recorded step too.
+    """
+
+    def flatten_parameters(self) -> None:
+        """Nothing: weights stay where they are."""
 
 
 class RowRNN(nn.Module):
@@ -47,7 +101,8 @@ class RowRNN(nn.Module):
         channels, height, width = sizes.input_shape
         by_rows = options.order == "rows"
         self.order = options.order
-        self.recurrent = CELLS[options.cell](channels * width if by_rows else channels, options.hidden)
+        cell = CELLS[options.cell] if options.margin is None else UnflattenedRNN
+        self.recurrent = cell(channels * width if by_rows else channels, options.hidden)
         self.post = Site("post", "tnc", (options.hidden,))
         self.classifier = nn.Linear(options.hidden, sizes.outputs)
         permutation = None
@@ -83,7 +138,13 @@ def build(options: Options, sizes: Sizes, initialisation: torch.Generator, dropo
     if options.initialisation == "identity":
         for block in from_hidden:
             nn.init.eye_(block)
-    orthogonal = {"torch": (), "orthogonal": from_hidden, "identity": from_input}[options.initialisation]
+    if options.initialisation == "glorot":
+        for block in from_hidden:
+            nn.init.xavier_uniform_(block, generator=initialisation)
+    orthogonal = {"orthogonal": from_hidden, "identity": from_input}.get(options.initialisation, ())
     for block in orthogonal:
         nn.init.orthogonal_(block, generator=initialisation)
+    if options.margin is not None:
+        kernel = model.recurrent.get_parameter("weight_hh_l0").detach()
+        parametrize.register_parametrization(model.recurrent, "weight_hh_l0", BoundedSpectrum(kernel, options.margin))
     return model

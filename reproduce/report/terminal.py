@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -80,9 +80,19 @@ def _task(task: TaskFinding) -> list[RenderableType]:
     beside = tables.side_by_side(task)
     if beside is not None:
         parts.append(tables.terminal(beside, f"{task.name}: test, mean ± half of the 95 % interval"))
-    notes = dict.fromkeys((row.label, "; ".join(row.notes)) for row in task.rows)
-    parts += [Prose(f"{arm}: {note}", "dim", indent=2) for arm, note in notes if note]
+    parts += [Prose(line, "dim", indent=2) for line in notes_by_arm({row.label: row.notes for row in task.rows})]
     return [*parts, Prose(best_arm_sentence(task))]
+
+
+def notes_by_arm(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each arm with notes; what is said of all arms, of two or more, is one line before them."""
+    every = dict.fromkeys(note for of_arm in notes.values() for note in of_arm)
+    shared = [note for note in every if len(notes) > 1 and all(note in of_arm for of_arm in notes.values())]
+    lines = [f"all arms: {'; '.join(shared)}"] if shared else []
+    for arm, of_arm in notes.items():
+        if own := [note for note in of_arm if note not in shared]:
+            lines.append(f"{arm}: {'; '.join(own)}")
+    return lines
 
 
 @dataclass(frozen=True)

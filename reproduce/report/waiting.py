@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reproduce.experiment.schema import Cell, Experiment, cells
+from reproduce.experiment.cells import Cell, cells
+from reproduce.experiment.schema import Experiment
 from reproduce.report import repeat
 from reproduce.report.numbers import NOTHING
 from reproduce.report.sentences import pending_sentences

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reproduce.experiment.schema import Cell, Claim, cells
+from reproduce.experiment.cells import Cell, cells
+from reproduce.experiment.schema import Claim
 from reproduce.results.evaluate import Finding
 from reproduce.results.judge import Verdict
 from reproduce.results.match import ArmRuns

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.identity import canonical_json, cell_key, one_spelling, run_key
 from reproduce.experiment.metrics import METRICS, metric_named, place_of_metric
-from reproduce.experiment.schema import Arm, Cell, Experiment, cells
+from reproduce.experiment.schema import Arm, Experiment
 from reproduce.results.record import Result, device_kind
 from reproduce.results.scatter import SeedScatter, seed_scatter
 from reproduce.results.stats import UNBOUNDED, Difference, Estimate, difference, mean_estimate

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from reproduce.experiment.identity import RunConfig
-from reproduce.experiment.schema import Selection
+from reproduce.experiment.recipe import Selection
 
 SCHEMA_VERSION = 1
 

@@ -21,7 +21,8 @@ from reproduce.data import Data
 from reproduce.errors import UserError, did_you_mean, explained
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.metrics import Metric
-from reproduce.experiment.schema import PlateauRate, Recipe, TaskSpec
+from reproduce.experiment.recipe import PlateauRate, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.experiment.toml import Strict
 from reproduce.method.rng import Generators
 
@@ -75,9 +76,20 @@ class TaskOptions(Strict):
         """What an evaluation may give of each split, by name; a kind of Task says it, a claim is checked by it."""
         raise NotImplementedError
 
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        """Further ones, which an evaluation gives of test alone. Default: none."""
+        return frozenset()
+
     def holds_out(self, card: DatasetCard) -> bool:
         """Whether there is a validation split. Default: the dataset brings one, as texts and tables do."""
         return True
+
+    def check_card(self, card: DatasetCard, n_train: int | None) -> None:
+        """Refuse, with UserError, what a dataset with so many training examples, where that is known, cannot give.
+
+        Default: nothing.
+        """
 
 
 def build(

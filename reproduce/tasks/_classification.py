@@ -1,21 +1,21 @@
-"""What tasks with labelled examples share: batches in a drawn order, mixup, cross-entropy, error in percent."""
+"""What tasks with labelled examples share: batches in a drawn order, mixing, cross-entropy, error in percent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import numpy as np
-import scipy.special
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS, Metric
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, check_validation, rows_of_batch
+from reproduce.tasks._mixing import Mixing
 
 
 class Labelled(Protocol):
@@ -30,6 +30,7 @@ class Labelled(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
 
+BALANCED_ERROR = "balanced_error"
 Part = TypeVar("Part", bound=Labelled)
 
 
@@ -42,6 +43,7 @@ class Classification(Generic[Part]):
 
     metric: Metric = METRICS["error"]
     model: nn.Module  # a Task builds it
+    balanced_classes: int | None = None  # over so many classes the error is averaged too
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class Classification(Generic[Part]):
         self.steps_per_epoch = len(train.labels) // recipe.batch_size
         # Written in place from epoch to epoch: a recorded step reads them where they are.
         self.order = torch.zeros(len(train.labels), dtype=torch.int64, device=device)
-        self.mix = torch.zeros(self.steps_per_epoch if recipe.mixup else 0, device=device)  # a weight for each batch
+        self.mixing = Mixing(recipe, self.steps_per_epoch, tuple(train.inputs.shape[2:]), device)
+        self.epoch_inputs = self.train.inputs  # a Task may put others in their place, of the same shape
 
     def read(self, inputs: Tensor) -> Tensor:
         """Stored inputs as the network sees them; default: as they are."""
@@ -88,11 +91,7 @@ class Classification(Generic[Part]):
 
     def start_epoch(self) -> None:
         self.order.copy_(torch.randperm(len(self.order), generator=self.generators.order))
-        if self.recipe.mixup:
-            uniform = torch.rand(self.steps_per_epoch, generator=self.generators.order, dtype=torch.float64)
-            alpha = self.recipe.mixup
-            weights = scipy.special.betaincinv(alpha, alpha, uniform.numpy())
-            self.mix.copy_(torch.from_numpy(np.asarray(weights, dtype=np.float32)))
+        self.mixing.draw(self.generators.order)
 
     def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch whose inputs were read: 0-dim."""
@@ -102,31 +101,41 @@ class Classification(Generic[Part]):
         size = self.recipe.batch_size
         chosen = self.order.index_select(0, rows_of_batch(index, size))
         labels = self.train.labels[chosen]
-        inputs = self.augmented(self.read(self.train.inputs[chosen]))
-        if not self.recipe.mixup:
+        inputs = self.augmented(self.read(self.epoch_inputs[chosen]))
+        if not self.mixing.mixes:
             return self._batch_loss(inputs, labels)
         partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
-        weight = self.mix.index_select(0, index.view(1)).squeeze(0)
-        logits = self._logits(weight * inputs + (1 - weight) * inputs[partner])
+        mixed, weight = self.mixing.mixed(inputs, inputs[partner], index)
+        logits = self._logits(mixed)
         return weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
         self.model.eval()
         found = {name: self._evaluate_split(split) for name, split in self.splits.items()}
+        found["test"] |= self._shifted_errors()
         self.model.train()
         return found
+
+    def _shifted_errors(self) -> dict[str, float]:
+        """Further metrics of test, on shifted versions of it; default: none."""
+        return {}
 
     def _evaluate_split(self, split: Part) -> dict[str, float]:
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
         wrong = torch.zeros((), device=self.device, dtype=torch.int64)
+        missed = []  # of each batch: which examples
         size = self.recipe.eval_batch_size
         for inputs, labels in zip(split.inputs.split(size), split.labels.split(size), strict=True):
             logits = self._logits(self.read(inputs))
             loss += F.cross_entropy(logits, labels, reduction="sum")
-            wrong += (logits.argmax(1) != labels).sum()
+            missed.append(logits.argmax(1) != labels)
+            wrong += missed[-1].sum()
         n_examples = len(split.labels)
-        return {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
+        found = {"loss": loss.item() / n_examples, "error": 100 * wrong.item() / n_examples}
+        if self.balanced_classes is not None:
+            found[BALANCED_ERROR] = balanced_error(torch.cat(missed), split.labels, self.balanced_classes)
+        return found
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         size = self.recipe.batch_size
@@ -138,8 +147,15 @@ class Classification(Generic[Part]):
         self._logits(self.read(self.train.inputs[: self.recipe.probe_examples]))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "mix": self.mix}
+        return {"order": self.order, **self.mixing.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order.copy_(state["order"])
-        self.mix.copy_(state["mix"])
+        self.mixing.load_state_dict(state)
+
+
+def balanced_error(missed: Tensor, labels: Tensor, classes: int) -> float:
+    """The mean over classes of each one's error, in percent; a class without an example does not count."""
+    sizes = torch.bincount(labels, minlength=classes).double()
+    errors = torch.bincount(labels, weights=missed.double(), minlength=classes) / sizes
+    return 100 * errors[sizes > 0].mean().item()

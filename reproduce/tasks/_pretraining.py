@@ -26,7 +26,7 @@ def build_autoencoding(
     if host.site != SITE:
         raise UserError(f"task.host.site: expected {SITE!r}, whose encoder is taken over, found {host.site!r}")
     own = spec.model_copy(update={"model": host.model, "model_options": host.model_options, "host": None})
-    taken = autoencoding.Options(**options.model_dump(exclude={"host"}))
+    taken = autoencoding.Options(**options.model_dump(include=set(image_classification.ImageOptions.model_fields)))
     return autoencoding.Autoencoding(own, taken, host.recipe, data, generators, device)
 
 

@@ -16,7 +16,8 @@ from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Count, HostSpec, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import HostSpec, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
 from reproduce.models import Sizes

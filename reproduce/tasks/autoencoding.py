@@ -13,7 +13,8 @@ from torch import Tensor
 from reproduce.data import ImageData
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Count, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, image_classification
 from reproduce.tasks._classification import Labelled
@@ -60,8 +61,8 @@ class Autoencoding(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for classification; autoencoding has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for classification; autoencoding has none")
         super().__init__(spec, options, recipe, data, generators, device)
         lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
         if lacking:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from reproduce.data import WordData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of
 from reproduce.tasks import language_modeling

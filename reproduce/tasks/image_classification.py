@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,13 +13,18 @@ from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Count, HostSpec, Normalisation, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import HostSpec, Normalisation, TaskSpec
+from reproduce.experiment.shifts import CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
-from reproduce.tasks._classification import Classification
+from reproduce.tasks._classification import BALANCED_ERROR, Classification
+from reproduce.tasks._randaugment import rand_augment
+from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
 PADDING = 4
+CHUNK = 2_000  # images that are augmented at a time: what fits caches; another number would draw others
 
 
 class ImageOptions(TaskOptions):
@@ -28,20 +34,63 @@ class ImageOptions(TaskOptions):
     train_examples: Count | None = None
     normalise: Normalisation = "channel"
 
-    @property
-    def metrics(self) -> frozenset[str]:
-        return frozenset({"loss", "error"})
-
     def holds_out(self, card: DatasetCard) -> bool:
         return self.validation is not None or card.has_validation
 
+    def check_card(self, card: DatasetCard, n_train: int | None) -> None:
+        for name in ("validation", "train_examples"):
+            if getattr(self, name) and card.is_in_order_of_classes:
+                raise UserError(
+                    f"{name} = {getattr(self, name)} cuts the training images of {card.name}, which stand in order of "
+                    "their classes: give its card a split_seed, which mixes them, or files with the split validation",
+                    [name],
+                )
+        if n_train is not None:
+            self.check_count(n_train)
+
+    def check_count(self, n_train: int) -> None:
+        """Refuse to hold out all of so many training examples, or to keep more than are left."""
+        if self.validation and self.validation >= n_train:
+            raise UserError(
+                f"validation = {self.validation} leaves none of the {n_train} examples to train on", ["validation"]
+            )
+        rest = n_train - (self.validation or 0)
+        if self.train_examples and self.train_examples > rest:
+            raise UserError(f"train_examples = {self.train_examples}: there are only {rest}", ["train_examples"])
+
 
 class Options(ImageOptions):
+    """A long tail of classes to train on, corrupted images to test on, and a model to begin with."""
+
     host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
+    imbalance: float | None = None
+    corrupted: CorruptedSpec | None = None
+
+    @model_validator(mode="after")
+    def _host_reads_the_same_images(self) -> Options:
+        if self.host is not None and self.imbalance is not None:
+            raise ValueError("option 'imbalance' goes with no 'host', which would be trained on all images")
+        return self
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset({"loss", "error"} if self.imbalance is None else {"loss", "error", BALANCED_ERROR})
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        return self.corrupted.metrics if self.corrupted else frozenset()
 
 
 class ImageClassification(Classification[Images]):
-    """All images stay on the device as uint8; batches are normalised and augmented there."""
+    """All images stay on the device as uint8; batches are normalised and augmented there.
+
+    RandAugment is for pixels, and a step that is recorded cannot choose: so an epoch's images are made before it.
+
+    Metrics of a split: ``loss``, ``error``, and ``balanced_error`` where training classes have a long tail. Test has
+    those of `CorruptedSpec` too, where the task asks for them.
+    """
+
+    corrupted: CorruptedSpec | None = None
 
     def __init__(
         self,
@@ -54,18 +103,52 @@ class ImageClassification(Classification[Images]):
     ) -> None:
         train, validation = _split(options, data)
         splits = ({"validation": validation} if validation else {}) | {"test": data.test}
+        if isinstance(options, Options):
+            self.corrupted = options.corrupted
+            if options.imbalance is not None:
+                train = long_tailed(train, options.imbalance, data.classes)
+                self.balanced_classes = data.classes
         super().__init__(spec, recipe, train, splits, generators, device)
         self.normalise = _Normalisation(options.normalise, data, train).to(device)
         sizes = Sizes(tuple(train.images.shape[1:]), data.classes)
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         # Convolutions are up to 1.5 times faster on channels_last, on CPU as on GPU.
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.augments_epochs = recipe.augment == "crop_flip_randaugment"
+        if self.augments_epochs:
+            self.epoch_inputs = self.train.images.clone()
+        self.epoch_seed = torch.zeros((), dtype=torch.int64)  # what the epoch's images were drawn by
 
     def read(self, inputs: Tensor) -> Tensor:
         return self.normalise(inputs)
 
     def augmented(self, inputs: Tensor) -> Tensor:
         return crop_flip(inputs, self.generators.augmentation) if self.recipe.augment == "crop_flip" else inputs
+
+    def start_epoch(self) -> None:
+        super().start_epoch()
+        if self.augments_epochs:
+            self.epoch_seed.copy_(torch.randint(2**63 - 1, (), generator=self.generators.order))
+            self._augment_epoch()
+
+    def _augment_epoch(self) -> None:
+        generator = torch.Generator(self.device).manual_seed(int(self.epoch_seed))
+        for source, made in zip(self.train.images.split(CHUNK), self.epoch_inputs.split(CHUNK), strict=True):
+            made.copy_(rand_augment(crop_flip(source, generator), generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"epoch_seed": self.epoch_seed} if self.augments_epochs else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.augments_epochs:
+            self.epoch_seed.copy_(state["epoch_seed"])
+            self._augment_epoch()
+
+    def _shifted_errors(self) -> dict[str, float]:
+        if self.corrupted is None:
+            return {}
+        return corrupted_errors(self.corrupted, self.splits["test"], lambda part: self._evaluate_split(part)["error"])
 
     def _layout(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last)
@@ -83,6 +166,10 @@ class _Normalisation(nn.Module):
         offset, scale = torch.zeros(1), torch.ones(1)
         if kind == "channel":
             offset, scale = _channel_statistics(data, train)
+        elif kind == "image_channel":
+            pixels = train.images.double() / 255
+            offset = pixels.mean((0, 2, 3)).float().view(-1, 1, 1)
+            scale = pixels.std((2, 3)).mean(0).float().clamp_min(1 / 255).view(-1, 1, 1)
         elif kind == "raw":
             scale = torch.full((1,), 1 / 255)  # pixels as they are stored, 0 to 255
         elif kind in ("mean_image", "pixel"):
@@ -112,14 +199,11 @@ def _channel_statistics(data: ImageData, train: Images) -> tuple[Tensor, Tensor]
 def _split(options: ImageOptions, data: ImageData) -> tuple[Images, Images | None]:
     """Training and validation images: the dataset's own split, or the last training examples held out."""
     images, labels, validation = data.train.images, data.train.labels, data.validation
+    options.check_count(len(labels))
     if options.validation:
-        if options.validation >= len(labels):
-            raise UserError(f"validation = {options.validation} leaves none of the {len(labels)} examples to train on")
         validation = Images(images[-options.validation :], labels[-options.validation :])
         images, labels = images[: -options.validation], labels[: -options.validation]
     if options.train_examples:
-        if options.train_examples > len(labels):
-            raise UserError(f"train_examples = {options.train_examples}: there are only {len(labels)}")
         images, labels = images[: options.train_examples], labels[: options.train_examples]
     return Images(images, labels), validation
 

@@ -14,7 +14,8 @@ from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Count, Recipe, TaskSpec
+from reproduce.experiment.recipe import Count, Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
@@ -51,8 +52,8 @@ class LanguageModeling:
     ) -> None:
         if recipe.window is None:
             raise UserError("language modeling needs recipe.window, the length of truncated back-propagation")
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for images; language modeling has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for images; language modeling has none")
         if options.train_examples and options.train_examples > len(data.train):
             raise UserError(f"train_examples = {options.train_examples}: there are only {len(data.train)} tokens")
         if options.symbols == "characters" and data.card.format != "characters":

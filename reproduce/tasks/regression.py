@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks import image_classification
 from reproduce.tasks.image_classification import ImageClassification
@@ -84,8 +85,8 @@ class Regression(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment:
-            raise UserError("recipe.mixup and recipe.augment are for classification; regression has neither")
+        if recipe.mixup or recipe.cutmix or recipe.augment:
+            raise UserError("recipe.mixup, cutmix and augment are for classification; regression has none")
         height, width = data.train.images.shape[2:]
         if height < 4 or width < 2:
             raise UserError(

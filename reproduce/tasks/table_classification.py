@@ -9,7 +9,8 @@ import torch
 from reproduce import models
 from reproduce.data import Rows, TableData
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Fold, FoldConvention, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Fold, FoldConvention, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
@@ -43,8 +44,8 @@ class TableClassification(Classification[Rows]):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.augment:
-            raise UserError("recipe.augment is for images; table classification has none")
+        if recipe.augment or recipe.cutmix:
+            raise UserError("recipe.augment and cutmix are for images; table classification has neither")
         if options.fold >= len(data.folds):
             raise UserError(f"task.fold {options.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
         fold = data.folds[options.fold]

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from reproduce import data
 from reproduce.errors import UserError
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Cell, Experiment, Recipe, cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Experiment
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch

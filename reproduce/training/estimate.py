@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reproduce.errors import UserError, first_problem
 from reproduce.experiment.identity import RunConfig, canonical_json
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.results.record import Result, device_kind
 
 # What of a recipe a step's or an evaluation's time hangs on; all else, rates and lengths, moves numbers and no time.
-TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "window", "precision"}
+TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "cutmix", "window", "precision"}
 TIMED |= {"eval_batch_size", "probe_examples"}
 
 

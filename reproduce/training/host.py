@@ -13,7 +13,8 @@ import torch
 from reproduce import tasks
 from reproduce.data import Data
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators, derived_seed
 from reproduce.training.loop import train

@@ -12,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from reproduce.experiment.metrics import Metric
-from reproduce.experiment.schema import AVERAGED_EPOCHS, Recipe, Selection
+from reproduce.experiment.recipe import AVERAGED_EPOCHS, Recipe, Selection
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord, Final

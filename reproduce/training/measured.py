@@ -18,12 +18,14 @@ class Measured(NamedTuple):
     kind: str  # of Task
     metrics: frozenset[str]  # on each split
     validation: bool  # whether there is such a split, beside test
+    test_metrics: frozenset[str] = frozenset()  # further ones, on test alone
 
     def refusal(self, metric: str) -> str:
         """Why ``test.error`` is not among it; "" where it is."""
         split, name, _ = place_of_metric(metric)
-        if name not in self.metrics:
-            known = sorted(f"{split}.{one}" for one in self.metrics)
+        of_split = self.metrics | (self.test_metrics if split == "test" else frozenset())
+        if name not in of_split:
+            known = sorted(f"{split}.{one}" for one in of_split)
             return f"{metric!r} is not measured on a task of kind {self.kind!r}: {did_you_mean(metric, known)}"
         if split == "validation" and not self.validation:
             return f"{metric!r}: the task has no validation split; set task.validation"

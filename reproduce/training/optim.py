@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.recipe import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, StepRate
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:

@@ -12,12 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from reproduce import models, tasks
+from reproduce.data import counted
 from reproduce.errors import Location, UserError, explained, located
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.places import place_of
-from reproduce.experiment.schema import Cell, Experiment, TaskSpec, cells
+from reproduce.experiment.schema import Experiment, TaskSpec
 from reproduce.method import Method
 from reproduce.method.started import Started
 from reproduce.results.match import ResultIndex, cells_to_train
@@ -92,7 +94,7 @@ class Planner:
             refused.location = ("params", *refused.location)
             raise refused from error
         with located("dataset"):
-            _, card_checksum = self._dataset(cell.task.dataset)
+            _, card_checksum, _ = self._dataset(cell.task.dataset)
         tasks.check_validation(cell.recipe, self.measured(cell.task).validation, cell.task.dataset)
         start = None
         if cell.start is not None:
@@ -117,8 +119,9 @@ class Planner:
         if key not in self._measured:
             options = tasks.check_options(task)
             models.check_options(task.model, dict(task.model_options))
-            card, _ = self._dataset(task.dataset)
-            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card))
+            card, _, n_train = self._dataset(task.dataset)
+            options.check_card(card, n_train)
+            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card), options.test_metrics)
         return self._measured[key]
 
 
@@ -127,19 +130,26 @@ def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunCon
     return Planner(root).resolve(cell, folder)
 
 
-def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str]:
+def _dataset(name: str, root: Path | None) -> tuple[DatasetCard, str, int | None]:
+    """The card, what identifies the data, and how many examples are there to train on, where that is known."""
     card = read_card(name)
-    return card, checksum(card, root, WORKING_FOLDER / "data")
+    cache = WORKING_FOLDER / "data"
+    return card, checksum(card, root, cache), counted(card, root, cache).get("train")
 
 
 def _defaults(folder: MethodFolder) -> tuple[type[Method], dict[str, Any]]:
-    """The method's class, and its own defaults; a parameter without one is given by every arm."""
+    """The method's class, and its own defaults; a parameter without one is given by every arm.
+
+    A field that came later, and that is left out of the dump while it means "as before", is left out here too.
+    """
     method_class = folder.load()
-    defaults = {
-        name: json.loads(json.dumps(field.get_default(call_default_factory=True)))
-        for name, field in method_class.model_fields.items()
-        if not field.is_required()
-    }
+    defaults = {}
+    for name, field in method_class.model_fields.items():
+        if field.is_required():
+            continue
+        default = field.get_default(call_default_factory=True)
+        if field.exclude_if is None or not field.exclude_if(default):
+            defaults[name] = json.loads(json.dumps(default))
     return method_class, defaults
 
 

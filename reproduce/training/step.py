@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from reproduce.bench.tiny_tasks import CPU, STEPS
 from reproduce.bench.waits import WaitsForTheDevice, forbidden_waits
 from reproduce.experiment.folder import ROOT
-from reproduce.experiment.schema import CosineRate
+from reproduce.experiment.recipe import CosineRate
 from reproduce.method import Method, NonNegative, Record, Role, Trace, Unregularized
 from reproduce.method.sites import ROLES
 from reproduce.training.site_statistics import site_statistics

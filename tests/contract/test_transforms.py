@@ -42,6 +42,7 @@ FUNCTIONS = discovered()
 DIRECTIONS = torch.nn.functional.normalize(seeded(9, 5, seed=1), dim=1)
 # What a function is given beside its first argument; `Several` gets a list of two as that.
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "distribution_mismatch_correction.match_quantiles": {"reference": seeded(5, 8, seed=3).sort(dim=1).values},
     "energy_distance.attraction": {"dimension": 5},
     "energy_distance.energy_distances": {"feature_axes": 1, "n_groups": 2, "orders": [torch.arange(12).flip(0)] * 2},
     "energy_distance.sliced_energy_distance": {"directions": DIRECTIONS},

@@ -252,6 +252,21 @@ def sealed_in() -> Callable[[Path], dict[str, Any]]:
     return results_in
 
 
+def numbers_of(results: dict[str, Any]) -> dict[str, Any]:
+    """All of each Result but what tells when and how long."""
+    found = {}
+    for name, result in results.items():
+        kept = {key: value for key, value in result.items() if key not in ("environment", "seal")}
+        kept["epochs"] = [{**record, "seconds_per_step": None} for record in kept["epochs"]]
+        found[name] = kept
+    return found
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return numbers_of
+
+
 @pytest.fixture(scope="session")
 def on_mnist() -> str:
     return ON_MNIST

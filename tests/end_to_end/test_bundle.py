@@ -197,8 +197,14 @@ def test_results_come_back_with_their_commit_and_are_published(
     assert published.stdout == f"2 Results published to {tmp_path / 'evidence'}, 0 already there, 0 not trained yet\n"
 
 
+@pytest.mark.fault(
+    what="a bundle that is killed, again and again",
+    injected="`kill -9` at random moments",
+    promise="it goes on, and ends with the same numbers",
+)
 def test_killed_at_random_the_numbers_are_the_same(
     bundle: Bundle,
+    numbers: Callable[[dict[str, Any]], dict[str, Any]],
     undisturbed: Path,
     tmp_path: Path,
     sealed_in: Callable[[Path], dict[str, Any]],
@@ -227,21 +233,12 @@ def test_killed_at_random_the_numbers_are_the_same(
     assert (code, stderr) == (0, ""), (stdout, stderr)
     found = unpacked(bundle, out, tmp_path / "found", sealed_in)
     assert max(result["environment"]["resumed"] for result in found.values()) > 0
-    assert {name: numbers(result) for name, result in found.items()} == {
-        name: numbers(result) for name, result in expected.items()
-    }
+    assert numbers(found) == numbers(expected)
     script = (bundle.folder / "run.sh").read_text("utf-8")
     assert {path.name for path in work.iterdir()} >= {
         "runs",
         *re.findall(r"^(?:site|data)=(\S+)$", script, re.MULTILINE),
     }
-
-
-def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """All of a Result but what tells when, where and how long."""
-    kept = {name: value for name, value in result.items() if name not in ("environment", "seal")}
-    kept["epochs"] = [{k: v for k, v in record.items() if k != "seconds_per_step"} for record in kept["epochs"]]
-    return kept
 
 
 def test_what_is_sealed_at_home_goes_along_and_is_not_trained_again(

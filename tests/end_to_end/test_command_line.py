@@ -245,6 +245,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault(
+    what="bad input, of any command",
+    injected="twenty kinds of it",
+    promise="one line on standard error, exit code 2, and nothing is lost",
+)
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_line_and_exit_code_2(name: str, answers: dict[str, Any]) -> None:
     answer = answers[name]
@@ -256,6 +261,11 @@ def test_bad_input_is_one_line_and_exit_code_2(name: str, answers: dict[str, Any
         assert words in answer.stderr
 
 
+@pytest.mark.fault(
+    what="a method whose files do not read",
+    injected="broken TOML in one folder",
+    promise="the others are listed, planned, trained and reported; it is named at the end",
+)
 @pytest.mark.parametrize("command", [words[0] for words in OF_ALL])
 def test_a_method_that_does_not_read_stops_no_other(command: str, answers: dict[str, Any], checkout: Any) -> None:
     """What can be done is done for the others; the one is named in a line, and the exit code says so."""
@@ -304,19 +314,19 @@ def test_a_report_imports_no_torch(answers: dict[str, Any], checkout: Any) -> No
 DISTURBED = [*RUN, "--runs", "disturbed"]
 
 
-def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """All of a Result but what tells when and how long."""
-    kept = {key: value for key, value in result.items() if key not in ("environment", "seal")}
-    for record in kept["epochs"]:
-        del record["seconds_per_step"]
-    return kept
-
-
+@pytest.mark.fault(
+    what="Ctrl-C, or `kill -9` of driver and worker at once",
+    injected="a signal to the whole group, while the worker starts and in the middle of training",
+    promise="Ctrl-C: every run that trains writes a checkpoint, exit code 130. Killed: at most the time since "
+    "the last checkpoint is lost (they are half a minute apart). The same command goes on and ends "
+    "with the same numbers, bit for bit on one CPU with the same number of threads",
+)
 @pytest.mark.slow
 def test_numbers_survive_interruption_and_death(
     checkout: Any,
     undisturbed: Any,
     sealed_in: Callable[[Path], dict[str, Any]],
+    numbers: Callable[[dict[str, Any]], dict[str, Any]],
     watch: Callable[[subprocess.Popen[str], Callable[[], bool]], None],
     group_of: Callable[[int], list[int]],
     groups: list[subprocess.Popen[str]],
@@ -357,7 +367,5 @@ def test_numbers_survive_interruption_and_death(
     resumed = [result["environment"]["resumed"] for result in found.values()]
     assert max(resumed) >= 2
     assert [result["environment"]["resumed"] for result in expected.values()] == [0, 0]
-    assert {name: numbers(result) for name, result in found.items()} == {
-        name: numbers(result) for name, result in expected.items()
-    }
+    assert numbers(found) == numbers(expected)
     assert list(runs.glob("*/checkpoint.pt")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -94,8 +95,22 @@ def test_a_price_before_the_sigmoid_desaturates_it_and_one_after_it_does_not() -
     assert saturated["activity L2 before the sigmoid"] < 70
     assert saturated["activity L2 after the sigmoid"] > saturated["none"] - 3
     assert saturated["none, pixels from 0 to 1"] < 10
+    assert saturated["none, 3 times as long"] > 90
+    errors = column(rows, "penalty", "test error (%)")
+    assert errors["none, pixels from 0 to 1"] > errors["none"]  # it has not trained long enough, as the page says
+    assert errors["none, pixels from 0 to 1, 3 times as long"] < errors["none, 3 times as long"] + 1
     weights = column(rows, "penalty", "mean |weight|")
     assert weights["kernel L2, 0.1"] < 0.6 * weights["activity L2 before the sigmoid"]
+
+
+def test_the_evidence_on_kernel_and_activity_penalties_is_as_the_page_says() -> None:
+    """Opposite to what was claimed: the activity penalty had the higher error."""
+    evidence = (ROOT / "reports" / "weight_norm_penalty.md").read_text("utf-8")
+    for arm in ("activity L2, raw", "activity L2 before the sigmoid, raw"):
+        ((gap, low),) = re.findall(rf"^- {arm} − none: (\S+) \[(\S+), .*; claimed: lower$", evidence, re.M)
+        assert float(gap) > float(low) > 0
+    said = "with ReLU and with a sigmoid (`reduced_sigmoid`), and it came out higher both times."
+    assert said in " ".join(PAGE.split())
 
 
 def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
@@ -112,7 +127,10 @@ def test_bisection_finds_about_ten_units_and_they_beat_a_code_of_ten() -> None:
 
 
 def test_outputs_follow_their_laws_and_the_usual_advice_does_not() -> None:
-    rows, _ = compared("given_histograms")
+    rows, outputs = compared("given_histograms")
+    first = outputs["Wasserstein, batch 256"][:, 0]
+    _, hump, dip, other = torch.histc(first, 4, 0, 2).tolist()  # in the bins of the law
+    assert dip < 0.95 * min(hump, other)
     total = {row["penalty"]: row["to histogram"] + row["to density"] for row in rows}
     alone = total["squared error alone, batch 256"]
     assert total["Wasserstein, batch 256"] < 0.5 * alone
@@ -142,21 +160,35 @@ def test_readings_differ_by_the_batch_and_the_time_and_the_old_keras_trains_noth
     module = program("activity_and_batch_size")
     for row in module.values():
         assert row["Keras, undivided"] == pytest.approx(row["batch"] * row["Keras, divided"], rel=1e-5)
-        steps = 8 if "time" in row["shape"] else 1
-        assert row["Keras, divided"] == pytest.approx(steps * row["l2_activity"], rel=1e-5)
+        # What l2_activity divides by beyond the batch: time, or all of a map but its last axis.
+        others = 8 if "time" in row["shape"] else 50 * 4 if "not flattened" in row["shape"] else 1
+        assert row["Keras, divided"] == pytest.approx(others * row["l2_activity"], rel=1e-5)
     before, meant = module.input_instead_of_output()
     assert (before["trains the layer"], meant["trains the layer"]) == (False, True)
 
 
 def test_the_strength_found_is_felt_and_does_not_rule() -> None:
     rows = {row["times"]: row for row in compared("how_strong")}
-    free, found, ruling = rows[0.0], rows[1.0], rows[1000.0]
+    free, found = rows[0.0], rows[1.0]
     assert found["ratio"] == pytest.approx(
         program("how_strong").WANTED, rel=0.3
     )  # the points are now those with the penalty
     assert found["squared norm"] < 0.8 * free["squared norm"]
-    assert found["test error (%)"] < free["test error (%)"] + 3
-    assert ruling["test error (%)"] > 2 * free["test error (%)"]
+    assert found["validation error (%)"] < free["validation error (%)"] + 3
+
+
+def test_the_grid_goes_on_while_its_end_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("how_strong")
+    tried = [row["times"] for row in compared("how_strong")][1:]
+    chosen = min(compared("how_strong")[1:], key=lambda row: row["validation error (%)"])["times"]
+    assert tried[0] < chosen < tried[-1]
+    assert chosen > 1  # as the page says: above where the grid began
+    for wanted, ends in ((1.0, (0.1, 10.0)), (1000.0, (0.1, 10_000.0)), (0.01, (0.001, 10.0))):
+        error = lambda strength, wanted=wanted: {"validation error (%)": abs(math.log10(max(strength, 1e-9) / wanted))}  # noqa: E731
+        monkeypatch.setattr(module, "train", error)
+        times = [row["times"] for row in module.compare(1.0)]
+        assert times[0] == 0
+        assert (times[1], times[-1]) == pytest.approx(ends)
 
 
 def rows_of(name: str) -> tuple[Any, ...]:
@@ -176,7 +208,7 @@ def rows_of(name: str) -> tuple[Any, ...]:
         case "activity_and_batch_size":
             names = ("none", "l2_activity", "Keras, undivided")
             return ([dict.fromkeys(names, float(size)) for size in program(name).SIZES],)
-    return ([{"ratio": 10.0**k, "squared norm": 2.0, "test error (%)": 9.0} for k in range(-4, 2)],)
+    return ([{"ratio": 10.0**k, "squared norm": 2.0, "validation error (%)": 9.0} for k in range(-4, 2)],)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,7 +236,10 @@ def test_every_program_prints_its_table_and_says_where_its_figure_is(
     for row in rows:
         label = next(iter(row.values()))
         assert (label if isinstance(label, str) else f"{label:.3g}") in printed
-    assert printed.endswith(f"figure: {tmp_path / 'figure.png'}\n")
+    *_, figure, concluded, end = printed.split("\n")
+    assert (figure, end) == (f"figure: {tmp_path / 'figure.png'}", "")
+    given = (results_of(name, "search"), rows) if name == "ten_of_a_hundred" else (rows,)
+    assert concluded == module.conclusion(*given)
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
@@ -213,8 +248,23 @@ def test_the_command_line_says_where_the_figure_goes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["x.py", "--figure", str(tmp_path / "x.svg")])
     assert showing.figure_path("examples/x.py") == tmp_path / "x.svg"
     monkeypatch.setattr(sys, "argv", ["x.py"])
-    assert showing.figure_path("examples/x.py").name == "x.png"
+    assert showing.FIGURES == ROOT / "runs" / "examples"
+    monkeypatch.setattr(showing, "FIGURES", tmp_path / "runs" / "examples")
+    assert showing.figure_path("examples/x.py") == tmp_path / "runs" / "examples" / "x.png"
     assert showing.figure_path("examples/x.py").parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("nowhere/x.png", "is no folder that can be written to"), ("x.xyz", "found .xyz"), ("x", "found no ending")],
+)
+def test_a_figure_that_cannot_be_written_is_refused_before_training(
+    given: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", "--figure", str(tmp_path / given)])
+    with pytest.raises(SystemExit):
+        program("showing").figure_path("examples/x.py")
+    assert said in capsys.readouterr().err
 
 
 def given_to_readers_code() -> dict[str, Any]:
@@ -231,6 +281,7 @@ def given_to_readers_code() -> dict[str, Any]:
         "labels": labels,
         "outputs": outputs,
         "hidden": model[:2](inputs),
+        "padding": torch.zeros(16, 3, dtype=torch.bool),
         "code": model[:2](inputs),
         "criterion": F.cross_entropy,
         "train_and_count": count,
@@ -269,7 +320,7 @@ def table_of_questions() -> list[list[str]]:
 
 def headings(page: str) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
-    found = re.findall(r"^#+ (.+)$", page, re.M)
+    found = [re.sub(r"\]\([^)]*\)", "]", heading) for heading in re.findall(r"^#+ (.+)$", page, re.M)]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
@@ -277,16 +328,22 @@ def headings(page: str) -> set[str]:
 def test_the_readmes_lines_run_as_typed(row: list[str]) -> None:
     question, imported, code, _, evidence = row
     page, anchor = re.search(r"\]\((.+?)#(.+?)\)", question).groups()  # type: ignore[union-attr]
-    assert page == "docs/cookbook.md"
-    assert anchor in headings(PAGE)
+    assert anchor in headings((ROOT / page).read_text("utf-8"))
     target = re.search(r"\]\((.+?)\)", evidence)[1]  # type: ignore[index]
     assert (ROOT / target).is_file()
+    if "`" not in imported:
+        return  # commands: test_documented_commands.py parses them
     given = given_to_readers_code()
+    if "PenaltyTrainer" in code:
+        pytest.importorskip("transformers")
+        given |= {"model": program("trainer_subclass").classifier(), "arguments": None}
     model = given["model"]
     before = set(given)
     program_text = "\n".join(re.findall(r"`([^`]+)`", f"{imported}<br>{code}"))
     exec(program_text, given)
     assert set(given) - before
+    if "trainer" in given:
+        return  # test_examples.py trains with both
     loss = given["loss"]
     assert isinstance(loss, torch.Tensor)
     loss.backward()
@@ -295,4 +352,6 @@ def test_the_readmes_lines_run_as_typed(row: list[str]) -> None:
 
 def test_the_readme_has_a_row_for_every_section_of_the_page() -> None:
     sections = re.findall(r"^## (.+)$", PAGE, re.M)
-    assert len(table_of_questions()) == len(sections) == 7
+    answered = [row for row in table_of_questions() if "](docs/cookbook.md#" in row[0]]
+    assert len(answered) == len(sections) == 7
+    assert len(table_of_questions()) > len(answered)

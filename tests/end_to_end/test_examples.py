@@ -65,12 +65,13 @@ def test_the_example_runs_and_its_penalty_shrinks_activations(
 ) -> None:
     with torch.random.fork_rng(devices=[]):
         module.main()
-    printed = re.findall(
-        r"^strength (.+): test .*, mean square of the first layer (.+)$", capsys.readouterr().out, re.M
-    )
+    output = capsys.readouterr().out
+    printed = re.findall(r"^strength (.+): test .*, mean square of the first layer (.+)$", output, re.M)
     (zero, free), (strength, penalised) = ((float(one), float(other)) for one, other in printed)
     assert zero == 0 < strength
     assert penalised < 0.9 * free
+    concluded = f"The penalty brings the mean square from {free:.3f} to {penalised:.3f}, and the test "
+    assert output.splitlines()[-1].startswith(concluded)
 
 
 def test_at_strength_zero_the_plain_loop_is_the_loop_without_a_method() -> None:

@@ -16,9 +16,11 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from reproduce.cli import chosen
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.identity import RunConfig, Start
-from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Claim, Experiment, TaskSpec
 from reproduce.method import Method, Role, Trace, sites_of
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex

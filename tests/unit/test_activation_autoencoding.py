@@ -15,7 +15,8 @@ from reproduce import models
 from reproduce.data import WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch

@@ -16,7 +16,8 @@ from reproduce import models, tasks
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Method, Role, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import sites_of, watch
@@ -356,8 +357,8 @@ def test_k_goes_on_falling_after_an_interruption(tmp_path: Path) -> None:
     ("task", "recipe", "message"),
     [
         ({"model": "mlp", "model_options": {"width": 4, "depth": 1}}, {}, "needs an autoencoder; model 'mlp' has no"),
-        ({}, {"mixup": 0.4}, "autoencoding has neither"),
-        ({}, {"augment": "crop_flip"}, "autoencoding has neither"),
+        ({}, {"mixup": 0.4}, "autoencoding has none"),
+        ({}, {"augment": "crop_flip"}, "autoencoding has none"),
     ],
 )
 def test_what_cannot_be_autoencoded_is_refused(task: dict[str, Any], recipe: dict[str, Any], message: str) -> None:

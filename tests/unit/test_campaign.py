@@ -174,7 +174,7 @@ def test_make_passes_the_options_on() -> None:
     said = subprocess.run(
         ["make", "-n", "reproduce-per", *options], cwd=root, env=outside, check=True, capture_output=True, text=True
     ).stdout
-    assert said.splitlines()[-1].endswith(' --arms "a,b" --tasks "t" --budget 9m')
+    assert said.splitlines()[-1].endswith(" --arms='a,b' --tasks='t' --budget='9m'")
 
 
 @pytest.mark.parametrize(
@@ -220,3 +220,22 @@ def test_a_damaged_file_of_step_times_is_said_and_passed_over(
     said = capsys.readouterr().err
     assert said.count("passed over:") == said.count("\n") == 1
     assert "device.json: no file of step times" in said
+
+
+def test_experiments_of_one_name_are_each_told_of() -> None:
+    """Two methods have an experiment of this name, with other claims; names that are one method's stand alone."""
+    experiments = {
+        **chosen.chosen_experiments("orthogonal", "paper", "sequential_mnist"),
+        **chosen.chosen_experiments("recurrent_batchnorm", "paper", "sequential_mnist,character_ptb"),
+    }
+    counts = {
+        line.partition(": ")[0]: int(line.partition(": ")[2].split()[0])
+        for line in campaign.claims_outlook(experiments, [])
+        if "seeds planned" in line
+    }
+    assert counts == {
+        (name if name == "character_ptb" else f"{folder.name} {name}"): len(experiment.claims)
+        for folder, found in experiments.items()
+        for name, experiment in found.items()
+    }
+    assert len(counts) == 3

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.source import git_state
 from reproduce.results.store import read_result
 from reproduce.training.cluster.connection import Request, parse_request

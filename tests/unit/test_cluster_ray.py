@@ -18,7 +18,8 @@ from filelock import FileLock
 if find_spec("ray") is None:  # asked without importing it: it reads its settings then
     pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.record import Result
 from reproduce.results.store import read_result
 from reproduce.training import workers
@@ -326,6 +327,11 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     nodes.shutdown()
 
 
+@pytest.mark.fault(
+    what="with `--engine ray`: a node is lost",
+    injected="one of two local nodes is killed",
+    promise="its run goes on from its last checkpoint on the other, with the local engine's numbers ([Ray](ray.md))",
+)
 def test_of_two_nodes_one_dies_and_its_run_goes_on_from_its_checkpoint_on_the_other(
     two_nodes: Any, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,8 @@ from reproduce.cli import campaign, chosen, commands, pages
 from reproduce.cli import run as run_command
 from reproduce.cli.options import as_typed
 from reproduce.errors import UserError
+from reproduce.experiment import folder as folders
+from reproduce.experiment.folder import ROOT
 from reproduce.training import run as run_module
 from reproduce.training import side_by_side
 from reproduce.training import workers as local
@@ -169,7 +174,9 @@ def test_calibrate_prints_a_ratio_for_each_strength_and_the_grid_around_some_hun
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vcreg", "matrix_pictures"], "method vcreg has no experiment 'matrix_pictures': it has "),
+        (["vcreg", "matrix_pictures"], "method vcreg has no experiment 'matrix_pictures': did you mean matrix_"),
+        (["vcreg", "nothing"], "method vcreg has no experiment 'nothing': it has matrix_images, "),
+        (["vcreg", "quick_digit"], "method vcreg has no experiment 'quick_digit': did you mean quick_digits"),
         (["vcregg", "quick_digits"], "unknown method 'vcregg': did you mean vcreg?"),
         (["vcreg", "quick_digits", "--strengths", "1,two"], "--strengths '1,two': expected numbers, comma-separated"),
         (["vcreg", "quick_digits", "--strengths", "1,0"], "--strengths '1,0': expected positive numbers"),
@@ -182,3 +189,79 @@ def test_calibrate_refuses_in_one_line(arguments: list[str], message: str) -> No
     assert answer.exit_code == 2
     assert answer.stderr.startswith(f"error: {message}")
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "run METHOD: expected a method's name, or 'all'"),
+        (["plan", "--scale", "paper"], "plan METHOD: expected a method's name, or 'all'"),
+        (["schema"], "schema NAME: expected the kind of file: experiment, matrix, variants, card"),
+        (["calibrate", "vcreg"], "calibrate WORKLOAD: expected one of its experiments: a column of the matrix, say"),
+    ],
+)
+def test_a_missing_argument_is_said_with_what_it_is(arguments: list[str], message: str) -> None:
+    answer = CliRunner().invoke(commands.app, arguments)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert answer.stderr == f"error: {as_typed()} {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "peer"], "unknown method 'peer': did you mean per?"),
+        (["plan", "per", "--scale", "papr"], "unknown scale 'papr': did you mean paper?"),
+        (
+            ["run", "per", "--only", "quick_digit"],
+            "method per has no experiment 'quick_digit': did you mean quick_digits",
+        ),
+        (["calibrate", "per", "quick_digit"], "method per has no experiment 'quick_digit': did you mean quick_digits"),
+    ],
+)
+def test_a_wrong_name_is_said_before_torch_is_loaded(arguments: list[str], message: str) -> None:
+    """With an import of torch that fails."""
+    program = "import sys; sys.modules['torch'] = None; from reproduce.__main__ import main; main()"
+    answer = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert answer.stderr.startswith(f"error: {message}")
+    assert answer.returncode == 2
+
+
+COLUMN_OF_ONES_OWN = """\
+title = "Mine"
+scale = "quick"
+source = "ours"
+seeds = [0]
+baseline = "vanilla"
+[tasks.mine]
+kind = "image_classification"
+dataset = "digits"
+model = "mlp"
+model_options = { width = 8, depth = 1 }
+[recipe]
+epochs = 1
+batch_size = 50
+learning_rate = 0.1
+[arms.vanilla]
+label = "vanilla"
+"""
+
+
+@pytest.mark.parametrize("method", ["all", "vanilla"])
+def test_a_column_that_no_method_joins_is_said(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workloads = Path(shutil.copytree(folders.WORKLOADS, tmp_path / "workloads"))
+    monkeypatch.setattr(folders, "WORKLOADS", workloads)
+    file = workloads / "matrix_mine.toml"
+    file.write_text(COLUMN_OF_ONES_OWN, "utf-8")
+    ask = ["plan", method, "--only", "matrix_mine", "--runs", str(tmp_path / "runs")]
+    alone = CliRunner().invoke(commands.app, ask)
+    assert alone.exit_code == 0, alone
+    assert alone.stdout.startswith("1 runs, 1 to train")
+    assert alone.stderr == (
+        "matrix_mine: no method has a table [mine] in its matrix.toml, so the baseline trains alone; "
+        'arms_of = "images" in matrix_mine.toml takes the arms that methods have there\n'
+    )
+    file.write_text('arms_of = "images"\n' + COLUMN_OF_ONES_OWN, "utf-8")
+    joined = CliRunner().invoke(commands.app, ask)
+    assert joined.stderr == ""
+    n_runs = int(joined.stdout.partition(" runs")[0])
+    assert n_runs == 1 if method == "vanilla" else n_runs > 30

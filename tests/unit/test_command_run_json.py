@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands
 from reproduce.cli.run_json import RunAnswer, RunPlace, RunRow, VerdictRow
-from reproduce.experiment.schema import Cell
+from reproduce.experiment.cells import Cell
 from reproduce.results.record import Result
 from reproduce.results.store import write_result
 from reproduce.training import workers
@@ -26,7 +26,7 @@ ONLY = "quick_two_units"  # it has claims
 
 
 def test_the_committed_schema_is_that_of_the_code() -> None:
-    """Where it is not, write to the file what stands on the right."""
+    """Where it is not: `make references`."""
     assert json.loads((DOCS / "run_schema.json").read_text("utf-8")) == RunAnswer.model_json_schema(
         mode="serialization"
     )

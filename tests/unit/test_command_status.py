@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands
 from reproduce.cli.coverage import is_locked
+from reproduce.experiment.cells import Cell
 from reproduce.experiment.folder import ROOT
-from reproduce.experiment.schema import Cell
 from reproduce.results.record import Result
 from reproduce.results.store import write_result
 from reproduce.training.plan import PlannedRun

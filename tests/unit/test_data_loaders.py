@@ -289,13 +289,19 @@ def test_hugging_face_tables_become_parquet_files(tmp_path, monkeypatch):
     same_images(load_card(card, None, tmp_path / "cache"), made)
 
 
+@pytest.mark.fault(
+    what="no network",
+    injected="what downloads is cut off",
+    promise="files in the data folder are used; else one line says which are missing, where they were looked "
+    "for and how to get them",
+)
 @pytest.mark.parametrize("name", IMAGES + CORPORA)
 def test_missing_files_say_where_and_how(name, tmp_path, no_network):
     card, _, _ = small(name)
     line = failure(card, tmp_path, tmp_path / "cache")
     assert line.startswith(f"{name}: missing ")
     assert f"looked in {tmp_path}, {tmp_path / 'cache'}" in line
-    assert line.endswith(card.get)
+    assert line.endswith(f"to get it: {card.get}")
     downloadable = card.torchvision or card.hugging_face
     assert ("download failed" in line) == bool(downloadable)
 
@@ -307,6 +313,11 @@ def test_a_folder_with_some_of_the_files_is_refused(tmp_path, no_network):
     assert failure(card, tmp_path, tmp_path / "cache").startswith("ptb: missing ptb/ptb.valid.txt (looked")
 
 
+@pytest.mark.fault(
+    what="a damaged file of data",
+    injected="one byte is changed",
+    promise="it is refused with both checksums",
+)
 @pytest.mark.parametrize("name", [name for name in IMAGES + CORPORA if name != "tiny_imagenet"])
 def test_a_changed_byte_is_named_with_both_checksums(name, tmp_path, no_network):
     card, contents, _ = small(name)
@@ -318,7 +329,7 @@ def test_a_changed_byte_is_named_with_both_checksums(name, tmp_path, no_network)
     line = failure(card, tmp_path, tmp_path / "cache")
     assert line.startswith(f"{tmp_path / path}: ")
     assert f"is {found}, expected {wanted}" in line
-    assert line.endswith(card.get)
+    assert line.endswith(f"to get it: {card.get}")
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if name != "cifar10_exact_subset"])
@@ -332,6 +343,11 @@ def test_a_truncated_file_that_passes_as_declared_is_still_refused(name, tmp_pat
     assert "truncated" in line or "damaged" in line or "not a readable parquet table" in line
 
 
+@pytest.mark.fault(
+    what="damage in the project's own cache",
+    injected="a cached file is cut off",
+    promise="it is fetched again",
+)
 def test_damage_in_the_cache_is_repaired_from_the_source(tmp_path, no_network):
     for name, damaged in {"mnist": "MNIST/raw/train-images-idx3-ubyte", "cifar10_exact_subset": "decoded/*"}.items():
         card, contents, made = small(name)

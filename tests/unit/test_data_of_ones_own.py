@@ -15,7 +15,8 @@ from reproduce.data import DataError, ImageData, TableData, WordData, checksum, 
 from reproduce.errors import UserError
 from reproduce.experiment import dataset_card
 from reproduce.experiment.dataset_card import DatasetCard, read_card
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.experiment.toml import read_toml
 from reproduce.training.plan import plan
 from reproduce.training.run import RunSettings, execute
@@ -33,6 +34,7 @@ shape = [3, 4, 5]
 classes = 2
 files = { "flowers/train/*/*.png" = { split = "train" }, "flowers/test/*/*.png" = { split = "test" } }
 """
+MIXED = "split_seed = 3\n" + FLOWERS
 CUT = """\
 format = "image_folder"
 shape = [1, 4, 5]
@@ -108,6 +110,19 @@ def test_images_that_a_seed_cuts(root: Path, tmp_path: Path) -> None:
     assert card.has_validation
 
 
+def test_training_images_of_a_given_split_are_mixed_by_a_seed(root: Path, tmp_path: Path) -> None:
+    plain, mixed = (
+        load_card(card_of(tmp_path, seed + FLOWERS), root, tmp_path / "cache") for seed in ("", "split_seed = 3\n")
+    )
+    assert isinstance(plain, ImageData)
+    assert isinstance(mixed, ImageData)
+    order = np.argsort(np.random.PCG64(3).random_raw(9), kind="stable")
+    assert order.tolist() != sorted(order)
+    assert torch.equal(mixed.train.images, plain.train.images[order])
+    assert torch.equal(mixed.train.labels, plain.train.labels[order])
+    assert torch.equal(mixed.test.images, plain.test.images)
+
+
 def test_images_of_another_size(root: Path, tmp_path: Path) -> None:
     small = FLOWERS.replace("[3, 4, 5]", "[3, 2, 2]")
     with pytest.raises(DataError, match=r'0.png: 4x5 pixels, expected 2x2, or resize = "bilinear" on the card$'):
@@ -170,7 +185,7 @@ def test_the_minimum_count_of_a_text_with_files_for_its_splits(tmp_path: Path) -
             None,
             "own: 3 folders of classes (lily, rose, tulip), expected 2",
         ),
-        (CUT.replace("8", "80"), "", None, "own: 14 images, expected 86; look into the cupboard"),
+        (CUT.replace("8", "80"), "", None, "own: 14 images, expected 86; to get it: look into the cupboard"),
         (
             FLOWERS.replace("flowers", "weeds"),
             "",
@@ -266,10 +281,74 @@ def test_a_changed_file_of_a_downloadable_card_is_another_dataset(tmp_path: Path
     assert checksum(card, None, tmp_path) == checksum(card, None)  # the same before it is downloaded and after
 
 
+def planned_with(card: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **task: Any) -> None:
+    """Plan one Run on a card of this text, and train nothing."""
+    cards = tmp_path / "datasets"
+    cards.mkdir()
+    card_of(cards, card)
+    monkeypatch.setattr(dataset_card, "CARDS", cards)
+    options: dict[str, Any] = {"model_options": {"width": 4, "depth": 1}}
+    spec = {"kind": "image_classification", "model": "mlp"} | options | task
+    experiment = Experiment(
+        title="own",
+        scale="quick",
+        source="ours",
+        seeds=(0,),
+        tasks={"own": TaskSpec(dataset="own", **spec)},
+        recipe=Recipe(epochs=1, batch_size=2, learning_rate=0.1, window=3 if "lstm" in spec.values() else None),
+        arms={"vanilla": Arm()},
+    )
+    plan({"own": experiment}, root)
+
+
+TABLE = {"kind": "table_classification", "fold": 1, "fold_convention": "standard"}
+WORDS = {"kind": "language_modeling", "model": "lstm", "model_options": {"hidden": 4}}
+
+
+@pytest.mark.parametrize(
+    ("card", "task", "said"),
+    [
+        (FLOWERS.replace("train/*/*.png", "train/*/*.jpg"), {}, "own: missing flowers/train/*/*.jpg (looked in "),
+        (FLOWERS.replace("classes = 2", "classes = 3"), {}, "own: 2 folders of classes (rose, tulip), expected 3; to "),
+        (FLOWERS.replace("[3, 4, 5]", "[3, 2, 2]"), {}, 'expected 2x2, or resize = "bilinear" on the card'),
+        (FLOWERS + "splits = { train = 10, test = 5 }\n", {}, "own: 9 train images, expected 10; to get it: look into"),
+        (CUT.replace("train = 8", "train = 80"), {}, "own: 14 images, expected 86; to get it: look into the cupboard"),
+        (
+            FLOWERS,
+            {"validation": 2},
+            "validation = 2 cuts the training images of own, which stand in order of their",
+        ),
+        (FLOWERS, {"train_examples": 2}, "train_examples = 2 cuts the training images of own"),
+        (MIXED, {"validation": 9}, "validation = 9 leaves none of the 9 examples to train on"),
+        (MIXED, {"validation": 4, "train_examples": 6}, "train_examples = 6: there are only 5"),
+        (CUT, {"validation": 8}, "validation = 8 leaves none of the 8 examples to train on"),
+        (IRIS.replace("classes = 3", "classes = 4"), TABLE, "iris.csv: 3 classes (10, 2, 9), expected 4; to get it: "),
+        (IRIS.replace("iris.csv", "tulips.csv"), TABLE, "own: missing tulips.csv (looked in "),
+        (POEM.replace("poem.txt", "prose.txt"), WORDS, "own: missing prose.txt (looked in "),
+    ],
+)
+def test_what_files_cannot_give_is_said_before_anything_trains(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str, task: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        planned_with(card, root, tmp_path, monkeypatch, **task)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "task"), [(FLOWERS, {}), (MIXED, {"validation": 8}), (CUT, {}), (IRIS, TABLE), (POEM, WORDS)]
+)
+def test_what_files_can_give_is_planned(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str, task: dict[str, Any]
+) -> None:
+    planned_with(card, root, tmp_path, monkeypatch, **task)
+
+
 @pytest.mark.parametrize(
     ("text", "task"),
     [
-        (FLOWERS, {"kind": "image_classification", "model": "mlp", "validation": 2}),
+        (MIXED, {"kind": "image_classification", "model": "mlp", "validation": 2}),
         (IRIS, {"kind": "table_classification", "model": "mlp", "fold": 1, "fold_convention": "standard"}),
         (POEM, {"kind": "language_modeling", "model": "lstm"}),
     ],

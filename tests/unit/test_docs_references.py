@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -16,18 +17,8 @@ from reproduce.experiment.dataset_card import DatasetCard, File, HuggingFace, St
 from reproduce.experiment.files import Share
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.published import Published, Row
-from reproduce.experiment.schema import (
-    Arm,
-    Claim,
-    Clip,
-    DecayRate,
-    Experiment,
-    HostSpec,
-    PlateauRate,
-    Recipe,
-    StepRate,
-    TaskSpec,
-)
+from reproduce.experiment.recipe import Clip, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.schema import Arm, Claim, Experiment, HostSpec, TaskSpec
 
 DOCS = ROOT / "docs"
 FOUND = {(Experiment, "axes"), (DatasetCard, "name")}  # while reading: no file gives them
@@ -39,10 +30,9 @@ TABLES = {
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def references() -> ModuleType:
-    """docs/references.py, a script that belongs to no package."""
-    found = importlib.util.spec_from_file_location("references", DOCS / "references.py")
+def script(name: str) -> ModuleType:
+    """One of docs/*.py, which belong to no package."""
+    found = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -50,11 +40,28 @@ def references() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def references() -> ModuleType:
+    return script("references")
+
+
 def test_what_is_made_is_current(references: ModuleType) -> None:
     made = list(references.contents())
-    assert len(made) == 6
+    assert len(made) == 7
     for path, text in made:
         assert path.read_text("utf-8") == text, f"{path}: type `make references`"
+
+
+def test_the_table_of_faults_is_current() -> None:
+    reliability = script("reliability")
+    page = reliability.PAGE.read_text("utf-8")
+    assert reliability.made(page) == page, "type `make references`"
+    found = list(reliability.faults())
+    assert len(found) > 30
+    assert all(f"| {one.what} | {one.injected} | {one.promise} |" in page for one in found)
+    seen = json.loads(reliability.SEEN.read_text("utf-8")) if reliability.SEEN.exists() else {}
+    marked = {f"{one.file.relative_to(ROOT).as_posix()}::{one.test}" for one in found}
+    assert seen.keys() <= marked  # no number of a test that is gone
 
 
 def rows(page: str) -> list[list[str]]:
@@ -113,6 +120,6 @@ def test_links_in_markdown_lead_to_files(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a repository host gives to headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    """The anchors that a repository host gives to headings, of a link by its text alone."""
+    headings = [re.sub(r"\]\([^)]*\)", "]", found) for found in re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

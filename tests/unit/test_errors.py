@@ -11,7 +11,8 @@ from reproduce.cli.new import create_method
 from reproduce.errors import SYNONYMS, UserError, did_you_mean, fields_at, nearest
 from reproduce.experiment.dataset_card import CARDS, DatasetCard
 from reproduce.experiment.folder import METHODS, MORE_METHODS, MethodFolder, find_method
-from reproduce.experiment.schema import Experiment, Recipe
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Experiment
 from reproduce.experiment.toml import read_toml
 from reproduce.training.plan import plan
 

@@ -9,6 +9,7 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.experiment import folder as folders
+from reproduce.experiment import places
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix, read_workloads
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment
@@ -139,6 +140,72 @@ def test_a_matrix_joins_arms_to_a_column(tmp_path: Path, workloads: Path) -> Non
     assert experiment.deviations == ("of this method",)
     shared = set(Experiment.model_fields) - {"arms", "deviations"}
     assert {key for key in shared if getattr(experiment, key) != getattr(column, key)} == set()
+
+
+MINE = COLUMN.replace("Matrix, more: digits", "Matrix, mine").replace("[tasks.more]", "[tasks.flowers]")
+
+
+def with_mine(workloads: Path, arms_of: str) -> Path:
+    return written(workloads, f'arms_of = "{arms_of}"\n' + MINE, "matrix_mine.toml")
+
+
+def test_a_column_takes_the_arms_of_another(tmp_path: Path, workloads: Path) -> None:
+    """The arms alone: what the table says of its own column, as deviations, is not said of this one."""
+    with_mine(workloads, "more")
+    columns = read_columns(workloads)
+    joined = read_matrix(written(tmp_path, ROWS), columns)
+    assert list(joined) == ["matrix_more", "matrix_mine"]
+    mine = joined["matrix_mine"]
+    assert mine.arms == joined["matrix_more"].arms
+    assert (mine.title, mine.deviations, list(mine.tasks)) == ("Matrix, mine", (), ["flowers"])
+
+
+def test_a_table_of_its_own_comes_before_that_of_the_other_column(tmp_path: Path, workloads: Path) -> None:
+    with_mine(workloads, "more")
+    own = ROWS.replace("[more", "[mine").replace(".weak]", ".strong]")
+    joined = read_matrix(written(tmp_path, f"{ROWS}\n{own}"), read_columns(workloads))
+    assert list(joined["matrix_more"].arms) == ["start", "weak"]
+    assert list(joined["matrix_mine"].arms) == ["start", "strong"]
+
+
+def test_a_method_without_the_other_table_does_not_join(tmp_path: Path, workloads: Path) -> None:
+    with_mine(workloads, "more")
+    (tmp_path / "empty").mkdir()
+    assert read_matrix(written(tmp_path / "empty", ""), read_columns(workloads)) == {}
+
+
+@pytest.mark.parametrize("named", ["mroe", "mine"])
+def test_arms_of_no_column_is_one_line(named: str, workloads: Path) -> None:
+    path = with_mine(workloads, named)
+    with pytest.raises(UserError) as caught:
+        read_columns(workloads)
+    expected = f"{path}:1: arms_of: {named!r} is no column with arms of its own: "
+    assert str(caught.value).startswith(expected)
+    assert "more" in str(caught.value).removeprefix(expected)
+
+
+def test_only_a_column_has_arms_of_another(tmp_path: Path, workloads: Path) -> None:
+    said = "arms_of: only a column of the matrix has it, workloads/matrix_*.toml"
+    path = written(tmp_path, 'arms_of = "images"\n' + SPANNED)
+    with pytest.raises(UserError) as caught:
+        read_experiment(path)
+    assert str(caught.value) == f"{path}:1: {said}"
+    path = written(workloads, 'arms_of = "more"\n' + MINE, "flowers.toml")
+    with pytest.raises(UserError) as caught:
+        read_workloads(workloads)
+    assert str(caught.value) == f"{path}:1: {said}"
+
+
+def test_what_is_wrong_with_an_arm_is_shown_in_the_table_that_it_comes_from(
+    tmp_path: Path, workloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "WORKLOADS", workloads)
+    with_mine(workloads, "more")
+    folder = MethodFolder("x", tmp_path)
+    path = tmp_path / "matrix.toml"
+    path.write_text(ROWS, "utf-8")
+    line = ROWS.splitlines().index("[more.arms.weak]") + 1
+    assert places.place_of(folder, "matrix_mine", [("arms", "weak")]) == f"{path}:{line}"
 
 
 def test_an_experiment_joins_a_workload(tmp_path: Path, workloads: Path) -> None:

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from reproduce.experiment import schema
+from reproduce.experiment.cells import Cell
+from reproduce.experiment.cells import cells as cells_of
 from reproduce.experiment.identity import RunConfig, cell_key, run_key
-from reproduce.experiment.schema import Cell, Recipe, StepRate, TaskSpec
+from reproduce.experiment.recipe import Recipe, StepRate
+from reproduce.experiment.schema import TaskSpec
 
 
 class Parameters(BaseModel):
@@ -112,7 +114,7 @@ def test_one_other_parameter_is_another_run_exactly_if_the_id_changes(
 
 @pytest.mark.parametrize(("one", "other"), [*itertools.product(WIDTHS, repeat=2)])
 def test_a_model_is_spelled_as_its_id_spells_it(make_experiment: Any, one: Any, other: Any) -> None:
-    (cell, *_) = schema.cells(make_experiment())
+    (cell, *_) = cells_of(make_experiment())
     options = [cell.task.model_copy(update={"model_options": {"width": width}}) for width in (one, other)]
     first, second = (cell.model_copy(update={"task": task, "params": {}}) for task in options)
     is_same_id = planned(first, DEFAULTS).id == planned(second, DEFAULTS).id

@@ -8,20 +8,12 @@ from typing import Any
 import pytest
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells, parse_seeds
 from reproduce.experiment.files import read_experiment
 from reproduce.experiment.folder import METHODS, ROOT
 from reproduce.experiment.identity import RunConfig, Start
-from reproduce.experiment.schema import (
-    Arm,
-    Clip,
-    CosineRate,
-    Experiment,
-    Recipe,
-    StepRate,
-    TaskSpec,
-    cells,
-    parse_seeds,
-)
+from reproduce.experiment.recipe import Clip, CosineRate, Recipe, StepRate
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.store import read_results
 
 GOOD = """\

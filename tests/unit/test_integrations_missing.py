@@ -34,7 +34,7 @@ def test_the_package_loads_no_library_and_a_missing_one_is_one_line_with_the_nam
     assert loaded == []
     assert said == {
         library: f"{library} is not installed, and reproduce.integrations.{library} needs it: "
-        f"pip install 'activation-reproductions[{library}]'"
+        f".venv/bin/pip install -e '.[{library}]', in the folder of this repository"
         for library in LIBRARIES
     }
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]

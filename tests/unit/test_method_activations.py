@@ -46,6 +46,12 @@ def test_unusable_activations_are_refused(activations: Tensor, options: dict[str
         check_activations(activations, **options)
 
 
+@pytest.mark.parametrize("given", [torch.nn.ReLU(), [torch.ones(2, 3)], None])
+def test_what_is_no_tensor_is_said(given: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^activations are a tensor \(\.\.\., units\), got {type(given).__name__}$"):
+        check_activations(given)
+
+
 def test_usable_activations_pass() -> None:
     check_activations(torch.ones(2, 3), least_samples=2)
     check_activations(torch.ones(2, 1, 4, 4), feature_axes=3, least_samples=2)

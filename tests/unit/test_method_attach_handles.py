@@ -351,7 +351,10 @@ def test_a_handle_says_what_is_recorded(inputs: Tensor, caplog: pytest.LogCaptur
     assert sites == ["  1: post, nc (6,)", "  4: post, nchw (3, 1, 1)"]
     handle.remove()
     assert repr(handle).endswith("removed from Sequential")
-    assert repr(attach(OrthogonalRegularization(), nn.Linear(2, 2))).endswith("no Sites: it reads weights alone")
+    for reader in (nn.Linear(2, 2), nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))):
+        layers = "1, 3" if isinstance(reader, nn.Sequential) else "the model"
+        said = f"\n  no Sites: it reads weights alone; layers with kernels: {layers}"
+        assert repr(attach(OrthogonalRegularization(), reader)).endswith(said)
 
 
 def test_a_handle_goes_on_from_a_saved_state(inputs: Tensor) -> None:

@@ -113,7 +113,7 @@ class _First(nn.Module):
 
 def test_a_transformer_of_functions_is_seen_by_the_names_of_its_layers() -> None:
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
-    with pytest.raises(ValueError, match=r"F\.relu.*layers\.0\.self_attn"):
+    with pytest.raises(ValueError, match=r"F\.relu.*layers\.\*\.self_attn"):
         attach(L2, model)
     handle = attach(L2, model, sites=["layers.0.linear1", "layers.1.linear1"])
     tokens = torch.randn(2, 5, 8)

@@ -34,7 +34,7 @@ def test_a_mask_that_leaves_nothing_is_refused_by_site(name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
     handle = attach(method(name), model)
     model(torch.randn(3, 5, 4))
-    with pytest.raises(ValueError, match=r"^Site '1': the mask is False at all positions, and a penalty needs a samp"):
+    with pytest.raises(ValueError, match=r"^Site '1': the mask is False everywhere, and leaves no sample"):
         handle.penalty(mask=torch.zeros(3, 5, dtype=torch.bool))
 
 

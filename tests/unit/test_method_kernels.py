@@ -24,6 +24,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], Sizes]] = {
     "code_lstm": ({"hidden": 6, "layers": 1, "d_sae": 8}, WORDS),
     "autoencoder": ({"d_sae": 8}, NUMBERS),
     "row_rnn": ({"hidden": 6}, IMAGE),
+    "wide_resnet": ({"depth": 10}, IMAGE),
+    "bottleneck_resnet": ({"depth": 11}, IMAGE),
+    "resnext": ({"depth": 11, "cardinality": 2, "width": 4, "stem": 4}, IMAGE),
+    "resnet18": ({"width": 4}, IMAGE),
 }
 
 

@@ -154,7 +154,7 @@ class StepByStep(nn.Module):
         (PER(), nn.Sequential(nn.Linear(8, 6), nn.ReLU()), MASK.T, "a mask (5, 3) does not fit activations (3, 5, 6)"),
         (PER(), nn.Sequential(nn.Flatten(0, 1), nn.Linear(8, 6), nn.ReLU()), MASK, "holds 15 rows without positions"),
         (PER(), StepByStep(), MASK, "met 5 times in the forward pass"),
-        (PER(), nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.zeros_like(MASK), "False at all positions"),
+        (PER(), nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.zeros_like(MASK), "the mask is False everywhere"),
     ],
 )
 def test_a_mask_that_cannot_be_honoured_is_refused(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reproduce import load_method
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method, NonNegative, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import ROLES, Site, watch

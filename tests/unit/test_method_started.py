@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import find_method
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.method import Method, Site, Unregularized
 from reproduce.method.sites import watch
 from reproduce.method.started import Started

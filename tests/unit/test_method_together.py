@@ -17,7 +17,8 @@ from methods.vcl.method import VCL, variance_constancy_loss
 from reproduce import models
 from reproduce.data import ImageData, Images
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Method, Record, losses_together, mean_of_each, sum_of_each
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Trace, watch

@@ -21,6 +21,10 @@ MORE = {  # options beside the required ones, so that whatever draws is on
     "resnet": {"depth": 8, "width": 4},
     "autoencoder": {"input_dropout": 0.3},
     "code_lstm": {"dropout": 0.3},
+    "wide_resnet": {"depth": 10, "dropout": 0.3},
+    "bottleneck_resnet": {"depth": 11},
+    "resnext": {"depth": 11, "cardinality": 2, "width": 4, "stem": 4},
+    "resnet18": {"width": 4},
 }
 
 
@@ -169,12 +173,15 @@ def test_bad_requests_name_model_and_option():
         ("lstm", {"hidden": 5, "embedding": 4, "tied": True}, r"^model 'lstm': option 'tied' .*4 .*5$"),
         ("lstm", {"hidden": 5, "dropout": 1.0}, r"^model 'lstm': dropout: .*found 1.0$"),
         ("resnet", {"depth": 18}, r"^model 'resnet': depth: .*6n \+ 2.*found 18$"),
+        ("wide_resnet", {"depth": 26}, r"^model 'wide_resnet': depth: .*6n \+ 4.*found 26$"),
+        ("bottleneck_resnet", {"depth": 50}, r"^model 'bottleneck_resnet': depth: .*9n \+ 2.*found 50$"),
+        ("resnext", {"depth": 2}, r"^model 'resnext': depth: .*9n \+ 2.*found 2$"),
         ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': width_factor: .* \(and 1 more\)$"),
     ]
     for name, options, message in cases:
         with pytest.raises(UserError, match=message):
             check_options(name, options)
-    for name in ("mlp", "resnet", "cnn11"):
+    for name in ("mlp", "resnet", "cnn11", "wide_resnet", "bottleneck_resnet", "resnext", "resnet18"):
         with pytest.raises(UserError, match=rf"^model '{name}': takes .* got \(\)$"):
             build(name, SMALL[name][0], Sizes((), 10), generator(0), None)
     with pytest.raises(UserError, match=r"^model 'lstm': takes words.*\(3, 32, 32\)$"):

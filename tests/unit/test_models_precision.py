@@ -23,7 +23,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], Sizes]]] = {
     "rectified_mlp": [({"width": 7, "depth": 2}, IMAGES)],
     "resnet": [({"depth": 20, "width": 4}, IMAGES), ({"depth": 20, "width": 4, "variant": "he"}, IMAGES)],
     "cnn11": [({}, IMAGES), ({"activation": "relu", "scalar_bias": True}, IMAGES)],
-    "row_rnn": [({"hidden": 6, "cell": cell}, IMAGES) for cell in ("lstm", "gru", "tanh")],
+    "row_rnn": [
+        *(({"hidden": 6, "cell": cell}, IMAGES) for cell in ("lstm", "gru", "tanh")),
+        ({"hidden": 6, "cell": "tanh", "initialisation": "orthogonal", "margin": 0.1}, IMAGES),
+    ],
     "lstm": [({"hidden": 6, "dropout": 0.3, "dropout_kind": kind}, WORDS) for kind in ("plain", "locked")],
     "code_lstm": [({"hidden": 6, "d_sae": 5, "dropout": 0.3}, WORDS)],
     "autoencoder": [
@@ -32,6 +35,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], Sizes]]] = {
         ({"d_sae": 5, "activation": "topk", "k": 2, "centred": False, "decoder_bias": False}, IMAGES),
     ],
     "pixels": [({}, IMAGES)],
+    "wide_resnet": [({"depth": 16, "widen": 2, "dropout": 0.3}, IMAGES)],
+    "bottleneck_resnet": [({"depth": 20}, IMAGES)],
+    "resnext": [({"depth": 20, "cardinality": 2, "width": 4, "stem": 4}, IMAGES)],
+    "resnet18": [({"width": 4, "sites": sites}, IMAGES) for sites in ("every", "blocks")],
 }
 CONFIGURATIONS = [(name, options, sizes) for name, chosen in MODELS.items() for options, sizes in chosen]
 

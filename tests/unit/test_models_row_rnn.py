@@ -7,7 +7,7 @@ from torch import nn
 from reproduce.errors import UserError
 from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
-from reproduce.models.row_rnn import BLOCKS
+from reproduce.models.row_rnn import BLOCKS, BoundedSpectrum
 
 IMAGES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5) / 100
 
@@ -78,3 +78,67 @@ def test_parameters_of_the_published_size():
 def test_words_are_refused():
     with pytest.raises(UserError, match="takes images"):
         model(Sizes((), 30))
+
+
+def test_a_margin_holds_the_singular_values_and_begins_as_the_orthogonal_kernel():
+    """Singular values by Vorontsov et al.'s law, after steps that would otherwise leave the margin."""
+    free = model(cell="tanh", initialisation="orthogonal")
+    for margin in (0.0, 0.1, 1.0):
+        network = model(cell="tanh", initialisation="orthogonal", margin=margin)
+        torch.testing.assert_close(network(IMAGES), free(IMAGES))
+        optimizer = torch.optim.RMSprop(network.parameters(), lr=0.05)
+        before = network.recurrent.weight_hh_l0.detach().clone()
+        for _ in range(25):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(IMAGES), torch.tensor([1, 2])).backward()
+            optimizer.step()
+        kernel = network.recurrent.weight_hh_l0.detach()
+        assert (kernel - before).abs().max() > 0.05  # the bases move, whatever the margin
+        singular = torch.linalg.svdvals(kernel.double())
+        held = network.recurrent.parametrizations.weight_hh_l0.original2.detach().double()
+        torch.testing.assert_close(
+            singular.float(), (2 * margin * (1 / (1 + (-held).exp()) - 0.5) + 1).sort(descending=True).values.float()
+        )
+        assert (singular - 1).abs().max() <= margin + 1e-6
+        assert ((singular - 1).abs().max() > 1e-3) == (margin > 0)
+
+
+def test_the_step_reads_the_kernel_of_now():
+    """A recurrent layer keeps a list of its weights, which must follow the parameters that make this one."""
+    network = model(cell="tanh", initialisation="orthogonal", margin=0.5)
+    network(IMAGES)
+    with torch.no_grad():
+        for parameter in network.recurrent.parametrizations.weight_hh_l0.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(4))
+    places = [parameter.data_ptr() for parameter in network.parameters()]
+    layer, value = network.recurrent, torch.zeros(2, 6)
+    for row in network.steps(IMAGES):
+        value = torch.tanh(
+            row @ layer.weight_ih_l0.T + layer.bias_ih_l0 + value @ layer.weight_hh_l0.T + layer.bias_hh_l0
+        )
+    torch.testing.assert_close(network(IMAGES), network.classifier(value))
+    assert [parameter.data_ptr() for parameter in network.parameters()] == places
+    assert type(layer).flatten_parameters is not nn.RNN.flatten_parameters  # which would move them on CUDA
+
+
+def test_gradients_of_a_bounded_spectrum():
+    start = nn.init.orthogonal_(torch.empty(5, 5, dtype=torch.float64), generator=torch.Generator().manual_seed(1))
+    made = BoundedSpectrum(start, 0.3)
+    parameters = [
+        torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        for shape in ((5, 5), (5, 5), (5,))
+    ]
+    assert torch.autograd.gradcheck(made, parameters)
+
+
+def test_glorot_blocks():
+    """U(+-sqrt(6 / (in + out))): its bound and its variance, (2 / (in + out)), within three standard errors."""
+    kernel = model(hidden=200, cell="tanh", initialisation="glorot").recurrent.weight_hh_l0.detach().double()
+    bound = (6 / 400) ** 0.5
+    assert 0.999 * bound < kernel.abs().max() <= bound
+    assert abs(kernel.square().mean() / (2 / 400) - 1) < 3 * (0.8 / kernel.numel()) ** 0.5
+
+
+def test_a_margin_needs_its_start():
+    with pytest.raises(UserError, match=r"margin 0.1 needs cell 'tanh' and initialisation 'orthogonal', found 'lstm'"):
+        model(margin=0.1)

@@ -82,6 +82,11 @@ def written(folder: Path, content: bytes, name: str = "file.toml") -> Path:
     return path
 
 
+@pytest.mark.fault(
+    what="an odd file: nested, cut, huge, no text",
+    injected="experiments are overwritten at random; so are cards, Results, packs and command lines",
+    promise="one line, never a traceback; nothing is read beyond a bound, and nothing written outside the store",
+)
 @fuzzed
 @given(changed(EXPERIMENT))
 def test_odd_experiments(tmp_path: Path, content: bytes) -> None:
@@ -190,7 +195,7 @@ def test_axes_and_grids_are_counted_before_they_are_spelled_out(tmp_path: Path) 
     ],
 )
 def test_seeds_are_counted_before_they_are_spelled_out(seeds: str, words: str) -> None:
-    from reproduce.experiment.schema import parse_seeds
+    from reproduce.experiment.cells import parse_seeds
 
     with pytest.raises(UserError, match=words):
         parse_seeds(seeds)
@@ -222,6 +227,11 @@ def test_a_pack_that_unpacks_to_much_is_given_up(tmp_path: Path) -> None:
     assert mebibytes < 400
 
 
+@pytest.mark.fault(
+    what="a full disk",
+    injected="a limit on the size of files, while Results are packed",
+    promise="one line that names the file and what to do; no half-written file stays",
+)
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """A limit on the size of files stands for it: the same call fails."""
     (tmp_path / "found").mkdir()

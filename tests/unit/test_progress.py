@@ -15,7 +15,8 @@ from reproduce.cli import progress
 from reproduce.cli.durations import duration, time_text
 from reproduce.cli.estimates import Timer
 from reproduce.cli.remaining import Remaining
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.record import device_kind
 from reproduce.training.estimate import Estimates, StepTime, Work
 from reproduce.training.loop import Event, Interrupted

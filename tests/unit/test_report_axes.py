@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from reproduce.experiment.schema import cells
+from reproduce.experiment.cells import cells
 from reproduce.report import axes, figures, fronts, style
 from reproduce.report.numbers import with_power
 from reproduce.results.evaluate import evaluate

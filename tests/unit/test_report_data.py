@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm, cells
+from reproduce.experiment.schema import Arm
 from reproduce.report.csv_text import csv_text
 from reproduce.report.data import data_tables
 from reproduce.report.data_files import write_data, write_parquet

@@ -10,8 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from reproduce.cli.commands import app
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import ROOT, MethodFolder, find_method
-from reproduce.experiment.schema import TaskSpec, cells
+from reproduce.experiment.schema import TaskSpec
 from reproduce.report.evidence import beside_pages, found_in, in_runs
 from reproduce.report.page import write_page
 from reproduce.report.repeat import of_arm, of_experiment, of_method, seeds_option

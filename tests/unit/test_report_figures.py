@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import FigureName, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.schema import FigureName
 from reproduce.report import figures, style
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex

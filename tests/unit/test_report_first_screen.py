@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from reproduce.cli.pages import timing_of
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import METHODS, MethodFolder
-from reproduce.experiment.schema import Arm, Claim, Recipe, cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Claim
 from reproduce.report.counts import tallies
 from reproduce.report.first_screen import first_sentence
 from reproduce.report.forest import MOST, WIDTH, forest, ticks

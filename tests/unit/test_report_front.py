@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm, cells
+from reproduce.experiment.schema import Arm
 from reproduce.report import front
 from reproduce.report.block import BEGIN, CHOICE, END, marks, refresh, refreshed
 from reproduce.report.choice import choice

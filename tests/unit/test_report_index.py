@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import ROOT
-from reproduce.experiment.schema import Arm, cells
+from reproduce.experiment.schema import Arm
 from reproduce.report.answer import answer, claims_answer, columns_answer, differing
 from reproduce.report.cost import cost, pushed_apart, time_ratio
 from reproduce.report.counts import KINDS, Tally

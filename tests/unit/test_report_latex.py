@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm, cells
+from reproduce.experiment.schema import Arm
 from reproduce.report.latex import escaped, latex_tables
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex

@@ -9,7 +9,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Arm, Recipe, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm
 from reproduce.report import matrix
 from reproduce.report.index import write_index
 from reproduce.results.columns import columns

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from reproduce.experiment.schema import Arm, TaskSpec, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.schema import Arm, TaskSpec
 from reproduce.report import style
 from reproduce.report.over_tasks import MOST_RATIO, performance_profile, sentence, table
 from reproduce.report.style import ArmColors

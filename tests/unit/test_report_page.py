@@ -12,15 +12,17 @@ import pytest
 from rich.console import Console
 
 from reproduce.errors import UserError
+from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import ROOT, MethodFolder
-from reproduce.experiment.schema import Recipe, StepRate, TaskSpec, cells
+from reproduce.experiment.recipe import Recipe, StepRate
+from reproduce.experiment.schema import TaskSpec
 from reproduce.report import style
 from reproduce.report.method_card import MethodCard, inline, to_html
 from reproduce.report.numbers import with_interval
 from reproduce.report.own_figures import colors_of_results, own_drawings
 from reproduce.report.page import write_page
 from reproduce.report.render import isolated
-from reproduce.report.terminal import terminal_summary
+from reproduce.report.terminal import notes_by_arm, terminal_summary
 from reproduce.results.evaluate import MethodFindings, evaluate
 from reproduce.results.match import ResultIndex, match
 from reproduce.results.store import read_results, write_result
@@ -306,6 +308,14 @@ def test_a_dataset_without_a_card_and_an_output_that_is_a_file(make_experiment, 
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_page(per_findings({"t": make_experiment()}, []), [], tmp_path / "taken")
+
+
+def test_a_note_of_all_arms_is_said_once() -> None:
+    one = "one run gives no interval"
+    assert notes_by_arm({"a": (one,), "b": (one, "chosen"), "c": (one,)}) == [f"all arms: {one}", "b: chosen"]
+    assert notes_by_arm({"a": (one,), "b": ()}) == [f"a: {one}"]
+    assert notes_by_arm({"a": (one,)}) == [f"a: {one}"]
+    assert notes_by_arm({}) == []
 
 
 def test_the_terminal_summary_fits_100_columns(make_experiment, make_results):

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from reproduce.experiment.cells import cells
 from reproduce.experiment.dataset_card import read_card
-from reproduce.experiment.schema import Claim, TaskSpec, cells
+from reproduce.experiment.schema import Claim, TaskSpec
 from reproduce.report.page import write_page
 from reproduce.report.sentences import claims_sentences, sampling_sentence
 from reproduce.report.terminal import terminal_summary

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reproduce.experiment.schema import Arm, Claim, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.schema import Arm, Claim
 from reproduce.report import tables
 from reproduce.report.numbers import metric_text, number
 from reproduce.report.seed_plots import seed_plots

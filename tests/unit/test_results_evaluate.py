@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reproduce.cli import campaign, chosen, commands, pages
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.folder import MethodFolder
-from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, TaskSpec, cells
+from reproduce.experiment.schema import Arm, Claim, Experiment, TaskSpec
 from reproduce.results import evaluate
 from reproduce.results.columns import columns
 from reproduce.results.match import ResultIndex

@@ -107,6 +107,11 @@ def kept_at(store: list[Path]) -> Path:
     return path
 
 
+@pytest.mark.fault(
+    what="a damaged index of Results",
+    injected="its file is overwritten",
+    promise="it is begun anew from the sealed files, which alone are the truth",
+)
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + b"\xff" * 4096])
 def test_a_damaged_index_is_begun_anew(store: list[Path], reads: list[Path], content: bytes) -> None:
     first = read_briefly(store)

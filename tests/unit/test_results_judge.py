@@ -2,7 +2,8 @@
 
 import pytest
 
-from reproduce.experiment.schema import Arm, Claim, TaskSpec, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.schema import Arm, Claim, TaskSpec
 from reproduce.results.judge import LATER, WORDS, decide, judge, judge_experiment, rule
 from reproduce.results.match import ResultIndex, match
 from reproduce.results.scatter import Scatter, quantile

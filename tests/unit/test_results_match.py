@@ -2,7 +2,9 @@
 
 import pytest
 
-from reproduce.experiment.schema import Arm, Experiment, Recipe, StepRate, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.recipe import Recipe, StepRate
+from reproduce.experiment.schema import Arm, Experiment
 from reproduce.results.match import ResultIndex, cells_to_train, match
 
 

@@ -174,6 +174,11 @@ def test_truncated_anywhere_it_is_told_in_one_line(packed: Path, runs: Path) -> 
     assert all(read_result(path) for path in runs.glob("*/result.json"))
 
 
+@pytest.mark.fault(
+    what="Results that come home damaged",
+    injected="bits of a pack are flipped",
+    promise="each is opened only where its seal and its id hold",
+)
 def test_a_flipped_bit_never_makes_a_result(packed: Path, runs: Path) -> None:
     whole = packed.read_bytes()
     for position in range(0, len(whole), len(whole) // 40):
@@ -184,6 +189,11 @@ def test_a_flipped_bit_never_makes_a_result(packed: Path, runs: Path) -> None:
         assert read_result(path) == originals[read_result(path).id]
 
 
+@pytest.mark.fault(
+    what="a pack that wants to write elsewhere",
+    injected="a sealed Result whose names lead elsewhere, or are longer than a file's may be",
+    promise="nothing is written outside the store",
+)
 @pytest.mark.parametrize("dataset", ["../outside", "/tmp/outside", "a/b", "a\0b", "a" * 300])
 def test_nothing_is_written_outside(tmp_path: Path, packed: Path, runs: Path, dataset: str) -> None:
     """A config is sealed by whoever writes it: its names may lead anywhere."""

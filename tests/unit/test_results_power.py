@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reproduce.experiment.schema import Arm, Claim, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.schema import Arm, Claim
 from reproduce.results.evaluate import evaluate
 from reproduce.results.judge import decide
 from reproduce.results.looks import next_look

@@ -12,16 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reproduce.experiment.identity import RunConfig, canonical_json
-from reproduce.experiment.schema import (
-    ConstantRate,
-    CosineRate,
-    DecayRate,
-    PlateauRate,
-    Recipe,
-    Schedule,
-    StepRate,
-    TaskSpec,
-)
+from reproduce.experiment.recipe import ConstantRate, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
+from reproduce.experiment.schema import TaskSpec
 from reproduce.results import store
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 from reproduce.results.spelling import content_of
@@ -219,6 +211,11 @@ def test_any_result_comes_back(
     assert write_result(read, path).seal == read.seal  # sealing again changes nothing
 
 
+@pytest.mark.fault(
+    what="an edited Result",
+    injected="a metric is changed by hand",
+    promise="its seal does not hold: it is named, skipped and counted, and never judged",
+)
 def test_an_edited_result_does_not_read(sealed: Path) -> None:
     text = sealed.read_text("utf-8")
     assert '"error":1.5' in text
@@ -233,6 +230,11 @@ def test_respelled_json_still_reads(sealed: Path) -> None:
     assert read_result(sealed) == before
 
 
+@pytest.mark.fault(
+    what="a Result that is cut off",
+    injected="at every 97th length",
+    promise="it does not read, and is named",
+)
 def test_truncated_anywhere_it_does_not_read(sealed: Path) -> None:
     whole = sealed.read_bytes()
     for length in range(0, len(whole) - 2, 97):
@@ -252,6 +254,11 @@ def reseal(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content), "utf-8")
 
 
+@pytest.mark.fault(
+    what="a Result of a newer suite",
+    injected="its schema version is raised",
+    promise="it is refused in one line",
+)
 def test_another_schema_does_not_read(sealed: Path) -> None:
     reseal(sealed, schema_version=2)
     with pytest.raises(ResultError, match=r"schema version 2, expected 1"):
@@ -307,6 +314,11 @@ def test_a_crash_while_rewriting_leaves_the_old(sealed: Path, monkeypatch: pytes
     assert sealed.read_bytes() == before
 
 
+@pytest.mark.fault(
+    what="a Result in another run's folder",
+    injected="a sealed file is copied there",
+    promise="it is refused: its id is not the run's",
+)
 def test_a_result_of_another_run_is_not_copied(sealed: Path, tmp_path: Path) -> None:
     own = read_result(sealed).id
     with pytest.raises(ResultError, match=f"holds the Result of run {own}, expected 0000"):

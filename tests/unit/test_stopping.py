@@ -19,6 +19,11 @@ PROGRAM = "from reproduce import stopping; stopping.end_at_once(); print('ready'
 PROGRAM += "from reproduce.__main__ import main; main()"
 
 
+@pytest.mark.fault(
+    what="Ctrl-C in the first seconds, also several times",
+    injected="signals while libraries load",
+    promise="one line, exit code 130, no traceback",
+)
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4, 1.0])
 @pytest.mark.parametrize("times", [1, 10])
 def test_ctrl_c_while_libraries_load(seconds: float, times: int, tmp_path: Path) -> None:
@@ -40,6 +45,11 @@ def test_ctrl_c_while_libraries_load(seconds: float, times: int, tmp_path: Path)
     assert "ignored" not in said
 
 
+@pytest.mark.fault(
+    what="another number of `--jobs` after a stop",
+    injected="a run is stopped with one number of threads and goes on with another",
+    promise="it keeps the threads that it began with, and so its bits",
+)
 def test_a_resumed_run_keeps_the_threads_that_it_began_with(tmp_path: Path) -> None:
     settings = RunSettings(tmp_path, None, tmp_path, "cpu", threads=1)
     told: list[str] = []

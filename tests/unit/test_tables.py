@@ -16,7 +16,8 @@ from reproduce import tasks
 from reproduce.data import Rows, TableData, load_card
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DataError, DatasetCard, File, Table, card_names, checksum, read_card
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 
 CPU = torch.device("cpu")
@@ -253,7 +254,8 @@ def test_a_network_learns_the_table(tmp_path: Path) -> None:
         ({"fold": 2}, {}, "task.fold 2: dataset 'made' has folds 0 to 1"),
         ({"fold": None}, {}, "^a task of kind 'table_classification': fold: missing key$"),
         ({"fold_convention": None}, {}, "fold_convention: missing key$"),
-        ({}, {"augment": "crop_flip"}, "augment is for images"),
+        ({}, {"augment": "crop_flip"}, "augment and cutmix are for images"),
+        ({}, {"cutmix": 1.0}, "augment and cutmix are for images"),
         ({}, {"window": 3}, "table classification has none"),
         ({}, {"batch_size": 26}, "larger than the 25 examples"),
         ({"kind": "image_classification", "fold": None, "fold_convention": None}, {}, "holds a table"),

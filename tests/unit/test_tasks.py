@@ -15,7 +15,8 @@ from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification, crop_flip
 from reproduce.tasks.language_modeling import LanguageModeling, streams
@@ -154,14 +155,14 @@ def test_mixup_weights_follow_their_beta_distribution(alpha: float) -> None:
     data = image_data(n=3000, shape=(2, 1, 1))
     task = image_task(data, mixup=alpha, batch_size=1)
     task.start_epoch()
-    assert len(task.mix) == 3000
-    outcome = scipy.stats.kstest(task.mix.double().numpy(), scipy.stats.beta(alpha, alpha).cdf)
+    assert len(task.mixing.weights) == 3000
+    outcome = scipy.stats.kstest(task.mixing.weights.double().numpy(), scipy.stats.beta(alpha, alpha).cdf)
     assert outcome.pvalue > 0.01
-    wrong = scipy.stats.kstest(task.mix.double().numpy(), scipy.stats.beta(alpha + 0.2, alpha + 0.2).cdf)
+    wrong = scipy.stats.kstest(task.mixing.weights.double().numpy(), scipy.stats.beta(alpha + 0.2, alpha + 0.2).cdf)
     assert wrong.pvalue < 0.01  # the test can tell
-    before = task.mix.clone()
+    before = task.mixing.weights.clone()
     task.start_epoch()
-    assert not torch.equal(before, task.mix)
+    assert not torch.equal(before, task.mixing.weights)
 
 
 def normalised(kind: str | None, statistics: bool = True, **task: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -182,6 +183,10 @@ def test_normalisation_kinds() -> None:
     found, train = normalised("channel", statistics=False)
     mean, std = train.mean((0, 2, 3)).reshape(2, 1, 1), train.std((0, 2, 3)).reshape(2, 1, 1)
     np.testing.assert_allclose(found, (raw / 255 - mean) / std, **near)
+    found, train = normalised("image_channel")
+    deviations = np.array([[np.std(channel, ddof=1) for channel in image] for image in train])
+    mean = train.mean((0, 2, 3)).reshape(2, 1, 1)
+    np.testing.assert_allclose(found, (raw / 255 - mean) / deviations.mean(0).reshape(2, 1, 1), **near)
     found, train = normalised("mean_image")
     np.testing.assert_allclose(found, raw / 255 - train.mean(0), **near)
     found, train = normalised("pixel")
@@ -356,6 +361,7 @@ def test_evaluation_leaves_the_carried_state() -> None:
     [
         ({}, {"window": None}, "needs recipe.window"),
         ({}, {"mixup": 0.2}, "are for images"),
+        ({}, {"cutmix": 0.2}, "are for images"),
         ({}, {"augment": "crop_flip"}, "are for images"),
         ({"train_examples": 96}, {}, "there are only 95 tokens"),
         ({}, {"window": 31}, "longer than a stream of 31 tokens"),

@@ -10,8 +10,10 @@ import torch
 
 from reproduce import tasks
 from reproduce.errors import UserError
+from reproduce.experiment.cells import Cell
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
-from reproduce.experiment.schema import Cell, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.training.plan import resolve
 
@@ -20,6 +22,8 @@ VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
     "symbols": "characters",
+    "imbalance": 10.0,
+    "corrupted": {"kinds": ("contrast",), "examples": 3},
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "objective": "with_penalty",
@@ -31,7 +35,7 @@ VALUES: dict[str, Any] = {
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES | {"host"},
+    "image_classification": IMAGES | {"host", "imbalance", "corrupted"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
     "language_modeling": {"train_examples", "symbols"},
@@ -54,8 +58,9 @@ def test_every_option_has_a_value_here() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_are_taken_or_refused(kind: str) -> None:
     used = USED[kind]
-    taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used}))
-    assert set(type(taken).model_fields) == used
+    for apart in ({"host"}, {"imbalance"}) if {"host", "imbalance"} <= used else [set[str]()]:  # not both at once
+        taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used - apart}))
+        assert set(type(taken).model_fields) == used
     for name in NEEDED.get(kind, set()):
         with pytest.raises(UserError, match=f"^a task of kind '{kind}': {name}: missing key$"):
             tasks.check_options(spec(kind, **{other: VALUES[other] for other in used - {name}}))
@@ -66,6 +71,11 @@ def test_options_are_taken_or_refused(kind: str) -> None:
         data: Any = None  # it is not looked at
         with pytest.raises(UserError, match=f"^a task of kind '{kind}' takes .* and no '{name}', found .*$"):
             tasks.build(spec(kind, **given, **{name: VALUES[name]}), recipe, data, Generators.seeded(0, device), device)
+
+
+def test_a_host_would_be_trained_on_other_images_than_a_long_tail() -> None:
+    with pytest.raises(UserError, match="option 'imbalance' goes with no 'host'"):
+        tasks.check_options(spec("image_classification", host=HOST, imbalance=10.0))
 
 
 def test_the_value_zero_is_given_too() -> None:

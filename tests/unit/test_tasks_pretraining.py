@@ -13,7 +13,8 @@ from reproduce import models, tasks
 from reproduce.data import ImageData, Images
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators, derived_seed
 from reproduce.method.sites import watch

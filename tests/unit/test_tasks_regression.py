@@ -12,7 +12,8 @@ from reproduce.data import ImageData, Images, WordData
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import find_method
-from reproduce.experiment.schema import Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Experiment, TaskSpec
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
@@ -118,7 +119,7 @@ def test_outputs_that_are_not_finite_have_no_distance():
 
 
 def test_what_it_cannot_use_is_refused():
-    with pytest.raises(UserError, match="regression has neither"):
+    with pytest.raises(UserError, match="regression has none"):
         task({"mixup": 0.5})
     whole = data()
     row = dataclasses.replace(whole, train=Images(whole.train.images[:, :, :1], whole.train.labels))

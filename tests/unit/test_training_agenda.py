@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.training.agenda import Agenda, Job, rehearsed
 from reproduce.training.plan import PlannedRun, plan
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from reproduce import data, tasks
 from reproduce.errors import UserError
 from reproduce.experiment.folder import find_method
-from reproduce.experiment.schema import Clip, ConstantRate, Experiment, Recipe, StepRate
+from reproduce.experiment.recipe import Clip, ConstantRate, Recipe, StepRate
+from reproduce.experiment.schema import Experiment
 from reproduce.method import Method, Trace
 from reproduce.method.rng import Generators
 from reproduce.training.calibrate import GradientRatio, calibrate, gradient_ratio, gradient_ratios, suggested_grid

@@ -48,6 +48,11 @@ def test_comes_back(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
+@pytest.mark.fault(
+    what="a damaged checkpoint",
+    injected="the newest one is cut off",
+    promise="the one before stands in, and one line says so",
+)
 def test_the_one_before_is_kept_and_stands_in_for_a_damaged_one(path: Path) -> None:
     write_checkpoint(path, "run-a", {"step": 8})
     assert sorted(file.name for file in path.parent.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
@@ -66,6 +71,11 @@ def test_the_one_before_is_kept_and_stands_in_for_a_damaged_one(path: Path) -> N
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.fault(
+    what="a flipped bit in a checkpoint",
+    injected="bits all over the file, one at a time",
+    promise="it is never read: its checksum does not hold",
+)
 def test_no_flipped_bit_loads_as_another_number(path: Path) -> None:
     """Without a checksum nine of ten do."""
     whole = path.read_bytes()
@@ -78,6 +88,11 @@ def test_no_flipped_bit_loads_as_another_number(path: Path) -> None:
         error_of(path)
 
 
+@pytest.mark.fault(
+    what="a power cut",
+    injected="system calls are traced",
+    promise="file, rename, folder: each is flushed to the disk before the next depends on it; the same for Results",
+)
 def test_it_is_on_the_disk_before_it_has_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the folder after it: a rename that reaches the disk first would leave a file of no bytes."""
     calls: list[tuple[str, str]] = []
@@ -152,6 +167,11 @@ class Payload:
         return (Path.touch, (Path("touched"),))  # type: ignore[return-value]
 
 
+@pytest.mark.fault(
+    what="a checkpoint that somebody else has made",
+    injected="a pickle that would run a command",
+    promise="it runs no code",
+)
 def test_runs_no_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     write_checkpoint(path, "run-a", {"payload": Payload()})  # its checksum holds
@@ -162,6 +182,11 @@ def test_runs_no_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("touched").exists()
 
 
+@pytest.mark.fault(
+    what="a crash while a checkpoint is written",
+    injected="the write ends in the middle",
+    promise="the earlier one stays whole",
+)
 def test_a_crash_while_writing_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(file: Path, content: bytes) -> None:
         file.write_bytes(content[: len(content) // 2])

@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 
 from reproduce.experiment.folder import ROOT
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.failed import FAILED, read_failed, write_failed
 from reproduce.results.record import Result
 from reproduce.training import host, side_by_side, workers
@@ -201,6 +202,11 @@ def test_a_run_says_once_that_it_has_taken_its_memory(settings: RunSettings) -> 
     assert told == ["settled"]
 
 
+@pytest.mark.fault(
+    what="a closed terminal, a scheduler's stop, Ctrl-C",
+    injected="SIGHUP, SIGTERM and SIGINT to the driver, in processes and in threads",
+    promise="a checkpoint of every run that trains, and nobody is left at work",
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_asks_to_stop_leaves_checkpoints(
     two_workers: Engine, settings: RunSettings, number: signal.Signals
@@ -237,6 +243,11 @@ def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.fault(
+    what="a worker is killed, as by the out-of-memory killer",
+    injected="`kill -9` of one of two workers",
+    promise="its run is tried again from its checkpoint; no other loses anything",
+)
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_run_half_a_minute_and_no_other_anything(
     kept: KeptProcesses, settings: RunSettings, tmp_path: Path
@@ -274,6 +285,11 @@ def test_a_worker_that_died_idle_is_replaced(kept: KeptProcesses, settings: RunS
     assert idle not in worker_pids(kept)
 
 
+@pytest.mark.fault(
+    what="a run that kills every worker that takes it",
+    injected="a staged engine says three times that the worker died",
+    promise="after the third it is sealed as failed with the reason, and the others go on",
+)
 def test_a_run_that_kills_its_workers_is_given_up(settings: RunSettings) -> None:
     runs = planned({"vanilla": Arm(), "batchnorm": ARMS["batchnorm"]})
 
@@ -305,6 +321,11 @@ def test_a_note_of_a_failed_run_that_was_edited_says_nothing(tmp_path: Path) -> 
     assert read_failed(tmp_path) is None
 
 
+@pytest.mark.fault(
+    what="two drivers on one store",
+    injected="another process holds a run's lock",
+    promise="each run is trained once: the driver goes on with the others and comes back",
+)
 def test_a_run_that_another_process_trains_is_come_back_to(
     two_workers: Engine, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +342,11 @@ def test_a_run_that_another_process_trains_is_come_back_to(
     assert told.of("noted") == [f"{runs[0].label}: another process is training it; it is asked for again later"]
 
 
+@pytest.mark.fault(
+    what="the driver dies",
+    injected="`kill -9` of the driver while its worker waits",
+    promise="the worker ends too",
+)
 def test_an_idle_worker_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "idle.py").write_text("def work(run, settings, desk):\n    return run\n")
     code = (
@@ -352,6 +378,11 @@ def test_an_idle_worker_ends_with_its_parent(tmp_path: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.fault(
+    what="a run that cannot go on",
+    injected="its checkpoint is not readable",
+    promise="the others are sealed; the failed one is named at the end, and the exit code is 1",
+)
 def test_bad_input_of_a_run_stops_no_other(two_workers: Engine, settings: RunSettings) -> None:
     first, *others = planned(ARMS)
     checkpoint = result_path(settings.runs, first.config).parent / "checkpoint.pt"
@@ -438,6 +469,11 @@ def test_the_first_run_is_measured_alone_and_as_many_follow_as_fit(settings: Run
     ]
 
 
+@pytest.mark.fault(
+    what="no memory for several runs side by side on a GPU",
+    injected="an allocation that fails while another run trains",
+    promise="fewer run at once, and those that lacked it begin again; alone without memory, a run has failed",
+)
 def test_a_run_without_memory_begins_again_when_another_has_ended(settings: RunSettings) -> None:
     runs = planned(ARMS)
     shortages = 0

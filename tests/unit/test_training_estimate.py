@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.experiment.schema import Arm, Experiment, Recipe, TaskSpec, cells
+from reproduce.experiment.cells import cells
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import Arm, Experiment, TaskSpec
 from reproduce.results.record import Result, device_kind
 from reproduce.training.estimate import Estimates, StepTime, Work, read_step_times, step_time, write_step_times
 from reproduce.training.pilot import pilot

@@ -21,7 +21,8 @@ from methods.per.method import PER
 from reproduce import tasks
 from reproduce.data import ImageData, Images, WordData
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
-from reproduce.experiment.schema import Recipe, TaskSpec
+from reproduce.experiment.recipe import Recipe
+from reproduce.experiment.schema import TaskSpec
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.training import loop
@@ -127,6 +128,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "images, rmsprop, plateau": lambda: image_problem(
         optimizer="rmsprop", nesterov=False, learning_rate=0.01, schedule={"kind": "plateau"}
     ),
+    "images, RandAugment, mixup or CutMix": lambda: image_problem(augment="crop_flip_randaugment", cutmix=1.0),
     "words": word_problem,
 }
 
@@ -179,6 +181,11 @@ def test_it_trains(undisturbed: dict[str, Any]) -> None:
         assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+@pytest.mark.fault(
+    what="training stops after any one step",
+    injected="it is stopped after each step in turn, and goes on",
+    promise="the same bits as without a stop",
+)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_interrupted_after_every_step(name: str, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """The harshest interruption: each step in a process of its own."""
@@ -207,6 +214,11 @@ def test_a_run_that_stopped_at_an_evaluation_keeps_it_in_the_log(tmp_path: Path)
     assert {event.step for event in events.Scalars("loss/task")} >= {3, 6, 9}
 
 
+@pytest.mark.fault(
+    what="a lost machine",
+    injected="training ends without a word in the middle of an epoch",
+    promise="the run goes on from its checkpoint to the same bits",
+)
 @pytest.mark.parametrize(("name", "logged"), [("images", [3, 6, 9]), ("words", [5, 10, 15])])
 def test_killed_and_resumed(
     name: str, logged: list[int], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,6 +293,11 @@ def test_penalty_has_its_gradient(undisturbed: dict[str, Any], tmp_path: Path) -
     assert not same_weights(weights, undisturbed["images"][1])
 
 
+@pytest.mark.fault(
+    what="a run that diverges",
+    injected="a penalty that is infinite from a step on",
+    promise="that is a Result: it names the step, and pages count it",
+)
 @pytest.mark.parametrize("step", [0, 2, 3, 8])
 def test_divergence_is_reported_with_its_step(step: int, tmp_path: Path) -> None:
     """Steps are counted from 0; an epoch has 3 and the run 9."""

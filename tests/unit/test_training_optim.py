@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.batchnorm.method import BatchNorm
 from reproduce import models
-from reproduce.experiment.schema import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, Schedule, StepRate
+from reproduce.experiment.recipe import Clip, CosineRate, DecayRate, LinearRate, PlateauRate, Recipe, Schedule, StepRate
 from reproduce.models import Sizes
 from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients, parameter_groups
 

@@ -15,10 +15,12 @@ from filelock import FileLock
 
 from reproduce.cli import progress
 from reproduce.errors import UserError
+from reproduce.experiment.cells import Cell, cells
 from reproduce.experiment.dataset_card import checksum, read_card
 from reproduce.experiment.folder import find_method
 from reproduce.experiment.identity import RunConfig
-from reproduce.experiment.schema import Arm, Cell, Claim, Experiment, PlateauRate, Recipe, TaskSpec, cells
+from reproduce.experiment.recipe import PlateauRate, Recipe
+from reproduce.experiment.schema import Arm, Claim, Experiment, TaskSpec
 from reproduce.results.store import read_result
 from reproduce.training import run as module
 from reproduce.training.plan import PlannedRun, most_valuable_first, plan, resolve

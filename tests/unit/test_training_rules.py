@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reproduce import tasks
 from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import PlateauRate, Recipe
+from reproduce.experiment.recipe import PlateauRate, Recipe
 from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.results.record import EpochRecord

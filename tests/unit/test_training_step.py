@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.experiment.metrics import METRICS
-from reproduce.experiment.schema import Recipe
+from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method, Role, Trace, Unregularized
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Site
