@@ -68,7 +68,7 @@ class GivenWeights:
 
 
 def _is_other(used: Tensor, now: Tensor | None) -> bool:
-    """FSDP2 too puts other parameters in for a forward pass, of a weight in shards the whole, and may leave it there."""
+    """FSDP2 too puts other parameters in for a forward pass, of one in shards the whole, and may leave it there."""
     return now is not None and used is not now and not any(hasattr(each, "full_tensor") for each in (used, now))
 
 
