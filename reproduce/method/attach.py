@@ -95,7 +95,7 @@ class Handle:
         self.model = model
         self.tapped = tapped
         self.trace = StepTrace(model, method.recorded_roles, [module for _, module in tapped])
-        self.passes = Passes(self.trace)
+        self.passes: Passes | None = None
         self.device = _device(model, example)
         self.generator = Generators.seeded(seed, self.device).method
         self.progress = torch.zeros((), device=self.device)
@@ -132,12 +132,14 @@ class Handle:
         before = Structure(self.model)
         try:
             if self.tapped:
-                watch_layouts(self.model, [tap for tap, _ in self.tapped])
+                taps = [tap for tap, _ in self.tapped]
+                watch_layouts(self.model, taps)
+                self.passes = Passes(self.trace, taps)
                 self.passes.hook_begin(self.model)
             for tap, module in self.tapped:
                 tap.own(self.trace)
                 tap.hook(module)
-            if self.tapped:
+            if self.passes is not None:
                 self.passes.hook_end(self.model)
         finally:
             self.changes.append(before.changes())
@@ -253,7 +255,8 @@ class Handle:
         for tap, _ in self.tapped:
             tap.release()
         self.trace.release()
-        self.passes.trace = None
+        if self.passes is not None:
+            self.passes.release()
         if self.optimizer_hook is not None:
             self.optimizer_hook.remove()
         self.is_attached = False

@@ -37,6 +37,11 @@ class StepTrace(Trace):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # stays behind where its model is copied or saved: the copy records nothing
 
+    @property
+    def is_inner(self) -> bool:
+        """Whether a forward pass of the whole model is under way."""
+        return bool(self.around)
+
     def begin(self) -> None:
         """A forward pass of the whole model begins."""
         is_recorded = (

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reproduce.method.layouts import Layouts, shape_of_sample
+from reproduce.method.layouts import UNKNOWN, Layouts, shape_of_sample
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
 
@@ -26,10 +26,12 @@ Side = Literal["input", "output"]
 
 
 class Passes:
-    """Hooks of the whole model: they tell the Trace where a forward pass begins and ends."""
+    """Hooks of the whole model: they tell the Trace, and what finds axes, where a forward pass begins and ends."""
 
-    def __init__(self, trace: StepTrace) -> None:
+    def __init__(self, trace: StepTrace, taps: Sequence[Tap]) -> None:
         self.trace: StepTrace | None = trace  # None in a copy of the model
+        self.taps = [tap for tap in taps if tap.axes is None]
+        self.layouts = self.taps[0].layouts if self.taps else Layouts(nn.Module())
 
     def hook_begin(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.begin)
@@ -39,12 +41,22 @@ class Passes:
         model.register_forward_hook(self.end, always_call=True)
 
     def begin(self, module: nn.Module, arguments: Any) -> None:
-        if self.trace is not None:
-            self.trace.begin()
+        if self.trace is None:
+            return
+        if not self.trace.is_inner and self.layouts.notes():
+            self.layouts.begin(module)
+        self.trace.begin()
 
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.trace is not None:
-            self.trace.end()
+        if self.trace is None:
+            return
+        self.trace.end()
+        if not self.trace.is_inner and self.layouts.notes():
+            self.layouts.end(all(tap.layouts_met for tap in self.taps))
+
+    def release(self) -> None:
+        self.trace = None
+        self.layouts.release()
 
 
 class Tap(nn.ModuleList):
@@ -192,16 +204,20 @@ class Tap(nn.ModuleList):
         return any(site.transform is not None or site.state_dict() for site in self.sites())
 
     def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
-        """The axes, and what else they may be: found in the first forward pass, and remembered from then on."""
+        """The axes, and what else they may be: found while layers are watched, and remembered from then on."""
         met = self.layouts_met.get(activation.dim())
-        if met and self.layouts.is_settled:
+        is_known = self.layouts.misses_layers
+        if self.layouts.is_watching and not (is_known and met):
+            if is_known and activation.dim() > 2:
+                self._refuse_unwatched(activation, "is met for the first time in a compiled model")
+            return self._find(module, activation)
+        if met:
             return self._met(met, tuple(activation.shape))
-        return self._find(module, activation)
+        return self._find_unwatched(module, activation)
 
     @torch.compiler.disable
     def _find(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         shape = tuple(activation.shape)
-        met = self.layouts_met.setdefault(len(shape), {})
         own = self.layouts.of_output(module, activation) if self.side == "output" else ()
         found = own or self.layouts.beside(activation, self.name)
         if not found:
@@ -209,12 +225,27 @@ class Tap(nn.ModuleList):
                 f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
                 f"{get_args(Axes)}"
             )
-        met.setdefault(found, []).append(shape)
+        self.layouts.was_asked = True
+        self.layouts_met.setdefault(len(shape), {}).setdefault(found, []).append(shape)
         return found
 
+    @torch.compiler.disable
+    def _find_unwatched(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        """Axes for another number of axes than it had: where the module itself has no doubt about them."""
+        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
+        if activation.dim() > 2 and (not own or (own[0] in ("ntc", "tnc") and self.layouts.batch_first)):
+            self._refuse_unwatched(activation, "had another number of axes before")
+        return self._find(module, activation)
+
+    def _refuse_unwatched(self, activation: Tensor, why: str) -> None:
+        raise ValueError(
+            f"module {self.name!r}, activations {tuple(activation.shape)}: it {why}, and no layer beside it is watched "
+            "any more: give axes=, or an example that meets it"
+        )
+
     def _met(self, met: dict[tuple[Axes, ...], list[tuple[int, ...]]], shape: tuple[int, ...]) -> tuple[Axes, ...]:
-        """Of several layouts with as many axes the one whose activations had this size, or as many channels."""
-        if len(met) == 1:
+        """The layout whose activations had this size, or as many channels, or all other sizes, if it is one."""
+        if len(met) == 1 and (len(shape) == 2 or next(iter(met)) == UNKNOWN.get(len(shape))):
             return next(iter(met))
         of_size = [axes for axes, shapes in met.items() if any(shape[1:] == other[1:] for other in shapes)]
         channels = {axes: axes[0].index("c") for axes in met}
@@ -224,20 +255,25 @@ class Tap(nn.ModuleList):
         for fitting in (of_size, of_width):
             if len(fitting) == 1:
                 return fitting[0]
+        if len(met) > 1:
+            raise ValueError(
+                f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call "
+                "a module of its own"
+            )
+        axes, shapes = next(iter(met.items()))
         raise ValueError(
-            f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call a "
-            "module of its own"
+            f"module {self.name!r} had activations {shapes[0]} with axes {axes[0]!r}, and those of {shape} may be "
+            "others: give axes=, an example that meets both, or each call a module of its own"
         )
 
 
-def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> list[Any]:
-    """Let Taps that were given no axes find them, in the first forward pass of the whole model; returns the hooks."""
-    if all(tap.axes is not None for tap in taps):
-        return []
-    layouts = Layouts(model)
-    for tap in taps:
-        tap.layouts = layouts
-    return layouts.watch(model)
+def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> None:
+    """Let Taps that were given no axes find them, in forward passes of the whole model."""
+    if any(tap.axes is None for tap in taps):
+        layouts = Layouts(model)
+        for tap in taps:
+            tap.layouts = layouts
+        layouts.watch(model)
 
 
 def at_first_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
