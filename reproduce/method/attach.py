@@ -94,7 +94,7 @@ class Handle:
         self.method = method
         self.model = model
         self.tapped = tapped
-        self.trace = StepTrace(model, method.recorded_roles, [module for _, module in tapped])
+        self.trace = StepTrace(model, method.recorded_roles, tapped)
         self.passes: Passes | None = None
         self.device = _device(model, example)
         self.generator = Generators.seeded(seed, self.device).method
@@ -118,6 +118,7 @@ class Handle:
         lines = [f"{self.method!r}, attached to {type(self.model).__name__}"]
         for site in self.sites:
             kind = f"{' or '.join((site.axes, *site.could_be))} {site.shape}" if site.shape else "not met yet"
+            kind += ", packed" if site.is_packed else ""
             filled = f", {type(site.transform).__name__}" if site.transform is not None else ""
             lines.append(f"  {site.name}: {site.role}, {kind}{filled}")
         return "\n".join(lines if self.tapped else [*lines, "  no Sites: it reads weights alone"])
@@ -180,7 +181,7 @@ class Handle:
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
         self._refuse_unmet("in the forward pass")
-        if trace.consumed or trace.is_empty:
+        if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
         try:
             trace.check(self.device)
@@ -265,11 +266,15 @@ class Handle:
     def _explore(self, example: Any) -> None:
         for tap, _ in self.tapped:
             tap.is_explored = True
+        if self.passes is not None:
+            self.passes.layouts.begin(self.model)
         try:
             _dry_run(self.model, example, self.device)
         finally:
             for tap, _ in self.tapped:
                 tap.is_explored = False
+        if self.passes is not None:
+            self.passes.end_watching()
         self._refuse_unmet("in the dry run")
 
     def _prepare(self) -> None:
@@ -277,6 +282,8 @@ class Handle:
         known = set(map(id, tensors_of(self.model)))
         values = Values(tensors_of(self.model) if type(self.method).prepare is not Method.prepare else ())
         try:
+            for tap, module in self.tapped:
+                tap.join(self.model, module, type(self.method).__name__)
             with self.trace.own_sites_only():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
@@ -307,7 +314,7 @@ def _device(model: nn.Module, example: Any) -> torch.device:
     if found is not None:
         return found
     devices: list[torch.device] = []
-    at_first_tensor(example, lambda tensor: devices.append(tensor.device) or tensor)  # type: ignore[func-returns-value]
+    at_first_tensor(example, lambda tensor, _: devices.append(tensor.device) or tensor)  # type: ignore[func-returns-value]
     return devices[0] if devices else torch.device("cpu")
 
 
@@ -346,7 +353,9 @@ def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
     """
     buffers = Values(model.buffers())
     modes = [(module, module.training) for module in model.modules()]
+    has_fast_path = torch.backends.mha.get_fastpath_enabled()  # around the modules of a transformer
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             if isinstance(example, Mapping):
@@ -354,6 +363,7 @@ def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
             else:
                 model(*(example if isinstance(example, tuple | list) else (example,)))
     finally:
+        torch.backends.mha.set_fastpath_enabled(has_fast_path)
         reshard(model)
         buffers.put_back()
         for module, training in modes:

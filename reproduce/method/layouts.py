@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -132,6 +133,7 @@ class Layouts:
         self.hooks: dict[str, Any] = {}  # by the name of the module that is hooked
         self.ran: set[str] = set()
         self.model: weakref.ref[nn.Module] | None = None  # while a pass is under way
+        self.thread = 0  # in which it is
         self.was_asked = False  # by a Tap, in this pass or before
         self.is_settled = False  # a pass has ended in which a Tap asked
         self.is_watching = False  # every layer is hooked
@@ -159,9 +161,10 @@ class Layouts:
 
     @torch.compiler.disable
     def begin(self, model: nn.Module) -> None:
-        """A pass of the whole model begins."""
+        """A pass of the whole model begins in which Taps ask."""
         self.seen.clear()
         self.model = weakref.ref(model)
+        self.thread = threading.get_ident()
         self.is_blind = False
 
     @torch.compiler.disable
@@ -190,9 +193,11 @@ class Layouts:
 
     @torch.compiler.disable
     def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        model = self.model() if self.model is not None and self.thread == threading.get_ident() else None
+        if model is None:
+            return
         self.ran.add(name)
-        model = self.model() if self.model is not None else None
-        if not self.is_watching and model is not None:  # a layer that has not run before: others may go elsewhere now
+        if not self.is_watching:  # a layer that has not run before: others may go elsewhere now
             self.watch(model)
         value = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(value, Tensor) or value.is_nested:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from reproduce.method.layouts import UNKNOWN, Layouts, shape_of_sample
+from reproduce.method.places import host_of
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
 
@@ -21,7 +24,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold),
 )
 RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
-SUBMODULE = "activation_sites"  # where a hooked module keeps its Sites
+SUBMODULE = "activation_sites"  # where a model keeps Sites that hold something
 Side = Literal["input", "output"]
 
 
@@ -42,17 +45,22 @@ class Passes:
 
     def begin(self, module: nn.Module, arguments: Any) -> None:
         if self.trace is None:
+            if not torch.compiler.is_compiling():
+                self.layouts.release()
             return
-        if not self.trace.is_inner and self.layouts.notes():
+        is_new = self.trace.begin()
+        if is_new and self.layouts.notes():
             self.layouts.begin(module)
-        self.trace.begin()
 
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.trace is None:
             return
-        self.trace.end()
-        if not self.trace.is_inner and self.layouts.notes():
-            self.layouts.end(all(tap.layouts_met for tap in self.taps))
+        has_failed = output is None and not torch.compiler.is_compiling() and sys.exc_info()[1] is not None
+        if self.trace.end(has_failed) and self.layouts.notes():
+            self.end_watching()
+
+    def end_watching(self) -> None:
+        self.layouts.end(all(tap.layouts_met for tap in self.taps))
 
     def release(self) -> None:
         self.trace = None
@@ -60,7 +68,9 @@ class Passes:
 
 
 class Tap(nn.ModuleList):
-    """The Sites of one hooked module, whose child it is: one for each axes and width of its activations.
+    """The Sites of one hooked module: one for each axes and width of its activations.
+
+    It becomes a part of the model only where a method has put something into a Site.
 
     Calls of a recurrent cell in one forward pass are the time steps of one activation, and so are those of a module
     with axes "tnc" whose activations are (batch, features). Each call of any other module is an activation of its own.
@@ -76,18 +86,16 @@ class Tap(nn.ModuleList):
         self.is_stepped = axes == "tnc" or (axes is None and isinstance(module, nn.RNNCellBase))
         self.is_met = False  # in a pass of the whole model, since it was attached
         self.is_explored = False  # a dry run is under way: shapes are met
-        self.is_transformed = False  # by what the method put into its Sites
+        self.is_filled = False  # the method put something into a Site
+        self.is_transformed = False  # by that
         self.calls: list[int] = []
+        self.place: tuple[nn.Module, str] | None = None  # in the model, while the method prepares it
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
         # By the number of axes: the layouts met, and the shapes that had them.
         self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> None:
-        name = SUBMODULE
-        while hasattr(module, name):  # attached twice
-            name += "_"
-        module.add_module(name, self)
         # With bound methods a deep copy of the model has hooks that know the copied Sites.
         if self.side == "input":
             module.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -107,14 +115,28 @@ class Tap(nn.ModuleList):
         for site in self.sites():
             self._give_to(trace, site)
 
+    def join(self, model: nn.Module, module: nn.Module, method: str) -> None:
+        """Become a part of the model, under a name that no other method changes."""
+        host, name = host_of(model, module, Tap), f"{SUBMODULE}_{method.lower()}_{self.role}"
+        while hasattr(host, name):  # the same method twice, or for a module around this one
+            name += "_"
+        host.add_module(name, self)
+        self.place = host, name
+
     def prepared(self) -> None:
-        """Look at what the method has put into the Sites."""
+        """Look at what the method has put into the Sites, and leave the model if that is nothing."""
+        self.is_filled = any(site.transform is not None or site.state_dict() for site in self.sites())
         self.is_transformed = any(site.transform is not None for site in self.sites())
+        if self.place is not None and not self.is_filled:
+            delattr(*self.place)
+        self.place = None
         for site, calls in zip(self.sites(), self.calls, strict=True):
-            if self._is_filled() and calls > 1:
+            if self.is_filled and calls > 1:
+                self._refuse_calls(site, calls)
+            if self.is_filled and site.is_packed:
                 raise ValueError(
-                    f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
-                    f"Site {site.name!r} is for one activation: give each call a module of its own"
+                    f"module {self.name!r} has a packed sequence, and what the method put into Site {site.name!r} is "
+                    "for padded ones: pad it before, by pad_packed_sequence, and name a module after that"
                 )
 
     def release(self) -> None:
@@ -127,65 +149,99 @@ class Tap(nn.ModuleList):
     def before(self, module: nn.Module, arguments: Any, options: Any) -> Any:
         inplace = getattr(module, "inplace", False)  # it would overwrite what the Site records
 
-        def act(activation: Tensor) -> Tensor:
-            passed = self._pass(module, activation)
+        def act(activation: Tensor, is_packed: bool) -> Tensor:
+            passed = self._pass(module, activation, is_packed)
             return passed.clone() if inplace else passed
 
-        return self._changed((arguments, options), act) if self._acts(module) else None
+        return self._changed(module, (arguments, options), act) if self._acts(module) else None
 
     def after(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         if not self._acts(module):
             return None
-        return self._changed(output, lambda activation: self._pass(module, activation))
+        return self._changed(module, output, lambda activation, is_packed: self._pass(module, activation, is_packed))
 
     def _acts(self, module: nn.Module) -> bool:
         """Whether anything is done to this activation. If not, nothing is looked at: it may be of any kind."""
-        if not torch.compiler.is_compiling() and not self.is_met:  # a compiled model would be compiled a second time
-            self.is_met = True
-        is_recorded = module.training and self.trace is not None and self.trace.records_now(self.name)
-        return is_recorded or self.is_transformed or self.is_explored
+        # Not in a compiled model, which would be compiled a second time.
+        if not torch.compiler.is_compiling() and not self.is_met and self.trace is not None:
+            self.is_met = self.is_explored or self.trace.is_open
+        return self._is_recorded(module) or self.is_transformed or self.is_explored
 
-    def _changed(self, value: Any, act: Callable[[Tensor], Tensor]) -> Any:
+    def _is_recorded(self, module: nn.Module) -> bool:
+        """In eval mode, as where statistics of a batch are frozen, only what has a gradient is: see `_pass`."""
+        if self.trace is None:
+            return False
+        return self.trace.records_now(self.name) if module.training else self.trace.is_open and torch.is_grad_enabled()
+
+    def _changed(self, module: nn.Module, value: Any, act: Callable[[Tensor, bool], Tensor]) -> Any:
         found = at_first_tensor(value, act)
-        if found is None:
+        if found is None and (module.training or self.is_transformed or self.is_explored):
             raise ValueError(f"module {self.name!r} has no floating-point tensor as its {self.side}: name another one")
         return found
 
-    def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
+    def _pass(self, module: nn.Module, activation: Tensor, is_packed: bool) -> Tensor:
+        is_frozen = not module.training and not activation.requires_grad
+        if is_frozen and not self.is_transformed and not self.is_explored:
+            return activation
         if activation.is_nested:
             raise ValueError(
                 f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another"
             )
-        is_step = self.is_stepped and activation.dim() == 2
+        is_step = self.is_stepped and activation.dim() == 2 and not is_packed
         whole = activation.unsqueeze(0) if is_step else activation
-        index, site = self._site(module, whole)
+        index, site = self._site(module, whole, is_packed)
         if self.is_explored:
             self.calls[index] += 1
         if is_step and self.trace is not None and site not in self.trace.stepped:
             self.trace.stepped.add(site)
+        if not self.is_filled:
+            if self._is_recorded(module) and self.trace is not None:
+                self.trace.add(site, whole)
+            return activation
+        passed = self._filled(module, site, whole)
+        return passed.squeeze(0) if is_step else passed
+
+    def _filled(self, module: nn.Module, site: Site, whole: Tensor) -> Tensor:
+        """What a Site gives that holds something."""
+        if self.trace is not None and self.trace.is_open:
+            if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
+                self._refuse_calls(site, 2)
+            self.trace.filled.add(site)
         if site.training != module.training:
             site.train(module.training)
         passed = site(whole)
-        return passed.squeeze(0) if is_step else passed
+        if not module.training and passed.requires_grad and self.trace is not None and self._is_recorded(module):
+            self.trace.add(site, passed)
+        return passed
 
-    def _site(self, module: nn.Module, activation: Tensor) -> tuple[int, Site]:
-        axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
-        if len(axes) != activation.dim():
-            raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
-        shape = shape_of_sample(axes, tuple(activation.shape))
+    def _site(self, module: nn.Module, activation: Tensor, is_packed: bool) -> tuple[int, Site]:
+        axes, could_be, shape = self._layout(module, activation, is_packed)
         first = self.sites()[0]
         if first.shape is None:
-            first.axes, first.shape, first.could_be = axes, shape, tuple(could_be)
+            first.axes, first.shape, first.could_be, first.is_packed = axes, shape, could_be, is_packed
         for index, site in enumerate(self.sites()):
             is_alike = bool(could_be) or site.shape is None or site.shape[0] == shape[0]  # a guess has no sure width
-            if (site.axes, site.could_be) == (axes, tuple(could_be)) and is_alike:
+            if (site.axes, site.could_be, site.is_packed) == (axes, could_be, is_packed) and is_alike:
                 return index, site
-        if self._is_filled():
+        if self.is_filled:
             raise ValueError(
                 f"module {self.name!r}: width {shape[0]} (axes {axes!r}) is new to it, and the method has prepared "
                 "Sites for other widths only: give attach() an example that meets all"
             )
-        return len(self), self._add_site(axes, shape, could_be)
+        site = self._add_site(axes, shape, could_be)
+        site.is_packed = is_packed
+        return len(self) - 1, site
+
+    def _layout(
+        self, module: nn.Module, activation: Tensor, is_packed: bool
+    ) -> tuple[Axes, tuple[Axes, ...], tuple[int, ...]]:
+        """The axes, what else they may be, and the shape of a sample."""
+        if is_packed:  # rows in order of time, without padding
+            return "tnc", (), (activation.shape[-1],)
+        axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
+        if len(axes) != activation.dim():
+            raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
+        return axes, tuple(could_be), shape_of_sample(axes, tuple(activation.shape))
 
     def _add_site(self, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> Site:
         site = Site(self.role, axes, shape, could_be)
@@ -199,9 +255,11 @@ class Tap(nn.ModuleList):
     def _give_to(trace: StepTrace | None, site: Site) -> None:
         site.trace = site.owner = trace
 
-    def _is_filled(self) -> bool:
-        """Whether the method put something into a Site."""
-        return any(site.transform is not None or site.state_dict() for site in self.sites())
+    def _refuse_calls(self, site: Site, calls: int) -> None:
+        raise ValueError(
+            f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
+            f"Site {site.name!r} is for one activation: give each call a module of its own"
+        )
 
     def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         """The axes, and what else they may be: found while layers are watched, and remembered from then on."""
@@ -276,10 +334,16 @@ def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> None:
         layouts.watch(model)
 
 
-def at_first_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none."""
+def at_first_tensor(value: Any, act: Callable[[Tensor, bool], Tensor]) -> Any:
+    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none.
+
+    ``act`` is told whether it is the data of a packed sequence.
+    """
     if isinstance(value, Tensor):
-        return act(value) if value.is_floating_point() else None
+        return act(value, False) if value.is_floating_point() else None
+    if isinstance(value, PackedSequence):
+        data = act(value.data, True)
+        return value if data is value.data else PackedSequence(data, *value[1:])
     parts: dict[Any, Any] = {}
     if isinstance(value, Mapping):
         parts = dict(value)
