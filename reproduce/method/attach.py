@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from torch.optim import optimizer as optimizers
 from reproduce.method import Method
 from reproduce.method.chosen import taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
+from reproduce.method.places import Links, default_float32, forget_compiled
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
@@ -69,16 +72,18 @@ def attach(
     Raises:
         ValueError: nothing to attach to, unknown names, or what the method refuses; the model is then unchanged.
     """
+    _refuse_arguments(method, model)
     if any(tensor.is_meta for tensor in tensors_of(model)):
         raise ValueError(
             "the model lies on the meta device, where nothing is computed: load its weights, then attach()"
         )
-    handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
-    try:
-        handle.connect(example, are_named=not isinstance(sites, str))
-    except BaseException:
-        handle.remove()
-        raise
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
+        handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
+        try:
+            handle.connect(example, are_named=not isinstance(sites, str))
+        except BaseException:
+            handle.remove()
+            raise
     return handle
 
 
@@ -98,13 +103,16 @@ class Handle:
         self.passes: Passes | None = None
         self.device = _device(model, example)
         self.generator = Generators.seeded(seed, self.device).method
-        self.progress = torch.zeros((), device=self.device)
+        self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
         self.changes: list[Changes] = []
         self.is_attached = False
         self.must_be_met = False  # every Tap is of a module that was named, and none has been missed yet
         self.has_penalty = False  # since the last after_step
         self.awaits_after_step = False  # an optimiser has stepped since then
         self.optimizer_hook: Any = None
+        self.added: list[str] = []  # parameters of the method's own that train
+        self.untrained: str | None = None  # one of them, which an optimiser that stepped does not hold
+        self.links = Links(model, [])
         self.processes = AlikeAfterSteps(model)
 
     @property
@@ -128,6 +136,7 @@ class Handle:
 
         Modules that ``are_named`` by the caller must be met.
         """
+        forget_compiled()
         self.is_attached = True
         self.must_be_met = are_named
         before = Structure(self.model)
@@ -147,7 +156,8 @@ class Handle:
         if example is not None:
             self._explore(example)
         self._prepare()
-        if self.method.acts_after_step:
+        self.links = Links(self.model, [(tap.name, module) for tap, module in self.tapped])
+        if self.method.acts_after_step or self.added:
             self.optimizer_hook = _watch_optimizers(self)
         _HANDLES.add(self)
         logger.info("%r", self)
@@ -157,20 +167,28 @@ class Handle:
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
         recorded. A method that reads weights alone needs no forward pass. ``progress`` in [0, 1] drives schedules;
-        where it is not given it stays as it was, 0 at first. ``mask`` (n, positions...) is True at positions that are
+        where it is not given it stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it
+        would wait for the device. ``mask`` (n, positions...) is True at positions that are
         no padding; the others are then left out.
 
         Raises:
-            ValueError: no forward pass in training mode since the last penalty, or one without gradients; a module
-                that was named and is never called; a model on another device than when it was attached; activations
-                overwritten in place; a step without `after_step`; or what the method refuses.
+            ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
+                raised an error; a module that was named and is never called, or is no part of the model any more; an
+                optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on another
+                device than when it was attached; activations overwritten in place; a step without `after_step`; or what
+                the method refuses.
         """
         if not self.is_attached:
             raise ValueError("this is a removed handle: attach() the method again")
         if self.awaits_after_step:
             raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
+        if self.untrained is not None:
+            raise ValueError(
+                f"the optimiser that steps was made before the method added {self.untrained!r}, and does not train it: "
+                "make it after attach(), or add_param_group() what is new"
+            )
         if progress is not None:
-            self.progress.fill_(progress)
+            self.progress.fill_(_fraction(progress))
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:
@@ -180,6 +198,7 @@ class Handle:
 
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
+        self.links.refuse_replaced()
         self._refuse_unmet("in the forward pass")
         if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
@@ -197,7 +216,7 @@ class Handle:
 
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:
-            with self.trace.own_sites_only(), self.trace.masked(mask):
+            with default_float32(), self.trace.own_sites_only(), self.trace.masked(mask):
                 return self.method.penalty(self.trace, self.progress, self.generator)
         except RuntimeError as error:
             if not is_of_shards(error):
@@ -284,13 +303,15 @@ class Handle:
         try:
             for tap, module in self.tapped:
                 tap.join(self.model, module, type(self.method).__name__)
-            with self.trace.own_sites_only():
+            with default_float32(), self.trace.own_sites_only():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
                 tap.prepared()
             changes = before.changes()
             _refuse_replacing_others(changes)
             refuse_unsynchronised(self.model, known)
+            named = self.model.named_parameters()
+            self.added = [name for name, value in named if value.requires_grad and id(value) not in known]
         except BaseException:
             before.changes().undo()
             values.put_back()
@@ -306,6 +327,27 @@ class Handle:
                 "without calling it, as nn.MultiheadAttention does; name one that is called"
             )
         self.must_be_met = False
+
+
+def _refuse_arguments(method: Any, model: Any) -> None:
+    if isinstance(method, type) and issubclass(method, Method):
+        raise ValueError(f"attach() takes a method, {method.__name__}() say, got the class {method.__name__}")
+    if not isinstance(method, Method) or not isinstance(model, nn.Module):
+        given = f"{type(method).__name__} and {type(model).__name__}"
+        raise ValueError(f"attach() takes a method and then a model, attach(method, model), got {given}")
+
+
+def _fraction(progress: Any) -> Any:
+    """What ``progress`` is, if it is one."""
+    if isinstance(progress, Tensor) and progress.dim() == 0 and progress.device.type != "cpu":
+        return progress
+    is_number = isinstance(progress, Real) or (isinstance(progress, Tensor) and progress.dim() == 0)
+    if not is_number or not 0 <= progress <= 1:
+        raise ValueError(
+            f"progress is the fraction of training that is done, a number in [0, 1], got {progress!r}: give "
+            "step / number_of_steps"
+        )
+    return progress
 
 
 def _device(model: nn.Module, example: Any) -> torch.device:
@@ -331,16 +373,25 @@ def _refuse_replacing_others(changes: Changes) -> None:
 
 
 def _watch_optimizers(handle: Handle) -> Any:
-    """Note where an optimiser of the model's parameters has stepped after a penalty."""
+    """Note where an optimiser of the model's parameters has stepped after a penalty, and what it does not hold."""
     watching = weakref.ref(handle)
 
     def note(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
         own = watching()
         if own is None or not own.has_penalty:
             return
-        ids = {id(parameter) for parameter in own.model.parameters()}
-        if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"]):
-            own.awaits_after_step = True
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        parameters = dict(own.model.named_parameters())
+        if not any(id(parameter) in held for parameter in parameters.values()):
+            return
+        own.awaits_after_step = own.method.acts_after_step
+        added = {name: parameters[name] for name in own.added if name in parameters}
+        if any(id(parameter) in held for parameter in added.values()):
+            own.added.clear()  # it is known to some optimiser: others may be for other parts
+            own.untrained = None
+        else:
+            trained = (name for name, value in added.items() if value.requires_grad and value.grad is not None)
+            own.untrained = next(trained, own.untrained)
 
     hook = optimizers.register_optimizer_step_post_hook(note)
     weakref.finalize(handle, hook.remove)

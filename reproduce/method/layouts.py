@@ -63,7 +63,12 @@ class Seen:
     def is_memory_of(self, activation: Tensor) -> bool:
         """Whether it is this output, or a view of it: its axes are then known by their strides."""
         own = self.tensor()
-        return own is not None and own.untyped_storage()._cdata == activation.untyped_storage()._cdata
+        if own is None or own is activation:
+            return own is not None
+        try:
+            return own.untyped_storage()._cdata == activation.untyped_storage()._cdata
+        except RuntimeError:  # a tensor without memory, as under torch.func
+            return False
 
 
 def describe(module: nn.Module) -> Layer | None:

@@ -173,6 +173,8 @@ class StepTrace(Trace):
         """A penalty on activations without gradient trains nothing, of a model that has weights to train."""
         if penalty.requires_grad or any(record.activation.requires_grad for record in self._records):
             return
+        if torch._C._are_functorch_transforms_active():  # func.jvp has no gradients
+            return
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
                 "no activation that was recorded has a gradient: the layers before are frozen, or their outputs are "
