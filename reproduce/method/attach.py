@@ -51,8 +51,9 @@ def attach(
 
     Move the model to its device first, and build the optimiser afterwards: what the method adds is then among
     ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``, under
-    `torch.no_grad`, or where a part of it is called alone. A deep copy keeps the method's transforms, records nothing,
-    and can be attached itself. Several handles on one model do not see each other. Attach before ``torch.compile``.
+    `torch.no_grad`, or where a part of it is called alone; of a part in ``eval()`` what has a gradient. A deep copy keeps
+    the method's transforms, records nothing, and can be attached itself. Several handles on one model do not see each
+    other. What `torch.compile` has compiled is compiled anew.
 
     Args:
         method: any method of this suite.
