@@ -6,7 +6,6 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -15,13 +14,14 @@ from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
 from reproduce.method.chosen import taps_for
-from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
+from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised
+from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
 from reproduce.method.places import Links, default_float32, forget_compiled
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
-from reproduce.method.taps import Passes, Tap, at_first_tensor, watch_layouts
+from reproduce.method.taps import Passes, Tap, watch_layouts
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ def attach(
 
     Move the model to its device first, and build the optimiser afterwards: what the method adds is then among
     ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``, under
-    `torch.no_grad`, or where a part of it is called alone; of a part in ``eval()`` what has a gradient. A deep copy keeps
-    the method's transforms, records nothing, and can be attached itself. Several handles on one model do not see each
-    other. What `torch.compile` has compiled is compiled anew.
+    `torch.no_grad`, or where a part of it is called alone; of a part in ``eval()`` what has a gradient. A deep copy
+    keeps the method's transforms, records nothing, and can be attached itself. Several handles on one model do not see
+    each other. What `torch.compile` has compiled is compiled anew.
 
     Args:
         method: any method of this suite.
@@ -73,7 +73,7 @@ def attach(
     Raises:
         ValueError: nothing to attach to, unknown names, or what the method refuses; the model is then unchanged.
     """
-    _refuse_arguments(method, model)
+    refuse_arguments(method, model)
     if any(tensor.is_meta for tensor in tensors_of(model)):
         raise ValueError(
             "the model lies on the meta device, where nothing is computed: load its weights, then attach()"
@@ -102,7 +102,7 @@ class Handle:
         self.tapped = tapped
         self.trace = StepTrace(model, method.recorded_roles, tapped)
         self.passes: Passes | None = None
-        self.device = _device(model, example)
+        self.device = device_for(model, example)
         self.generator = Generators.seeded(seed, self.device).method
         self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
         self.changes: list[Changes] = []
@@ -189,7 +189,7 @@ class Handle:
                 "make it after attach(), or add_param_group() what is new"
             )
         if progress is not None:
-            self.progress.fill_(_fraction(progress))
+            self.progress.fill_(fraction(progress))
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:
@@ -289,7 +289,7 @@ class Handle:
         if self.passes is not None:
             self.passes.layouts.begin(self.model)
         try:
-            _dry_run(self.model, example, self.device)
+            dry_run(self.model, example, self.device)
         finally:
             for tap, _ in self.tapped:
                 tap.is_explored = False
@@ -330,37 +330,6 @@ class Handle:
         self.must_be_met = False
 
 
-def _refuse_arguments(method: Any, model: Any) -> None:
-    if isinstance(method, type) and issubclass(method, Method):
-        raise ValueError(f"attach() takes a method, {method.__name__}() say, got the class {method.__name__}")
-    if not isinstance(method, Method) or not isinstance(model, nn.Module):
-        given = f"{type(method).__name__} and {type(model).__name__}"
-        raise ValueError(f"attach() takes a method and then a model, attach(method, model), got {given}")
-
-
-def _fraction(progress: Any) -> Any:
-    """What ``progress`` is, if it is one."""
-    if isinstance(progress, Tensor) and progress.dim() == 0 and progress.device.type != "cpu":
-        return progress
-    is_number = isinstance(progress, Real) or (isinstance(progress, Tensor) and progress.dim() == 0)
-    if not is_number or not 0 <= progress <= 1:
-        raise ValueError(
-            f"progress is the fraction of training that is done, a number in [0, 1], got {progress!r}: give "
-            "step / number_of_steps"
-        )
-    return progress
-
-
-def _device(model: nn.Module, example: Any) -> torch.device:
-    """Where the model lies; for one without parameters and buffers, where its example lies."""
-    found = next((tensor.device for tensor in tensors_of(model)), None)
-    if found is not None:
-        return found
-    devices: list[torch.device] = []
-    at_first_tensor(example, lambda tensor, _: devices.append(tensor.device) or tensor)  # type: ignore[func-returns-value]
-    return devices[0] if devices else torch.device("cpu")
-
-
 def _refuse_replacing_others(changes: Changes) -> None:
     """What one handle put into the model, another must not overwrite."""
     added = {path: handle for handle in _HANDLES for done in handle.changes for path in done.added()}
@@ -397,26 +366,3 @@ def _watch_optimizers(handle: Handle) -> Any:
     hook = optimizers.register_optimizer_step_post_hook(note)
     weakref.finalize(handle, hook.remove)
     return hook
-
-
-def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
-    """One forward pass that leaves no trace: in eval mode, without gradient, with torch's global generator and the
-    model's buffers put back.
-    """
-    buffers = Values(model.buffers())
-    modes = [(module, module.training) for module in model.modules()]
-    has_fast_path = torch.backends.mha.get_fastpath_enabled()  # around the modules of a transformer
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            if isinstance(example, Mapping):
-                model(**example)
-            else:
-                model(*(example if isinstance(example, tuple | list) else (example,)))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(has_fast_path)
-        reshard(model)
-        buffers.put_back()
-        for module, training in modes:
-            module.training = training
