@@ -1,4 +1,4 @@
-"""The activation in what a module takes or gives: its first tensor, in tuples, mappings, dataclasses, packed sequences."""
+"""The activation in what a module takes or gives: its first tensor, in tuples, mappings, dataclasses and so on."""
 
 from __future__ import annotations
 
