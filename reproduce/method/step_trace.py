@@ -165,8 +165,7 @@ class StepTrace(Trace):
             )
         return (
             "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode "
-            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False); "
-            "attach() comes before torch.compile"
+            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False)"
         )
 
     def refuse_constant(self, penalty: Tensor) -> None:
