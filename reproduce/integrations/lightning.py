@@ -16,11 +16,18 @@ from reproduce.method.sites import Axes
 
 with extra("lightning"):
     import lightning
+    from lightning.pytorch import callbacks as callbacks_of_lightning
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
     from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["PenaltyCallback"]
+
+# Lightning has the second from 2.6 on.
+_AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
+AVERAGING: tuple[type, ...] = tuple(
+    getattr(callbacks_of_lightning, name) for name in _AVERAGING if hasattr(callbacks_of_lightning, name)
+)
 
 
 class PenaltyCallback(lightning.Callback):
@@ -95,6 +102,18 @@ class PenaltyCallback(lightning.Callback):
         pl_module.to(trainer.strategy.root_device)  # attach() wants the model where it will train
         self.handle = attach(self.method, network, self.sites, self.example, self.axes, self.seed)
         self._added = {name: dtype for name, dtype in _dtypes(network).items() if name not in before}
+        if self._added:
+            self._refuse_averages(trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
+
+    def _refuse_averages(self, callbacks: Sequence[lightning.Callback]) -> None:
+        """A copy that another callback has made already lacks what the method added."""
+        for callback in callbacks[: list(map(id, callbacks)).index(id(self))]:
+            if isinstance(callback, AVERAGING):
+                self.remove()
+                raise ValueError(
+                    f"{type(callback).__name__} averages a copy of the module that it made before the method added "
+                    f"{next(iter(self._added))!r}: put PenaltyCallback before it in callbacks="
+                )
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what the strategy has done to the network since."""

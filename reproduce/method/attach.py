@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,15 @@ from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
 from reproduce.method.chosen import named_kernels, taps_for
-from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised, reshard
+from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised
+from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
 from reproduce.method.given_weights import GivenWeights
+from reproduce.method.places import Links, default_float32, forget_compiled
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
-from reproduce.method.taps import Passes, Tap, at_first_tensor, watch_layouts
+from reproduce.method.taps import Passes, Tap, watch_layouts
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +52,9 @@ def attach(
 
     Move the model to its device first, and build the optimiser afterwards: what the method adds is then among
     ``model.parameters()``. An attached model records while it trains, and nothing in ``eval()``, under
-    `torch.no_grad`, or where a part of it is called alone. A deep copy keeps the method's transforms, records nothing,
-    and can be attached itself. Several handles on one model do not see each other. Attach before ``torch.compile``.
+    `torch.no_grad`, or where a part of it is called alone; of a part in ``eval()`` what has a gradient. A deep copy
+    keeps the method's transforms, records nothing, and can be attached itself. Several handles on one model do not see
+    each other. What `torch.compile` has compiled is compiled anew.
 
     Args:
         method: any method of this suite.
@@ -70,16 +74,18 @@ def attach(
     Raises:
         ValueError: nothing to attach to, unknown names, or what the method refuses; the model is then unchanged.
     """
+    refuse_arguments(method, model)
     if any(tensor.is_meta for tensor in tensors_of(model)):
         raise ValueError(
             "the model lies on the meta device, where nothing is computed: load its weights, then attach()"
         )
-    handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
-    try:
-        handle.connect(example, are_named=not isinstance(sites, str))
-    except BaseException:
-        handle.remove()
-        raise
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
+        handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
+        try:
+            handle.connect(example, are_named=not isinstance(sites, str))
+        except BaseException:
+            handle.remove()
+            raise
     return handle
 
 
@@ -95,18 +101,21 @@ class Handle:
         self.method = method
         self.model = model
         self.tapped = tapped
-        self.trace = StepTrace(model, method.recorded_roles, [module for _, module in tapped])
-        self.passes = Passes(self.trace)
+        self.trace = StepTrace(model, method.recorded_roles, tapped)
+        self.passes: Passes | None = None
         self.given_weights = GivenWeights()
-        self.device = _device(model, example)
+        self.device = device_for(model, example)
         self.generator = Generators.seeded(seed, self.device).method
-        self.progress = torch.zeros((), device=self.device)
+        self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
         self.changes: list[Changes] = []
         self.is_attached = False
         self.must_be_met = False  # every Tap is of a module that was named, and none has been missed yet
         self.has_penalty = False  # since the last after_step
         self.awaits_after_step = False  # an optimiser has stepped since then
         self.optimizer_hook: Any = None
+        self.added: list[str] = []  # parameters of the method's own that train
+        self.untrained: str | None = None  # one of them, which an optimiser that stepped does not hold
+        self.links = Links(model, [])
         self.processes = AlikeAfterSteps(model)
 
     @property
@@ -123,6 +132,7 @@ class Handle:
             return f"{lines[0]}\n  no Sites: it reads weights alone; layers with kernels: {named_kernels(self.model)}"
         for site in self.sites:
             kind = f"{' or '.join((site.axes, *site.could_be))} {site.shape}" if site.shape else "not met yet"
+            kind += ", packed" if site.is_packed else ""
             transform = f", {type(site.transform).__name__}" if site.transform is not None else ""
             lines.append(f"  {site.name}: {site.role}, {kind}{transform}")
         return "\n".join(lines)
@@ -132,17 +142,20 @@ class Handle:
 
         Modules that ``are_named`` by the caller must be met.
         """
+        forget_compiled()
         self.is_attached = True
         self.must_be_met = are_named
         before = Structure(self.model)
         try:
             if self.tapped:
-                watch_layouts(self.model, [tap for tap, _ in self.tapped])
+                taps = [tap for tap, _ in self.tapped]
+                watch_layouts(self.model, taps)
+                self.passes = Passes(self.trace, taps)
                 self.passes.hook_begin(self.model)
             for tap, module in self.tapped:
                 tap.own(self.trace)
                 tap.hook(module)
-            if self.tapped:
+            if self.passes is not None:
                 self.passes.hook_end(self.model)
             self.given_weights.hook(self.model)
         finally:
@@ -150,7 +163,8 @@ class Handle:
         if example is not None:
             self._explore(example)
         self._prepare()
-        if self.method.acts_after_step:
+        self.links = Links(self.model, [(tap.name, module) for tap, module in self.tapped])
+        if self.method.acts_after_step or self.added:
             self.optimizer_hook = _watch_optimizers(self)
         _HANDLES.add(self)
         logger.info("%r", self)
@@ -161,20 +175,27 @@ class Handle:
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
         recorded. A method that reads weights alone needs no forward pass; after one of `torch.func.functional_call`,
         weights are the tensors that it was given. ``progress`` in [0, 1] drives schedules; where it is not given it
-        stays as it was, 0 at first. ``mask`` (n, positions...) is True at positions that are no padding; the others
-        are then left out.
+        stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for the device.
+        ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
 
         Raises:
-            ValueError: no forward pass in training mode since the last penalty, or one without gradients; a module
-                that was named and is never called; a model on another device than when it was attached; activations
-                overwritten in place; a step without `after_step`; or what the method refuses.
+            ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
+                raised an error; a module that was named and is never called, or is no part of the model any more; an
+                optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on another
+                device than when it was attached; activations overwritten in place; a step without `after_step`; or what
+                the method refuses.
         """
         if not self.is_attached:
             raise ValueError("this is a removed handle: attach() the method again")
         if self.awaits_after_step:
             raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
+        if self.untrained is not None:
+            raise ValueError(
+                f"the optimiser that steps was made before the method added {self.untrained!r}, and does not train it: "
+                "make it after attach(), or add_param_group() what is new"
+            )
         if progress is not None:
-            self.progress.fill_(progress)
+            self.progress.fill_(fraction(progress))
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:
@@ -184,8 +205,9 @@ class Handle:
 
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
+        self.links.refuse_replaced()
         self._refuse_unmet("in the forward pass")
-        if trace.consumed or trace.is_empty:
+        if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
         try:
             trace.check(self.device)
@@ -201,7 +223,7 @@ class Handle:
 
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:
-            with self.trace.own_sites_only(), self.trace.masked(mask):
+            with default_float32(), self.trace.own_sites_only(), self.trace.masked(mask):
                 return self.given_weights.reading(self.model, self._read, not self.trace.roles)
         except RuntimeError as error:
             if not is_of_shards(error):
@@ -263,7 +285,8 @@ class Handle:
         for tap, _ in self.tapped:
             tap.release()
         self.trace.release()
-        self.passes.trace = None
+        if self.passes is not None:
+            self.passes.release()
         self.given_weights.is_watching = False
         self.given_weights.forget()
         if self.optimizer_hook is not None:
@@ -274,11 +297,15 @@ class Handle:
     def _explore(self, example: Any) -> None:
         for tap, _ in self.tapped:
             tap.is_explored = True
+        if self.passes is not None:
+            self.passes.layouts.begin(self.model)
         try:
-            _dry_run(self.model, example, self.device)
+            dry_run(self.model, example, self.device)
         finally:
             for tap, _ in self.tapped:
                 tap.is_explored = False
+        if self.passes is not None:
+            self.passes.end_watching()
         self._refuse_unmet("in the dry run")
 
     def _prepare(self) -> None:
@@ -286,13 +313,17 @@ class Handle:
         known = set(map(id, tensors_of(self.model)))
         values = Values(tensors_of(self.model) if type(self.method).prepare is not Method.prepare else ())
         try:
-            with self.trace.own_sites_only():
+            for tap, module in self.tapped:
+                tap.join(self.model, module, type(self.method).__name__)
+            with default_float32(), self.trace.own_sites_only():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
                 tap.prepared()
             changes = before.changes()
             _refuse_replacing_others(changes)
             refuse_unsynchronised(self.model, known)
+            named = self.model.named_parameters()
+            self.added = [name for name, value in named if value.requires_grad and id(value) not in known]
         except BaseException:
             before.changes().undo()
             values.put_back()
@@ -310,16 +341,6 @@ class Handle:
         self.must_be_met = False
 
 
-def _device(model: nn.Module, example: Any) -> torch.device:
-    """Where the model lies; for one without parameters and buffers, where its example lies."""
-    found = next((tensor.device for tensor in tensors_of(model)), None)
-    if found is not None:
-        return found
-    devices: list[torch.device] = []
-    at_first_tensor(example, lambda tensor: devices.append(tensor.device) or tensor)  # type: ignore[func-returns-value]
-    return devices[0] if devices else torch.device("cpu")
-
-
 def _refuse_replacing_others(changes: Changes) -> None:
     """What one handle put into the model, another must not overwrite."""
     added = {path: handle for handle in _HANDLES for done in handle.changes for path in done.added()}
@@ -333,37 +354,26 @@ def _refuse_replacing_others(changes: Changes) -> None:
 
 
 def _watch_optimizers(handle: Handle) -> Any:
-    """Note where an optimiser of the model's parameters has stepped after a penalty."""
+    """Note where an optimiser of the model's parameters has stepped after a penalty, and what it does not hold."""
     watching = weakref.ref(handle)
 
     def note(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
         own = watching()
         if own is None or not own.has_penalty:
             return
-        ids = {id(parameter) for parameter in own.model.parameters()}
-        if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"]):
-            own.awaits_after_step = True
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        parameters = dict(own.model.named_parameters())
+        if not any(id(parameter) in held for parameter in parameters.values()):
+            return
+        own.awaits_after_step = own.method.acts_after_step
+        added = {name: parameters[name] for name in own.added if name in parameters}
+        if any(id(parameter) in held for parameter in added.values()):
+            own.added.clear()  # it is known to some optimiser: others may be for other parts
+            own.untrained = None
+        else:
+            trained = (name for name, value in added.items() if value.requires_grad and value.grad is not None)
+            own.untrained = next(trained, own.untrained)
 
     hook = optimizers.register_optimizer_step_post_hook(note)
     weakref.finalize(handle, hook.remove)
     return hook
-
-
-def _dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
-    """One forward pass that leaves no trace: in eval mode, without gradient, with torch's global generator and the
-    model's buffers put back.
-    """
-    buffers = Values(model.buffers())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            if isinstance(example, Mapping):
-                model(**example)
-            else:
-                model(*(example if isinstance(example, tuple | list) else (example,)))
-    finally:
-        reshard(model)
-        buffers.put_back()
-        for module, training in modes:
-            module.training = training

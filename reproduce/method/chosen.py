@@ -124,6 +124,9 @@ def _patterns(modules: Mapping[str, nn.Module]) -> list[str]:
 def _names(key: str, known: Iterable[str]) -> list[str]:
     """The names that a name or a pattern means; ``*`` stands for one part of a dotted name, or for a piece of it."""
     names = list(known)
+    if not isinstance(key, str):
+        given = f"a {type(key).__name__}" if isinstance(key, nn.Module) else repr(key)
+        raise ValueError(f"sites and axes go by names of modules, as text, got {given}; there are: {_listed(names)}")
     if key in names:
         return [key]
     found = [name for name in names if _fits(name, key)] if any(sign in key for sign in "*?[") else []

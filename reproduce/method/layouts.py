@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import batchnorm, conv, instancenorm, pooling
+from torch.nn.modules import activation as activations
+from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
 from torch.nn.parameter import is_lazy
 
 from reproduce.method.sites import Axes
@@ -20,6 +24,8 @@ MAPS_TO_MAPS = (
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd),
     *(nn.Upsample, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
+NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention uses its weights itself
+UNIT_BY_UNIT = (activations.__name__, dropout.__name__, nn.Identity.__module__)  # where such modules are defined
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,21 @@ class Seen:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     batch_first: bool | None
+    tensor: weakref.ref[Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor, axes: Axes | None, batch_first: bool | None) -> Seen:
+        return cls(axes, tuple(tensor.shape), tensor.stride(), batch_first, weakref.ref(tensor))
+
+    def is_memory_of(self, activation: Tensor) -> bool:
+        """Whether it is this output, or a view of it: its axes are then known by their strides."""
+        own = self.tensor()
+        if own is None or own is activation:
+            return own is not None
+        try:
+            return own.untyped_storage()._cdata == activation.untyped_storage()._cdata
+        except RuntimeError:  # a tensor without memory, as under torch.func
+            return False
 
 
 def describe(module: nn.Module) -> Layer | None:
@@ -76,6 +97,15 @@ def describe(module: nn.Module) -> Layer | None:
     return _by_weight(module)
 
 
+def _may_say(module: nn.Module) -> bool:
+    """Whether it may say something when it runs: lazy layers know their sizes then."""
+    return _is_unit_by_unit(module) or isinstance(module, nn.modules.lazy.LazyModuleMixin)
+
+
+def _is_unit_by_unit(module: nn.Module) -> bool:
+    return type(module).__module__ in UNIT_BY_UNIT and describe(module) is None
+
+
 def _by_weight(module: nn.Module) -> Layer | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or is_lazy(weight) or isinstance(module, nn.PReLU):
@@ -88,44 +118,117 @@ def _by_weight(module: nn.Module) -> Layer | None:
 
 
 class Layouts:
-    """What is seen of a model's layers in its first forward pass, the dry run or the first step; then it is settled.
+    """What is seen of a model's layers in a forward pass of the whole model.
 
-    Holds numbers only, so that a deep copy or a pickle of a hooked model carries no other model along.
+    Layers are hooked until a Tap has asked, every Tap has met an activation, and they have run themselves: a branch
+    that the first passes did not take is seen when it is taken. Evaluation before the first step settles nothing.
+
+    Holds numbers only between passes, so that a deep copy or a pickle of a hooked model carries no other model along.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        described = ((name, describe(module)) for name, module in model.named_modules())
+        modules = dict(model.named_modules())
+        described = ((name, describe(module)) for name, module in modules.items())
         self.layers = {name: layer for name, layer in described if layer is not None}
-        self.places = {name: place for place, (name, _) in enumerate(model.named_modules())}
+        self.watched = [name for name, module in modules.items() if name in self.layers or _may_say(module)]
+        self.watched = [name for name in self.watched if not isinstance(modules[name], NEVER_CALLED)]
+        self.places = {name: place for place, name in enumerate(modules)}
         self.batch_first = {layer.batch_first for layer in self.layers.values()} - {None}
         self.seen: dict[int, Seen] = {}
-        self.is_settled = False
+        self.hooks: dict[str, Any] = {}  # by the name of the module that is hooked
+        self.ran: set[str] = set()
+        self.model: weakref.ref[nn.Module] | None = None  # while a pass is under way
+        self.thread = 0  # in which it is
+        self.was_asked = False  # by a Tap, in this pass or before
+        self.is_settled = False  # a pass has ended in which a Tap asked
+        self.is_watching = False  # every layer is hooked
+        self.is_blind = False  # in this pass compiled layers were not noted
 
-    def watch(self, model: nn.Module) -> list[Any]:
-        """Hook the layers until one forward pass of the whole model has ended; returns the hooks."""
-        hooks = [model.get_submodule(name).register_forward_hook(self._see) for name in self.layers]
-        self.hooks = [*hooks, model.register_forward_hook(self._settle)]
-        return self.hooks
+    def watch(self, model: nn.Module) -> None:
+        """Hook the layers that are not hooked."""
+        modules = dict(model.named_modules())
+        for name in self.watched:
+            if name not in self.hooks and name in modules:
+                self.hooks[name] = modules[name].register_forward_hook(partial(self._see, name))
+        self.is_watching = True
+
+    def notes(self) -> bool:
+        """Whether layers are noted: once settled not in a compiled model, which that would cut into pieces."""
+        if self.is_settled and torch.compiler.is_compiling():
+            self.is_blind = True
+            return False
+        return bool(self.hooks)
+
+    @property
+    def misses_layers(self) -> bool:
+        """Whether a Tap that is new in this pass cannot know what came before it."""
+        return self.is_settled and (torch.compiler.is_compiling() or self.is_blind)
 
     @torch.compiler.disable
-    def _see(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        layer = describe(module)
-        value = output[0] if isinstance(output, tuple) and output else output
-        if layer is None or not isinstance(value, Tensor) or value.is_nested:
-            return
-        axes = axes_of_output(layer, tuple(value.shape))
-        is_single = layer.features_last is False and value.dim() == layer.dim - 1
-        if axes is not None or is_single:
-            self.seen.pop(id(module), None)  # the newest comes last
-            self.seen[id(module)] = Seen(axes, tuple(value.shape), value.stride(), layer.batch_first)
+    def begin(self, model: nn.Module) -> None:
+        """A pass of the whole model begins in which Taps ask."""
+        self.seen.clear()
+        self.model = weakref.ref(model)
+        self.thread = threading.get_ident()
+        self.is_blind = False
 
     @torch.compiler.disable
-    def _settle(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        for hook in self.hooks:
+    def end(self, is_complete: bool) -> None:
+        """It has ended; ``is_complete``: every Tap has met an activation by now."""
+        self.seen.clear()
+        self.model = None
+        self.is_settled = self.was_asked
+        if self.is_settled and is_complete:
+            for name in [name for name in self.hooks if name in self.ran]:
+                self.hooks.pop(name).remove()
+            self.is_watching = False
+
+    def release(self) -> None:
+        """Watch no more."""
+        for hook in self.hooks.values():
             hook.remove()
         self.hooks.clear()
         self.seen.clear()
-        self.is_settled = True
+        self.model = None
+        self.is_watching = False
+
+    def _see(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        if self.notes():
+            self._note(name, module, arguments, output)
+
+    @torch.compiler.disable
+    def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        model = self.model() if self.model is not None and self.thread == threading.get_ident() else None
+        if model is None:
+            return
+        self.ran.add(name)
+        if not self.is_watching:  # a layer that has not run before: others may go elsewhere now
+            self.watch(model)
+        value = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(value, Tensor) or value.is_nested:
+            return
+        found = self._of_layer(module, value) or self._kept(module, arguments, value)
+        if found is not None:
+            self.seen.pop(id(module), None)  # the newest comes last
+            self.seen[id(module)] = found
+
+    def _of_layer(self, module: nn.Module, value: Tensor) -> Seen | None:
+        layer = describe(module)
+        if layer is None:
+            return None
+        axes = axes_of_output(layer, tuple(value.shape))
+        is_single = layer.features_last is False and value.dim() == layer.dim - 1
+        return Seen.of(value, axes, layer.batch_first) if axes is not None or is_single else None
+
+    def _kept(self, module: nn.Module, arguments: Any, value: Tensor) -> Seen | None:
+        """The output of a module that works unit by unit, on the output of a layer."""
+        given = arguments[0] if arguments else None
+        if not isinstance(given, Tensor) or given.shape != value.shape or not _is_unit_by_unit(module):
+            return None
+        for seen in reversed(self.seen.values()):
+            if seen.is_memory_of(given) and seen.shape == given.shape and seen.stride == given.stride():
+                return Seen.of(value, seen.axes, None)
+        return None
 
     def of_output(self, module: nn.Module, output: Tensor) -> tuple[Axes, ...]:
         """What a module says of its own output: the axes, and what else they may be; nothing where it says nothing."""
@@ -148,7 +251,8 @@ class Layouts:
             ValueError: it comes from a convolution without a batch axis.
         """
         shape, place = tuple(activation.shape), self.places.get(name, -1)
-        for seen in reversed(self.seen.values()):
+        newest = list(reversed(self.seen.values()))
+        for seen in sorted(newest, key=lambda seen: not seen.is_memory_of(activation)):
             if seen.axes is None and seen.shape == shape:
                 raise ValueError(
                     f"module {name!r}: activations {shape} follow a convolution whose input has no batch axis: give it "
@@ -216,10 +320,12 @@ def _carried(seen: Seen, activation: Tensor) -> tuple[Axes, ...]:
     fits_moved = moved is not None and _fits(shape, _moved(seen.shape, here, there), there)
     if not (fits_own and fits_moved) or moved is None:
         return (seen.axes,) if fits_own else (moved,) if fits_moved and moved is not None else ()
-    if (shape, stride) == (seen.shape, seen.stride):
-        return (seen.axes,)
-    if (shape, stride) == (_moved(seen.shape, here, there), _moved(seen.stride, here, there)):
-        return (moved,)
+    # A copy has the strides of any tensor of its shape: they then say nothing.
+    if seen.is_memory_of(activation) or not activation.is_contiguous():
+        if (shape, stride) == (seen.shape, seen.stride):
+            return (seen.axes,)
+        if (shape, stride) == (_moved(seen.shape, here, there), _moved(seen.stride, here, there)):
+            return (moved,)
     return seen.axes, moved
 
 

@@ -120,15 +120,41 @@ class MaskedRecord(Record):
         return self.activation if features == "flatten" and self.site.is_map else self.samples
 
 
+class PackedRecord(Record):
+    """A Record of a packed sequence: its rows are the real time steps of all sequences, as a mask would leave them."""
+
+    @property
+    def activation(self) -> Tensor:  # type: ignore[override]
+        """Refused: rows of one sequence are not beside each other."""
+        raise ValueError(
+            f"Site {self.site.name!r} has a packed sequence, and the method reads activations (time, batch, features): "
+            "pad it before, by pad_packed_sequence, and name a module after that"
+        )
+
+    @property
+    def samples(self) -> Tensor:
+        """(samples, features), one for each time step."""
+        return Record(*self).activation
+
+    def vectors(self, features: Features) -> Tensor:
+        """`samples`."""
+        return self.samples
+
+    def as_samples(self, features: Features) -> tuple[Tensor, int]:
+        return self.samples, 1
+
+
 def without_masked(record: Record, mask: Tensor, calls: int) -> Record:
     """The record without its masked positions; as it is where it has none, one row an example or a packed sequence.
 
     Raises:
         ValueError: rows without positions that are neither, as those of a cell that is called at each step.
     """
-    if record.site.known_axes != "nc":
-        return MaskedRecord.of(record, mask)
     rows = len(record.activation)
+    if record.site.is_packed and rows == int(mask.sum()):
+        return record
+    if record.site.known_axes != "nc" and not record.site.is_packed:
+        return MaskedRecord.of(record, mask)
     if calls == 1 and rows in (len(mask), int(mask.sum())):
         return record
     raise ValueError(

@@ -43,6 +43,7 @@ class Site(nn.Module):
         self.axes: Axes = axes
         self.could_be = tuple(could_be)
         self.shape = shape
+        self.is_packed = False  # rows of a packed sequence pass it, with axes "tnc": (steps of all sequences, features)
         self.name = ""  # its path in the model, given by `watch`
         self.transform: nn.Module | None = None
         self.trace: Trace | None = None
@@ -177,8 +178,7 @@ class Trace:
                 f"a mask is Boolean, (n, positions...), True where a position is real; got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}"
             )
-        own = [site for site in self.model.modules() if isinstance(site, Site) and site.trace is self]
-        for site in own:
+        for site in self.own_sites():
             if site.transform is not None and site.known_axes != "nc":
                 raise ValueError(
                     f"Site {site.name!r} holds {type(site.transform).__name__}, which has seen padded positions before "
@@ -190,6 +190,14 @@ class Trace:
             return self._records
         calls = Counter(record.site for record in self._records)
         return [without_masked(record, self._mask, calls[record.site]) for record in self._records]
+
+    def own_sites(self) -> list[Site]:
+        """The Sites that this Trace records."""
+        return [site for site in self.model.modules() if isinstance(site, Site) and site.trace is self]
+
+    def module_of(self, site: Site) -> nn.Module:
+        """The module whose activations pass a Site: it is one itself, where the model's code calls it."""
+        return site
 
     @contextlib.contextmanager
     def own_sites_only(self) -> Iterator[None]:
@@ -218,7 +226,7 @@ class Trace:
             )
         chosen = [record for record in self._given() if record.site.role == role]
         if not chosen:
-            present = sorted({site.role for site in sites_of(self.model) if site.trace is self})
+            present = sorted({site.role for site in self.own_sites()})
             raise ValueError(f"the model recorded no {role!r} Site (it has {present or 'none'}): choose other `sites`")
         for record in chosen:
             record.refuse_empty()
@@ -237,18 +245,23 @@ def sites_of(model: nn.Module) -> Iterator[Site]:
     Where a method is attached (`Trace.own_sites_only`), those of its own handle, with the names that it gave.
     """
     owner = _OWNER.get()
+    if owner is not None:
+        yield from owner.own_sites()
+        return
     for name, module in model.named_modules():
-        if isinstance(module, Site) and module.owner is owner:
-            if owner is None:
-                module.name = name
+        if isinstance(module, Site) and module.owner is None:
+            module.name = name
             yield module
 
 
 def holders_of(model: nn.Module, site: Site) -> list[nn.Module]:
-    """The modules around a Site, the nearest first: by object, so that it does not matter what the Site is called."""
+    """The modules around a Site, the nearest first: by object, so that it does not matter what the Site is called.
+
+    That of another's model, put there by `attach`, has the module first whose activations pass it.
+    """
     parents = {id(child): module for module in model.modules() for child in reversed(list(module.children()))}
-    holders: list[nn.Module] = []
-    inner: nn.Module = site
+    inner = site.owner.module_of(site) if site.owner is not None else site
+    holders: list[nn.Module] = [] if inner is site else [inner]
     while inner is not model and id(inner) in parents:
         inner = parents[id(inner)]
         holders.append(inner)

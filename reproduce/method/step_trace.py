@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.records import PackedRecord
 from reproduce.method.sites import Record, Role, Site, Trace
+
+if TYPE_CHECKING:
+    from reproduce.method.taps import Tap
 
 
 class StepTrace(Trace):
@@ -20,16 +25,20 @@ class StepTrace(Trace):
     Args:
         model: whose Sites record.
         roles: of the Sites that are recorded.
-        hooked: the modules whose activations pass the Sites.
+        tapped: what holds the Sites, and the modules whose activations pass them.
     """
 
-    def __init__(self, model: nn.Module, roles: frozenset[Role], hooked: list[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, roles: frozenset[Role], tapped: Sequence[tuple[Tap, nn.Module]]) -> None:
         super().__init__(model, roles)
-        self.hooked = hooked
+        self.tapped = tapped
+        self.hooked = [module for _, module in tapped]
         self.versions: list[int] = []
-        self.is_open = False  # a pass is under way that is recorded
-        self.around: list[bool] = []  # `is_open` of the passes of the whole model around this one
+        self.thread: int | None = None  # whose pass is recorded
+        self._is_open = False
+        self.around: list[bool] = []  # `_is_open` around this pass of the whole model, from the one that is recorded on
         self.consumed = False
+        self.has_failed = False  # the pass that was recorded raised an error
+        self.filled: set[Site] = set()  # that were passed in this pass and hold something
         self.stepped: set[Site] = set()  # whose calls are the time steps of one activation
         self.without_gradient: set[str] = set()  # Sites that were passed under no_grad in the recorded pass
         self.earlier: list[Record] = []  # of the batches since the last step, without gradients
@@ -37,24 +46,62 @@ class StepTrace(Trace):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # stays behind where its model is copied or saved: the copy records nothing
 
-    def begin(self) -> None:
-        """A forward pass of the whole model begins."""
+    def own_sites(self) -> list[Site]:
+        return [site for tap, _ in self.tapped for site in tap.sites()]
+
+    def module_of(self, site: Site) -> nn.Module:
+        return next(module for tap, module in self.tapped if any(own is site for own in tap.sites()))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a pass that is recorded is under way in this thread."""
+        return self._is_open and not self._is_elsewhere()
+
+    def begin(self) -> bool:
+        """A forward pass of the whole model begins; returns whether it is a new one that is recorded.
+
+        Raises:
+            ValueError: it is to be recorded, as that of another thread is.
+        """
         is_recorded = (
             torch.is_grad_enabled()
-            and any(module.training for module in self.hooked)
+            and (self.model.training or any(module.training for module in self.hooked))
             and not _is_exported()
             and not _is_in_backward()
         )
-        if is_recorded and not self.around:
+        if self._is_elsewhere():
+            if is_recorded:
+                raise ValueError(
+                    "two threads train one attached model at a time: give each a copy of the model and attach to it, "
+                    "or call the model under no_grad where it only acts"
+                )
+            return False
+        is_new = is_recorded and not self.around
+        if is_new:
             self.clear()
+            self.filled.clear()
             self.without_gradient.clear()
-            self.consumed = False
-        self.around.append(self.is_open)
-        self.is_open = is_recorded
+            self.consumed = self.has_failed = False
+            self.thread = None if torch.compiler.is_compiling() else threading.get_ident()
+        if is_recorded or self.around:
+            self.around.append(self._is_open)
+            self._is_open = is_recorded
+        return is_new
 
-    def end(self) -> None:
-        """It ends, also where it raised an error."""
-        self.is_open = self.around.pop() if self.around else False
+    def end(self, has_failed: bool = False) -> bool:
+        """It ends, also where it raised an error; returns whether it was the one that is recorded."""
+        if not self.around or self._is_elsewhere():
+            return False
+        self._is_open = self.around.pop()
+        if self.around:
+            return False
+        self.thread = None
+        self.has_failed = has_failed
+        return True
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the pass that is recorded is another thread's; a compiled model cannot tell."""
+        return not torch.compiler.is_compiling() and self.thread not in (None, threading.get_ident())
 
     def records_now(self, name: str) -> bool:
         """Whether an activation of the module of this name, in training mode, is to be recorded.
@@ -91,7 +138,12 @@ class StepTrace(Trace):
         """Let go of everything."""
         self.clear()
         self.earlier.clear()
-        self.is_open = False
+        self._is_open = False
+        self.around.clear()
+        self.thread = None
+
+    def _given(self) -> list[Record]:
+        return [PackedRecord(*record) if record.site.is_packed else record for record in super()._given()]
 
     @property
     def is_empty(self) -> bool:
@@ -103,6 +155,8 @@ class StepTrace(Trace):
 
     def why_empty(self) -> str:
         """What is missing, where there is nothing to make a penalty of."""
+        if self.has_failed:
+            return "the forward pass raised an error, and a penalty of its first half would be none of the model"
         if self.without_gradient and not self.consumed:
             names = ", ".join(sorted(self.without_gradient))
             return (
@@ -111,13 +165,14 @@ class StepTrace(Trace):
             )
         return (
             "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode "
-            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False); "
-            "attach() comes before torch.compile"
+            "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False)"
         )
 
     def refuse_constant(self, penalty: Tensor) -> None:
         """A penalty on activations without gradient trains nothing, of a model that has weights to train."""
         if penalty.requires_grad or any(record.activation.requires_grad for record in self._records):
+            return
+        if torch._C._are_functorch_transforms_active():  # func.jvp has no gradients
             return
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from reproduce.method.layouts import Layouts, shape_of_sample
+from reproduce.method.first_tensor import at_first_tensor
+from reproduce.method.layouts import UNKNOWN, Layouts, shape_of_sample
+from reproduce.method.places import host_of
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
 
@@ -21,15 +22,17 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold),
 )
 RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
-SUBMODULE = "activation_sites"  # where a hooked module keeps its Sites
+SUBMODULE = "activation_sites"  # where a model keeps Sites that hold something
 Side = Literal["input", "output"]
 
 
 class Passes:
-    """Hooks of the whole model: they tell the Trace where a forward pass begins and ends."""
+    """Hooks of the whole model: they tell the Trace, and what finds axes, where a forward pass begins and ends."""
 
-    def __init__(self, trace: StepTrace) -> None:
+    def __init__(self, trace: StepTrace, taps: Sequence[Tap]) -> None:
         self.trace: StepTrace | None = trace  # None in a copy of the model
+        self.taps = [tap for tap in taps if tap.axes is None]
+        self.layouts = self.taps[0].layouts if self.taps else Layouts(nn.Module())
 
     def hook_begin(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.begin)
@@ -39,16 +42,33 @@ class Passes:
         model.register_forward_hook(self.end, always_call=True)
 
     def begin(self, module: nn.Module, arguments: Any) -> None:
-        if self.trace is not None:
-            self.trace.begin()
+        if self.trace is None:
+            if not torch.compiler.is_compiling():
+                self.layouts.release()
+            return
+        is_new = self.trace.begin()
+        if is_new and self.layouts.notes():
+            self.layouts.begin(module)
 
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.trace is not None:
-            self.trace.end()
+        if self.trace is None:
+            return
+        has_failed = output is None and not torch.compiler.is_compiling() and sys.exc_info()[1] is not None
+        if self.trace.end(has_failed) and self.layouts.notes():
+            self.end_watching()
+
+    def end_watching(self) -> None:
+        self.layouts.end(all(tap.layouts_met for tap in self.taps))
+
+    def release(self) -> None:
+        self.trace = None
+        self.layouts.release()
 
 
 class Tap(nn.ModuleList):
-    """The Sites of one hooked module, whose child it is: one for each axes and width of its activations.
+    """The Sites of one hooked module: one for each axes and width of its activations.
+
+    It becomes a part of the model only where a method has put something into a Site.
 
     Calls of a recurrent cell in one forward pass are the time steps of one activation, and so are those of a module
     with axes "tnc" whose activations are (batch, features). Each call of any other module is an activation of its own.
@@ -64,18 +84,16 @@ class Tap(nn.ModuleList):
         self.is_stepped = axes == "tnc" or (axes is None and isinstance(module, nn.RNNCellBase))
         self.is_met = False  # in a pass of the whole model, since it was attached
         self.is_explored = False  # a dry run is under way: shapes are met
-        self.is_transformed = False  # by what the method put into its Sites
+        self.is_filled = False  # the method put something into a Site
+        self.is_transformed = False  # by that
         self.calls: list[int] = []
+        self.place: tuple[nn.Module, str] | None = None  # in the model, while the method prepares it
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
         # By the number of axes: the layouts met, and the shapes that had them.
         self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> None:
-        name = SUBMODULE
-        while hasattr(module, name):  # attached twice
-            name += "_"
-        module.add_module(name, self)
         # With bound methods a deep copy of the model has hooks that know the copied Sites.
         if self.side == "input":
             module.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -95,14 +113,28 @@ class Tap(nn.ModuleList):
         for site in self.sites():
             self._give_to(trace, site)
 
+    def join(self, model: nn.Module, module: nn.Module, method: str) -> None:
+        """Become a part of the model, under a name that no other method changes."""
+        host, name = host_of(model, module, Tap), f"{SUBMODULE}_{method.lower()}_{self.role}"
+        while hasattr(host, name):  # the same method twice, or for a module around this one
+            name += "_"
+        host.add_module(name, self)
+        self.place = host, name
+
     def prepared(self) -> None:
-        """Look at what the method has put into the Sites."""
+        """Look at what the method has put into the Sites, and leave the model if that is nothing."""
+        self.is_filled = any(site.transform is not None or site.state_dict() for site in self.sites())
         self.is_transformed = any(site.transform is not None for site in self.sites())
+        if self.place is not None and not self.is_filled:
+            delattr(*self.place)
+        self.place = None
         for site, calls in zip(self.sites(), self.calls, strict=True):
-            if self._is_filled() and calls > 1:
+            if self.is_filled and calls > 1:
+                self._refuse_calls(site, calls)
+            if self.is_filled and site.is_packed:
                 raise ValueError(
-                    f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
-                    f"Site {site.name!r} is for one activation: give each call a module of its own"
+                    f"module {self.name!r} has a packed sequence, and what the method put into Site {site.name!r} is "
+                    "for padded ones: pad it before, by pad_packed_sequence, and name a module after that"
                 )
 
     def release(self) -> None:
@@ -115,65 +147,99 @@ class Tap(nn.ModuleList):
     def before(self, module: nn.Module, arguments: Any, options: Any) -> Any:
         inplace = getattr(module, "inplace", False)  # it would overwrite what the Site records
 
-        def act(activation: Tensor) -> Tensor:
-            passed = self._pass(module, activation)
+        def act(activation: Tensor, is_packed: bool) -> Tensor:
+            passed = self._pass(module, activation, is_packed)
             return passed.clone() if inplace else passed
 
-        return self._changed((arguments, options), act) if self._acts(module) else None
+        return self._changed(module, (arguments, options), act) if self._acts(module) else None
 
     def after(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         if not self._acts(module):
             return None
-        return self._changed(output, lambda activation: self._pass(module, activation))
+        return self._changed(module, output, lambda activation, is_packed: self._pass(module, activation, is_packed))
 
     def _acts(self, module: nn.Module) -> bool:
         """Whether anything is done to this activation. If not, nothing is looked at: it may be of any kind."""
-        if not torch.compiler.is_compiling() and not self.is_met:  # a compiled model would be compiled a second time
-            self.is_met = True
-        is_recorded = module.training and self.trace is not None and self.trace.records_now(self.name)
-        return is_recorded or self.is_transformed or self.is_explored
+        # Not in a compiled model, which would be compiled a second time.
+        if not torch.compiler.is_compiling() and not self.is_met and self.trace is not None:
+            self.is_met = self.is_explored or self.trace.is_open
+        return self._is_recorded(module) or self.is_transformed or self.is_explored
 
-    def _changed(self, value: Any, act: Callable[[Tensor], Tensor]) -> Any:
+    def _is_recorded(self, module: nn.Module) -> bool:
+        """In eval mode, as where statistics of a batch are frozen, only what has a gradient is: see `_pass`."""
+        if self.trace is None:
+            return False
+        return self.trace.records_now(self.name) if module.training else self.trace.is_open and torch.is_grad_enabled()
+
+    def _changed(self, module: nn.Module, value: Any, act: Callable[[Tensor, bool], Tensor]) -> Any:
         found = at_first_tensor(value, act)
-        if found is None:
+        if found is None and (module.training or self.is_transformed or self.is_explored):
             raise ValueError(f"module {self.name!r} has no floating-point tensor as its {self.side}: name another one")
         return found
 
-    def _pass(self, module: nn.Module, activation: Tensor) -> Tensor:
+    def _pass(self, module: nn.Module, activation: Tensor, is_packed: bool) -> Tensor:
+        is_frozen = not module.training and not activation.requires_grad
+        if is_frozen and not self.is_transformed and not self.is_explored:
+            return activation
         if activation.is_nested:
             raise ValueError(
                 f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another"
             )
-        is_step = self.is_stepped and activation.dim() == 2
+        is_step = self.is_stepped and activation.dim() == 2 and not is_packed
         whole = activation.unsqueeze(0) if is_step else activation
-        index, site = self._site(module, whole)
+        index, site = self._site(module, whole, is_packed)
         if self.is_explored:
             self.calls[index] += 1
         if is_step and self.trace is not None and site not in self.trace.stepped:
             self.trace.stepped.add(site)
+        if not self.is_filled:
+            if self._is_recorded(module) and self.trace is not None:
+                self.trace.add(site, whole)
+            return activation
+        passed = self._filled(module, site, whole)
+        return passed.squeeze(0) if is_step else passed
+
+    def _filled(self, module: nn.Module, site: Site, whole: Tensor) -> Tensor:
+        """What a Site gives that holds something."""
+        if self.trace is not None and self.trace.is_open:
+            if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
+                self._refuse_calls(site, 2)
+            self.trace.filled.add(site)
         if site.training != module.training:
             site.train(module.training)
         passed = site(whole)
-        return passed.squeeze(0) if is_step else passed
+        if not module.training and passed.requires_grad and self.trace is not None and self._is_recorded(module):
+            self.trace.add(site, passed)
+        return passed
 
-    def _site(self, module: nn.Module, activation: Tensor) -> tuple[int, Site]:
-        axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
-        if len(axes) != activation.dim():
-            raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
-        shape = shape_of_sample(axes, tuple(activation.shape))
+    def _site(self, module: nn.Module, activation: Tensor, is_packed: bool) -> tuple[int, Site]:
+        axes, could_be, shape = self._layout(module, activation, is_packed)
         first = self.sites()[0]
         if first.shape is None:
-            first.axes, first.shape, first.could_be = axes, shape, tuple(could_be)
+            first.axes, first.shape, first.could_be, first.is_packed = axes, shape, could_be, is_packed
         for index, site in enumerate(self.sites()):
             is_alike = bool(could_be) or site.shape is None or site.shape[0] == shape[0]  # a guess has no sure width
-            if (site.axes, site.could_be) == (axes, tuple(could_be)) and is_alike:
+            if (site.axes, site.could_be, site.is_packed) == (axes, could_be, is_packed) and is_alike:
                 return index, site
-        if self._is_filled():
+        if self.is_filled:
             raise ValueError(
                 f"module {self.name!r}: width {shape[0]} (axes {axes!r}) is new to it, and the method has prepared "
                 "Sites for other widths only: give attach() an example that meets all"
             )
-        return len(self), self._add_site(axes, shape, could_be)
+        site = self._add_site(axes, shape, could_be)
+        site.is_packed = is_packed
+        return len(self) - 1, site
+
+    def _layout(
+        self, module: nn.Module, activation: Tensor, is_packed: bool
+    ) -> tuple[Axes, tuple[Axes, ...], tuple[int, ...]]:
+        """The axes, what else they may be, and the shape of a sample."""
+        if is_packed:  # rows in order of time, without padding
+            return "tnc", (), (activation.shape[-1],)
+        axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
+        if len(axes) != activation.dim():
+            raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
+        return axes, tuple(could_be), shape_of_sample(axes, tuple(activation.shape))
 
     def _add_site(self, axes: Axes, shape: tuple[int, ...] | None, could_be: Sequence[Axes] = ()) -> Site:
         site = Site(self.role, axes, shape, could_be)
@@ -187,21 +253,27 @@ class Tap(nn.ModuleList):
     def _give_to(trace: StepTrace | None, site: Site) -> None:
         site.trace = site.owner = trace
 
-    def _is_filled(self) -> bool:
-        """Whether the method put something into a Site."""
-        return any(site.transform is not None or site.state_dict() for site in self.sites())
+    def _refuse_calls(self, site: Site, calls: int) -> None:
+        raise ValueError(
+            f"module {self.name!r} is called {calls} times in a forward pass, and what the method put into "
+            f"Site {site.name!r} is for one activation: give each call a module of its own"
+        )
 
     def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
-        """The axes, and what else they may be: found in the first forward pass, and remembered from then on."""
+        """The axes, and what else they may be: found while layers are watched, and remembered from then on."""
         met = self.layouts_met.get(activation.dim())
-        if met and self.layouts.is_settled:
+        is_known = self.layouts.misses_layers
+        if self.layouts.is_watching and not (is_known and met):
+            if is_known and activation.dim() > 2:
+                self._refuse_unwatched(activation, "is met for the first time in a compiled model")
+            return self._find(module, activation)
+        if met:
             return self._met(met, tuple(activation.shape))
-        return self._find(module, activation)
+        return self._find_unwatched(module, activation)
 
     @torch.compiler.disable
     def _find(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         shape = tuple(activation.shape)
-        met = self.layouts_met.setdefault(len(shape), {})
         own = self.layouts.of_output(module, activation) if self.side == "output" else ()
         found = own or self.layouts.beside(activation, self.name)
         if not found:
@@ -209,12 +281,27 @@ class Tap(nn.ModuleList):
                 f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
                 f"{get_args(Axes)}"
             )
-        met.setdefault(found, []).append(shape)
+        self.layouts.was_asked = True
+        self.layouts_met.setdefault(len(shape), {}).setdefault(found, []).append(shape)
         return found
 
+    @torch.compiler.disable
+    def _find_unwatched(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        """Axes for another number of axes than it had: where the module itself has no doubt about them."""
+        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
+        if activation.dim() > 2 and (not own or (own[0] in ("ntc", "tnc") and self.layouts.batch_first)):
+            self._refuse_unwatched(activation, "had another number of axes before")
+        return self._find(module, activation)
+
+    def _refuse_unwatched(self, activation: Tensor, why: str) -> None:
+        raise ValueError(
+            f"module {self.name!r}, activations {tuple(activation.shape)}: it {why}, and no layer beside it is watched "
+            "any more: give axes=, or an example that meets it"
+        )
+
     def _met(self, met: dict[tuple[Axes, ...], list[tuple[int, ...]]], shape: tuple[int, ...]) -> tuple[Axes, ...]:
-        """Of several layouts with as many axes the one whose activations had this size, or as many channels."""
-        if len(met) == 1:
+        """The layout whose activations had this size, or as many channels, or all other sizes, if it is one."""
+        if len(met) == 1 and (len(shape) == 2 or next(iter(met)) == UNKNOWN.get(len(shape))):
             return next(iter(met))
         of_size = [axes for axes, shapes in met.items() if any(shape[1:] == other[1:] for other in shapes)]
         channels = {axes: axes[0].index("c") for axes in met}
@@ -224,47 +311,22 @@ class Tap(nn.ModuleList):
         for fitting in (of_size, of_width):
             if len(fitting) == 1:
                 return fitting[0]
+        if len(met) > 1:
+            raise ValueError(
+                f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call "
+                "a module of its own"
+            )
+        axes, shapes = next(iter(met.items()))
         raise ValueError(
-            f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call a "
-            "module of its own"
+            f"module {self.name!r} had activations {shapes[0]} with axes {axes[0]!r}, and those of {shape} may be "
+            "others: give axes=, an example that meets both, or each call a module of its own"
         )
 
 
-def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> list[Any]:
-    """Let Taps that were given no axes find them, in the first forward pass of the whole model; returns the hooks."""
-    if all(tap.axes is not None for tap in taps):
-        return []
-    layouts = Layouts(model)
-    for tap in taps:
-        tap.layouts = layouts
-    return layouts.watch(model)
-
-
-def at_first_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none."""
-    if isinstance(value, Tensor):
-        return act(value) if value.is_floating_point() else None
-    parts: dict[Any, Any] = {}
-    if isinstance(value, Mapping):
-        parts = dict(value)
-    elif dataclasses.is_dataclass(value):
-        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif isinstance(value, tuple | list):
-        parts = dict(enumerate(value))
-    for key, part in parts.items():
-        new = at_first_tensor(part, act)
-        if new is not None:
-            return value if new is part else _with(value, key, new)
-    return None
-
-
-def _with(value: Any, key: Any, new: Any) -> Any:
-    """A copy of a mapping, dataclass, tuple or list with one part exchanged."""
-    if isinstance(value, Mapping):
-        copied: Any = copy.copy(value)
-        copied[key] = new
-        return copied
-    if isinstance(value, tuple | list):
-        parts = [*value[:key], new, *value[key + 1 :]]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return dataclasses.replace(value, **{key: new})
+def watch_layouts(model: nn.Module, taps: Sequence[Tap]) -> None:
+    """Let Taps that were given no axes find them, in forward passes of the whole model."""
+    if any(tap.axes is None for tap in taps):
+        layouts = Layouts(model)
+        for tap in taps:
+            tap.layouts = layouts
+        layouts.watch(model)

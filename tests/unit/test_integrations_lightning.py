@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -418,6 +419,26 @@ def test_a_checkpoint_without_the_method_is_refused(tmp_path: Path) -> None:
         trainer(PenaltyCallback(l2()), max_epochs=2).fit(
             Classifier(), batches, ckpt_path=str(tmp_path / "epoch=0.ckpt")
         )
+
+
+def averages() -> list[Any]:
+    made = [callbacks.StochasticWeightAveraging(swa_lrs=0.1)]
+    return [*made, callbacks.WeightAveraging()] if hasattr(callbacks, "WeightAveraging") else made
+
+
+@pytest.mark.parametrize("index", range(len(averages())))
+def test_an_average_that_lacks_what_the_method_adds_is_refused(index: int) -> None:
+    average, penalty = averages()[index], PenaltyCallback(load_method("vcl", strength=1.0), example=data()[:16][0])
+    module = Classifier()
+    keys = list(module.state_dict())
+    with pytest.raises(ValueError, match=rf"{type(average).__name__} averages .*beta': put PenaltyCallback before it"):
+        trainer(average, penalty).fit(module, DataLoader(data(), batch_size=12))
+    assert list(module.state_dict()) == keys
+    trainer(PenaltyCallback(l2()), average).fit(module, DataLoader(data(), batch_size=12))
+    trainer(averages()[index], PenaltyCallback(l2())).fit(Classifier(), DataLoader(data(), batch_size=12))
+    trainer(PenaltyCallback(load_method("vcl", strength=1.0), example=data()[:16][0]), averages()[index]).fit(
+        Classifier(), DataLoader(data(), batch_size=12)
+    )
 
 
 def test_it_takes_a_method_and_no_name() -> None:

@@ -131,7 +131,7 @@ def test_methods_that_need_shapes_say_so(inputs: Tensor) -> None:
     assert model(inputs).shape == (3, 2)
 
 
-def test_evaluation_records_nothing_and_a_part_in_evaluation_neither(inputs: Tensor) -> None:
+def test_evaluation_records_nothing_and_a_part_in_evaluation_what_trains(inputs: Tensor) -> None:
     model = perceptron()
     handle = attach(L2, model)
     model.eval()(inputs)
@@ -139,8 +139,11 @@ def test_evaluation_records_nothing_and_a_part_in_evaluation_neither(inputs: Ten
         handle.penalty()
     model.train()
     model[3].eval()
-    expected = observed(model, lambda: model(inputs), "1")[0].square().mean()
-    torch.testing.assert_close(handle.penalty(), expected)
+    first, last = observed(model, lambda: model(inputs), "1", "3")
+    torch.testing.assert_close(handle.penalty(), first.square().mean() + last.square().mean())
+    model[:2].eval().requires_grad_(False)  # a backbone that is frozen
+    last = observed(model, lambda: model(inputs), "3")[0]
+    torch.testing.assert_close(handle.penalty(), last.square().mean())
 
 
 def test_a_penalty_consumes_and_a_second_forward_replaces(inputs: Tensor) -> None:

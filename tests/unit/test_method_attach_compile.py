@@ -145,11 +145,29 @@ def test_named_modules_are_missed_as_without_compiling(inputs: Tensor) -> None:
         handle.penalty()
 
 
-def test_attaching_after_the_model_was_compiled_is_noticed(inputs: Tensor) -> None:
+def test_a_model_that_was_compiled_and_called_is_compiled_anew(inputs: Tensor) -> None:
     model = Net()
     compiled = torch.compile(model, backend="aot_eager")
     compiled(inputs)
     handle = attach(L2, model)
     compiled(inputs)
-    with pytest.raises(ValueError, match=r"nothing was recorded: .*attach\(\) comes before torch\.compile"):
-        handle.penalty()
+    hidden = model.first(inputs).relu()
+    expected = hidden.double().square().mean() + model.second(hidden).relu().double().square().mean()
+    torch.testing.assert_close(handle.penalty().double(), expected, rtol=1e-6, atol=0)
+    handle.remove()
+    normalized = attach(BatchNorm(), model, sites={"first": "pre"}, example=inputs)
+    output = compiled(inputs)
+    torch.testing.assert_close(output, model(inputs))
+    assert normalized.sites[0].transform.num_batches_tracked == 2  # type: ignore[union-attr]
+
+
+def test_parts_that_were_compiled_and_called_are_compiled_anew(inputs: Tensor) -> None:
+    model = nn.Sequential(sequence(), nn.Linear(6, 3), nn.ELU())
+    model[0].compile(backend="aot_eager")
+    model(inputs)
+    handle = attach(L2, model)
+    model(inputs)
+    rows = [part.double() for part in (model[0][:2](inputs), model[0](inputs), model(inputs))]
+    model(inputs)
+    expected = sum(part.square().mean() for part in rows)
+    torch.testing.assert_close(handle.penalty().double(), expected, rtol=1e-6, atol=0)

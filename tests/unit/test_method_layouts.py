@@ -199,8 +199,9 @@ def test_the_axes_follow_the_layers_beside(name: str, has_example: bool) -> None
         model(example)
         assert found(handle) == expected
         assert handle.penalty() > 0
-    # Only Sites are hooked from then on, and the model itself.
-    assert not any(module._forward_hooks for name, module in model.named_modules() if name not in named | {""})
+    # Only Sites are hooked from then on, the model itself, and layers that have not run.
+    hooked = {name for name, module in model.named_modules() if module._forward_hooks} - named - {""}
+    assert not hooked & called(model, example)
     handle.remove()
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -215,6 +216,21 @@ class Functions(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         return self.act(F.conv1d(signal, self.weight3))
+
+
+def called(model: nn.Module, example: Any) -> set[str]:
+    """The modules that run."""
+    names: set[str] = set()
+
+    def note(name: str) -> Any:
+        return lambda *_: names.add(name)
+
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model(example)
+    for hook in hooks:
+        hook.remove()
+    return names
 
 
 REFUSAL = r"Site 'act.*': no layer beside it says whether its axes are 'ntc' or 'tnc' or 'ncl': give axes="
@@ -324,7 +340,9 @@ def test_a_copy_before_the_first_step_is_its_own(carried: Callable[[nn.Module], 
     torch.testing.assert_close(copied(signal), model(signal))
     assert found(handle) == [("ncl", (8, 6))]
     part = copy.deepcopy(model[1])
-    held = [value for value in vars(part.activation_sites).values() if isinstance(value, Layouts)]
+    (hook,) = part._forward_hooks.values()
+    held = [value for value in vars(hook.__self__).values() if isinstance(value, Layouts)]
+    assert held
     assert not any(isinstance(value, nn.Module) for layouts in held for value in vars(layouts).values())
 
 
