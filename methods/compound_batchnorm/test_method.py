@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -27,7 +25,7 @@ def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def mixture(components: int = 3, units: int = 4) -> Mixture:
-    weights = seeded(components, seed=1).softmax(0)
+    weights = seeded(components, units, seed=1).softmax(0)
     return Mixture(weights, seeded(components, units, seed=2), seeded(components, units, seed=3).exp())
 
 
@@ -39,30 +37,32 @@ def filled(axes: str, features: int, **fields: object) -> Site:
     return site.double()
 
 
-def shares_by_density(samples: np.ndarray, mixed: Mixture, eps: float) -> np.ndarray:
+@pytest.mark.parametrize("shared", [False, True])
+def test_responsibilities_are_those_of_bayes(shared: bool) -> None:
+    samples, mixed, eps = seeded(11, 4), mixture(), 0.01
     weights, means, variances = (part.numpy() for part in mixed)
-    densities = np.empty((len(samples), len(weights)))
-    for i, sample in enumerate(samples):
-        for k in range(len(weights)):
-            of_units = scipy.stats.norm.pdf(sample, means[k], np.sqrt(variances[k] + eps))
-            densities[i, k] = weights[k] * np.prod(of_units)
-    return densities / densities.sum(1, keepdims=True)
-
-
-def test_responsibilities_are_those_of_bayes() -> None:
-    samples, mixed = seeded(11, 4), mixture()
-    found = responsibilities(samples, mixed, eps=0.01)
-    np.testing.assert_allclose(found, shares_by_density(samples.numpy(), mixed, 0.01), rtol=1e-10)
+    densities = np.array(
+        [scipy.stats.norm.pdf(samples.numpy(), means[k], np.sqrt(variances[k] + eps)) for k in range(3)]
+    )
+    if shared:
+        wanted = np.prod(densities, axis=2, keepdims=True) * weights[:, None, :1]
+    else:
+        wanted = densities * weights[:, None]
+    wanted = (wanted / wanted.sum(0)).swapaxes(0, 1)
+    found = responsibilities(samples, mixed, shared, eps)
+    assert found.shape == ((11, 3, 1) if shared else (11, 3, 4))
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
     assert float(found.max(1).values.min()) < 0.9, "not all are decided"
 
 
-def test_statistics_of_a_batch_are_weighted_means_with_the_mixture_as_further_samples() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_statistics_of_a_batch_are_weighted_means_with_the_mixture_as_further_samples(shared: bool) -> None:
     samples, mixed = seeded(9, 4, seed=5), mixture()
-    shares = responsibilities(samples, mixed)
+    shares = responsibilities(samples, mixed, shared)
     means, variances = batch_components(samples, shares, mixed, pseudo_samples=2.5)
     for k in range(3):
         for unit in range(4):
-            weights = np.append(shares[:, k], 2.5)
+            weights = np.append(shares[:, k, 0 if shared else unit], 2.5)
             m, v = float(mixed.means[k, unit]), float(mixed.variances[k, unit])
             wanted = np.average(np.append(samples[:, unit], m), weights=weights)
             around = np.append((samples[:, unit] - wanted) ** 2, v + (m - wanted) ** 2)
@@ -72,7 +72,7 @@ def test_statistics_of_a_batch_are_weighted_means_with_the_mixture_as_further_sa
 
 def test_a_component_that_the_batch_leaves_empty_stays_as_it_is() -> None:
     samples, mixed = seeded(9, 4, seed=5), mixture()
-    shares = torch.tensor([[1.0, 0.0, 0.0]] * 9, dtype=torch.float64)
+    shares = torch.tensor([[1.0, 0.0, 0.0]] * 9, dtype=torch.float64).unsqueeze(2)
     means, variances = batch_components(samples, shares, mixed)
     torch.testing.assert_close(means[1:], mixed.means[1:])
     torch.testing.assert_close(variances[1:], mixed.variances[1:])
@@ -91,24 +91,27 @@ def test_values_are_those_of_a_loop() -> None:
             parts = []
             for k in range(3):
                 hat = (samples[i, c] - mixed.means[k, c]) / (float(mixed.variances[k, c]) + 0.1) ** 0.5
-                parts.append(shares[i, k] * (scale[k, c] * hat + shift[k, c]))
+                parts.append(shares[i, k, c] * (scale[k, c] * hat + shift[k, c]))
             assert float(found[i, c]) == pytest.approx(float(sum(parts)), abs=1e-12)
 
 
-def test_the_moving_mixture_averages_the_statistics_of_em() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_moving_mixture_averages_the_statistics_of_em(shared: bool) -> None:
     mixed, momentum = mixture(), 0.3
+    if shared:
+        mixed = mixed._replace(weights=mixed.weights[:, :1].repeat(1, 4))
 
     def statistics(of: Mixture) -> list[np.ndarray]:
         w, m, v = (part.numpy() for part in of)
-        return [w, w[:, None] * m, w[:, None] * (v + m**2)]
+        return [w, w * m, w * (v + m**2)]
 
     moving = statistics(mixed)
     for seed in range(4):
         samples = seeded(8, 4, seed=20 + seed)
-        shares = responsibilities(samples, mixed)
+        shares = responsibilities(samples, mixed, shared)
         mixed = followed(mixed, samples, shares, momentum)
-        r, x = shares.numpy(), samples.numpy()
-        batch = [r.mean(0), r.T @ x / 8, r.T @ x**2 / 8]
+        r, x = np.broadcast_to(shares.numpy(), (8, 3, 4)), samples.numpy()
+        batch = [r.mean(0), np.einsum("ikc,ic->kc", r, x) / 8, np.einsum("ikc,ic->kc", r, x**2) / 8]
         moving = [(1 - momentum) * old + momentum * new for old, new in zip(moving, batch, strict=True)]
     for found, wanted in zip(statistics(mixed), moving, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
@@ -117,26 +120,26 @@ def test_the_moving_mixture_averages_the_statistics_of_em() -> None:
 def test_on_one_batch_it_is_the_em_of_scikit_learn() -> None:
     samples = torch.cat([seeded(60, 2) - 3, 0.5 * seeded(20, 2, seed=1) + 2])
     begun = Mixture(
-        torch.tensor([0.5, 0.5], dtype=torch.float64),
+        torch.full((2, 2), 0.5, dtype=torch.float64),
         torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64),
         torch.ones(2, 2, dtype=torch.float64),
     )
     mixed = begun
     for _ in range(25):
-        mixed = followed(mixed, samples, responsibilities(samples, mixed, eps=0.0), momentum=1.0)
+        mixed = followed(mixed, samples, responsibilities(samples, mixed, shared=True, eps=0.0), momentum=1.0)
     oracle = GaussianMixture(
         2,
         covariance_type="diag",
         reg_covar=0.0,
         tol=0.0,
         max_iter=25,
-        weights_init=begun.weights.numpy(),
+        weights_init=begun.weights[:, 0].numpy(),
         means_init=begun.means.numpy(),
         precisions_init=(1 / begun.variances).numpy(),
     )
     with pytest.warns(Warning, match="converge"):
         oracle.fit(samples.numpy())
-    np.testing.assert_allclose(mixed.weights, oracle.weights_, rtol=1e-8)
+    np.testing.assert_allclose(mixed.weights[:, 0], oracle.weights_, rtol=1e-8)
     np.testing.assert_allclose(mixed.means, oracle.means_, rtol=1e-8)
     np.testing.assert_allclose(mixed.variances, oracle.covariances_, rtol=1e-8)
 
@@ -158,16 +161,21 @@ def test_one_component_is_batch_normalization(axes: str) -> None:
     torch.testing.assert_close(gradient, of_plain)
 
 
-def test_gradients_are_those_of_the_values() -> None:
+def test_shares_are_constants_to_the_gradient() -> None:
     site = filled("nc", 3, components=2)
     site(seeded(8, 3, seed=9))  # placed
+    layer, values = site.transform, seeded(6, 3, seed=4)
+    mixed = Mixture(layer.weights.clone(), layer.means.clone(), layer.variances.clone())
+    shares = responsibilities(values, mixed)
 
-    def made(values: Tensor) -> Tensor:
-        return copy.deepcopy(site)(values)  # of the mixture as it is, whatever was asked before
+    def with_these_shares(samples: Tensor) -> Tensor:
+        statistics = batch_components(samples, shares, mixed)
+        return compound_normalize(samples, shares, *statistics, layer.scale.detach(), layer.shift.detach())
 
-    assert torch.autograd.gradcheck(made, seeded(6, 3).requires_grad_())
-    site.eval()
-    assert torch.autograd.gradcheck(made, seeded(6, 3).requires_grad_())
+    assert torch.autograd.gradcheck(with_these_shares, values.clone().requires_grad_())
+    upstream, leaf, other = seeded(6, 3, seed=5), values.clone().requires_grad_(), values.clone().requires_grad_()
+    wanted = torch.autograd.grad((with_these_shares(other) * upstream).sum(), other)[0]
+    torch.testing.assert_close(torch.autograd.grad((site(leaf) * upstream).sum(), leaf)[0], wanted)
 
 
 def test_evaluation_is_by_the_moving_mixture_and_moves_nothing() -> None:
@@ -188,16 +196,18 @@ def test_evaluation_is_by_the_moving_mixture_and_moves_nothing() -> None:
 
 
 def test_components_find_the_groups_of_a_batch() -> None:
-    site = filled("nc", 8, components=2)
+    site = filled("nc", 8, components=2, shared=True)
     common, rare = 6 * seeded(1, 8, seed=50), -6 * seeded(1, 8, seed=50)
     for seed in range(120):
         site(torch.cat([common + seeded(90, 8, seed=seed), rare + seeded(10, 8, seed=1000 + seed)]))
     layer = site.transform
-    order = layer.weights.argsort(descending=True)
-    torch.testing.assert_close(layer.weights[order], torch.tensor([0.9, 0.1], dtype=torch.float64), atol=0.02, rtol=0)
+    order = layer.weights[:, 0].argsort(descending=True)
+    torch.testing.assert_close(
+        layer.weights[order, 0], torch.tensor([0.9, 0.1], dtype=torch.float64), atol=0.02, rtol=0
+    )
     torch.testing.assert_close(layer.means[order], torch.cat([common, rare]), atol=0.5, rtol=0)
     site.eval()
-    of_rare = site(rare + seeded(200, 8, seed=7))
+    of_rare = site(rare + seeded(200, 8, seed=7)).detach()
     assert abs(float(of_rare.mean())) < 0.3, "the rare group is standardised by its own statistics"
     assert float(of_rare.std()) == pytest.approx(1, abs=0.2)
 
@@ -214,9 +224,9 @@ def test_sites_that_hold_a_sequence_are_refused() -> None:
 
 
 def test_unusable_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(5, 3\) and \[\(3,\), \(3, 4\), \(3, 4\)\]"):
+    with pytest.raises(ValueError, match=r"\(5, 3\) and \[\(3, 4\), \(3, 4\), \(3, 4\)\]"):
         responsibilities(seeded(5, 3), mixture())
-    with pytest.raises(ValueError, match=r"\(5, 3\) here, got \(5, 2\)"):
-        batch_components(seeded(5, 4), seeded(5, 2), mixture())
+    with pytest.raises(ValueError, match=r"\(5, 3, 4\) here, got \(5, 2, 1\)"):
+        batch_components(seeded(5, 4), seeded(5, 2, 1), mixture())
     with pytest.raises(ValueError, match="int64"):
         responsibilities(torch.ones(5, 4, dtype=torch.int64), mixture())
