@@ -1,0 +1,106 @@
+"""Latent density (Postels et al. 2020): keep information in the last activations, whose density tells the unknown."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.method import (
+    Method,
+    NonNegative,
+    Record,
+    Role,
+    Site,
+    Trace,
+    check_activations,
+    device_of,
+    dtype_of,
+    in_float32,
+    show_in_forward,
+    sites_with_role,
+)
+
+
+def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """``mean |t_i - W z_i - b|^2 / (mean |t_i - mean t|^2 + m eps)``: what a linear decoder leaves of a batch; 0-dim.
+
+    With a Gaussian decoder of one variance, ``I(T; Z) >= H(T) - (m / 2) log(2 pi e s^2)`` (Barber & Agakov 2003), s^2
+    its mean squared error: the less is left, the more the latents tell of the target. The target is a constant to the
+    gradient. In float32 at least.
+
+    Args:
+        latent: z (n, d).
+        target: t (n, m).
+        weight: W (m, d).
+        bias: b (m,).
+
+    Raises:
+        ValueError: shapes that do not belong together, or latents that are not floating point.
+    """
+    check_activations(latent)
+    if latent.dim() != 2 or len(target) != len(latent) or weight.shape != (target.shape[-1], latent.shape[1]):
+        shapes = [tuple(given.shape) for given in (latent, target, weight)]
+        raise ValueError(f"latents (n, d) and targets (n, m) need weights (m, d), got {shapes}")
+    target = in_float32(target.detach())
+    left = target - torch.nn.functional.linear(in_float32(latent), weight, bias)
+    return left.square().mean() / (target.var(0, correction=0).mean() + eps)
+
+
+class LatentDensity(Method):
+    """``strength`` times `unexplained_fraction` of the first Site before an activation by the last one behind one.
+
+    ``prepare`` gives the last Site a linear ``decoder``, which the optimiser treats as any other layer. Of maps both
+    sides are the means of their channels. The density itself is no part of training: tasks measure it
+    where they have images ``out_of_distribution``.
+    """
+
+    strength: NonNegative = 0.1  # ours: the paper's is not known to us
+    sites: Role = "post"  # the last of them is decoded: the penultimate activations of a classifier
+    target: Role = "pre"  # the first of them is what is decoded: a linear view of the input
+
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Add the decoder; nothing changes where ``strength`` is zero.
+
+        Raises:
+            ValueError: no such Sites, the same Site on both sides, one that holds a sequence, one whose shape is not
+                known yet, or one with a decoder.
+        """
+        if self.strength == 0:
+            return
+        latent, target = sites_with_role(model, self.sites)[-1], sites_with_role(model, self.target)[0]
+        if latent is target:
+            raise ValueError(f"Site {latent.name!r} would be decoded from itself: choose other `sites` or `target`")
+        for site in (latent, target):
+            if site.is_sequence:
+                raise ValueError(f"Site {site.name!r} holds a sequence (axes {site.axes!r}): a latent has no time here")
+            _ = site.known_axes  # refused where they are a guess
+        if _decoder(latent) is not None:
+            raise ValueError(f"Site {latent.name!r} already has a decoder")
+        decoder = nn.utils.skip_init(nn.Linear, latent.features, target.features, dtype=dtype_of(model))
+        decoder = decoder.to(device_of(model))
+        with torch.no_grad():
+            decoder.weight.normal_(0, 1 / math.sqrt(latent.features), generator=generator)
+            decoder.bias.zero_()
+        latent.add_module("decoder", decoder)
+        show_in_forward(latent, ["decoder.weight", "decoder.bias"])
+
+    def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
+        """The weighted loss."""
+        decoded = [(record, decoder) for record in trace.select(self.sites) if (decoder := _decoder(record.site))]
+        if not decoded:
+            raise ValueError("latent density needs a decoder: call prepare() before training")
+        (latent, decoder), target = decoded[-1], trace.select(self.target)[0]
+        return self.strength * unexplained_fraction(_features(latent), _features(target), decoder.weight, decoder.bias)
+
+
+def _decoder(site: Site) -> nn.Linear | None:
+    found = getattr(site, "decoder", None)
+    return found if isinstance(found, nn.Linear) else None
+
+
+def _features(record: Record) -> Tensor:
+    """(n, units): of a map the means of its channels."""
+    examples = record.examples
+    return examples.flatten(2).mean(2) if examples.dim() > 2 else examples

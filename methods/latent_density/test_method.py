@@ -1,0 +1,144 @@
+"""Oracles for latent density: loops in float64, least squares in closed form, gradcheck."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.latent_density.method import LatentDensity, unexplained_fraction
+from reproduce.method import Site
+from reproduce.method.sites import watch
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(width: int = 6) -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Linear(5, width),
+        Site("pre", "nc", (width,)),
+        nn.ReLU(),
+        Site("post", "nc", (width,)),
+        nn.Linear(width, 3),
+        Site("pre", "nc", (3,)),
+        nn.Tanh(),
+        Site("post", "nc", (3,)),
+        nn.Linear(3, 2),
+    ).double()
+    with torch.no_grad():
+        for place, parameter in enumerate(model.parameters()):
+            parameter.copy_(seeded(*parameter.shape, seed=place))
+    return model
+
+
+def test_the_value_is_that_of_a_loop() -> None:
+    z, t, w, b = seeded(9, 3), 2 * seeded(9, 4, seed=1) + 1, seeded(4, 3, seed=2), seeded(4, seed=3)
+    left = spread = 0.0
+    for i in range(9):
+        for j in range(4):
+            made = float(b[j]) + sum(float(w[j, k]) * float(z[i, k]) for k in range(3))
+            left += (float(t[i, j]) - made) ** 2
+            spread += (float(t[i, j]) - np.mean(t[:, j].numpy())) ** 2
+    assert float(unexplained_fraction(z, t, w, b, eps=0.0)) == pytest.approx(left / spread, rel=1e-12)
+
+
+def test_the_best_decoder_leaves_what_least_squares_leaves() -> None:
+    z, t = seeded(40, 3), seeded(40, 4, seed=1)
+    t[:, :2] += z[:, :2] * 2
+    design = np.column_stack([z, np.ones(40)])
+    solution, residual, *_ = np.linalg.lstsq(design, t.numpy(), rcond=None)
+    best = torch.from_numpy(solution)
+    found = unexplained_fraction(z, t, best[:3].mT, best[3], eps=0.0)
+    spread = ((t - t.mean(0)) ** 2).sum()
+    assert float(found) == pytest.approx(residual.sum() / float(spread), rel=1e-10)
+    assert 0.2 < float(found) < 0.8
+    nudged = unexplained_fraction(z, t, best[:3].mT + 0.01, best[3], eps=0.0)
+    assert float(nudged) > float(found)
+
+
+def test_gradients_reach_the_latents_and_the_decoder_and_not_the_target() -> None:
+    z, t, w, b = (seeded(*shape, seed=i).requires_grad_() for i, shape in enumerate([(6, 3), (6, 4), (4, 3), (4,)]))
+    fixed = t.detach()
+    assert torch.autograd.gradcheck(lambda z, w, b: unexplained_fraction(z, fixed, w, b), (z, w, b))
+    unexplained_fraction(z, t, w, b).backward()
+    assert t.grad is None
+
+
+def test_the_scale_of_the_target_does_not_count() -> None:
+    z, t, w, b = seeded(9, 3), seeded(9, 4, seed=1), seeded(4, 3, seed=2), seeded(4, seed=3)
+    scaled = unexplained_fraction(z, 7 * t, 7 * w, 7 * b, eps=0.0)
+    torch.testing.assert_close(scaled, unexplained_fraction(z, t, w, b, eps=0.0))
+
+
+def test_the_first_pre_activation_is_decoded_from_the_last_activation() -> None:
+    model, values = network(), seeded(8, 5, seed=30)
+    method = LatentDensity(strength=0.5)
+    method.prepare(model, torch.Generator().manual_seed(0))
+    decoder = model[7].decoder
+    assert decoder.weight.shape == (6, 3)
+    trace = watch(model)
+    model(values)
+    found = method.penalty(trace, torch.zeros(()), torch.Generator())
+    first = values @ model[0].weight.mT + model[0].bias
+    last = torch.tanh(first.clamp_min(0) @ model[4].weight.mT + model[4].bias)
+    torch.testing.assert_close(found, 0.5 * unexplained_fraction(last, first, decoder.weight, decoder.bias))
+
+
+def test_training_by_it_alone_keeps_more_of_the_input() -> None:
+    model, values = network(), seeded(64, 5, seed=31)
+    method = LatentDensity(strength=1.0)
+    method.prepare(model, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        trace = watch(model)
+        model(values)
+        loss = method.penalty(trace, torch.zeros(()), torch.Generator())
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7
+    assert losses[-1] < losses[20] < losses[0]
+
+
+def test_maps_are_means_of_channels() -> None:
+    latent, target = Site("post", "nchw", (3, 2, 2)), Site("pre", "nhwc", (2, 4, 4))
+    model = nn.ModuleDict({"target": target, "latent": latent})
+    method = LatentDensity(strength=1.0)
+    method.prepare(model, torch.Generator().manual_seed(0))
+    before, after = seeded(5, 4, 4, 2).float(), seeded(5, 3, 2, 2, seed=1).float()
+    trace = watch(model)
+    target(before)
+    latent(after)
+    found = method.penalty(trace, torch.zeros(()), torch.Generator())
+    decoder = latent.decoder
+    wanted = unexplained_fraction(after.mean((2, 3)), before.mean((1, 2)), decoder.weight, decoder.bias)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_models_that_it_cannot_treat_are_refused() -> None:
+    sequence = nn.ModuleList([Site("pre", "nc", (3,)), Site("post", "tnc", (3,))])
+    with pytest.raises(ValueError, match="holds a sequence"):
+        LatentDensity().prepare(sequence, torch.Generator())
+    with pytest.raises(ValueError, match="decoded from itself"):
+        LatentDensity(target="post").prepare(nn.ModuleList([Site("post", "nc", (3,))]), torch.Generator())
+    model = network()
+    LatentDensity().prepare(model, torch.Generator())
+    with pytest.raises(ValueError, match="already has a decoder"):
+        LatentDensity().prepare(model, torch.Generator())
+    other = network()
+    trace = watch(other)
+    other(seeded(4, 5))
+    with pytest.raises(ValueError, match="call prepare"):
+        LatentDensity().penalty(trace, torch.zeros(()), torch.Generator())
+
+
+def test_unusable_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 3\), \(5, 2\), \(2, 3\)"):
+        unexplained_fraction(torch.ones(4, 3), torch.ones(5, 2), torch.ones(2, 3), torch.ones(2))
+    with pytest.raises(ValueError, match="int64"):
+        unexplained_fraction(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 2), torch.ones(2, 3), torch.ones(2))
