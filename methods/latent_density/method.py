@@ -49,7 +49,7 @@ def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, bias: T
 
 
 class LatentDensity(Method):
-    """``strength`` times `unexplained_fraction` of the first Site before an activation by the last one behind one.
+    """``strength`` times `unexplained_fraction` of the first Site of one role by the last one.
 
     ``prepare`` gives the last Site a linear ``decoder``, which the optimiser treats as any other layer. Of maps both
     sides are the means of their channels. The density itself is no part of training: tasks measure it
@@ -57,21 +57,21 @@ class LatentDensity(Method):
     """
 
     strength: NonNegative = 0.1  # ours: the paper's is not known to us
-    sites: Role = "post"  # the last of them is decoded: the penultimate activations of a classifier
-    target: Role = "pre"  # the first of them is what is decoded: a linear view of the input
+    sites: Role = "post"  # the last ones of a classifier are decoded to the first ones
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Add the decoder; nothing changes where ``strength`` is zero.
 
         Raises:
-            ValueError: no such Sites, the same Site on both sides, one that holds a sequence, one whose shape is not
+            ValueError: fewer than two such Sites, one of both that holds a sequence, one whose shape is not
                 known yet, or one with a decoder.
         """
         if self.strength == 0:
             return
-        latent, target = sites_with_role(model, self.sites)[-1], sites_with_role(model, self.target)[0]
+        chosen = sites_with_role(model, self.sites)
+        target, latent = chosen[0], chosen[-1]
         if latent is target:
-            raise ValueError(f"Site {latent.name!r} would be decoded from itself: choose other `sites` or `target`")
+            raise ValueError(f"{latent.name!r} is the only {self.sites!r} Site: the last of two or more is decoded")
         for site in (latent, target):
             if site.is_sequence:
                 raise ValueError(f"Site {site.name!r} holds a sequence (axes {site.axes!r}): a latent has no time here")
@@ -88,11 +88,13 @@ class LatentDensity(Method):
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
-        decoded = [(record, decoder) for record in trace.select(self.sites) if (decoder := _decoder(record.site))]
-        if not decoded:
+        records = trace.select(self.sites)
+        target, latent = records[0], records[-1]
+        decoder = _decoder(latent.site)
+        if decoder is None:
             raise ValueError("latent density needs a decoder: call prepare() before training")
-        (latent, decoder), target = decoded[-1], trace.select(self.target)[0]
-        return self.strength * unexplained_fraction(_features(latent), _features(target), decoder.weight, decoder.bias)
+        loss = unexplained_fraction(_features(latent), _features(target), decoder.weight, decoder.bias)
+        return self.strength * loss
 
 
 def _decoder(site: Site) -> nn.Linear | None:

@@ -73,7 +73,7 @@ def test_the_scale_of_the_target_does_not_count() -> None:
     torch.testing.assert_close(scaled, unexplained_fraction(z, t, w, b, eps=0.0))
 
 
-def test_the_first_pre_activation_is_decoded_from_the_last_activation() -> None:
+def test_the_first_activation_is_decoded_from_the_last() -> None:
     model, values = network(), seeded(8, 5, seed=30)
     method = LatentDensity(strength=0.5)
     method.prepare(model, torch.Generator().manual_seed(0))
@@ -82,8 +82,8 @@ def test_the_first_pre_activation_is_decoded_from_the_last_activation() -> None:
     trace = watch(model)
     model(values)
     found = method.penalty(trace, torch.zeros(()), torch.Generator())
-    first = values @ model[0].weight.mT + model[0].bias
-    last = torch.tanh(first.clamp_min(0) @ model[4].weight.mT + model[4].bias)
+    first = (values @ model[0].weight.mT + model[0].bias).clamp_min(0)
+    last = torch.tanh(first @ model[4].weight.mT + model[4].bias)
     torch.testing.assert_close(found, 0.5 * unexplained_fraction(last, first, decoder.weight, decoder.bias))
 
 
@@ -106,7 +106,7 @@ def test_training_by_it_alone_keeps_more_of_the_input() -> None:
 
 
 def test_maps_are_means_of_channels() -> None:
-    latent, target = Site("post", "nchw", (3, 2, 2)), Site("pre", "nhwc", (2, 4, 4))
+    latent, target = Site("post", "nchw", (3, 2, 2)), Site("post", "nhwc", (2, 4, 4))
     model = nn.ModuleDict({"target": target, "latent": latent})
     method = LatentDensity(strength=1.0)
     method.prepare(model, torch.Generator().manual_seed(0))
@@ -121,11 +121,11 @@ def test_maps_are_means_of_channels() -> None:
 
 
 def test_models_that_it_cannot_treat_are_refused() -> None:
-    sequence = nn.ModuleList([Site("pre", "nc", (3,)), Site("post", "tnc", (3,))])
+    sequence = nn.ModuleList([Site("post", "nc", (3,)), Site("post", "tnc", (3,))])
     with pytest.raises(ValueError, match="holds a sequence"):
         LatentDensity().prepare(sequence, torch.Generator())
-    with pytest.raises(ValueError, match="decoded from itself"):
-        LatentDensity(target="post").prepare(nn.ModuleList([Site("post", "nc", (3,))]), torch.Generator())
+    with pytest.raises(ValueError, match="the only 'post' Site"):
+        LatentDensity().prepare(nn.ModuleList([Site("post", "nc", (3,))]), torch.Generator())
     model = network()
     LatentDensity().prepare(model, torch.Generator())
     with pytest.raises(ValueError, match="already has a decoder"):
