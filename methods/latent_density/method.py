@@ -23,18 +23,18 @@ from reproduce.method import (
 )
 
 
-def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """``mean |t_i - W z_i - b|^2 / (mean |t_i - mean t|^2 + m eps)``: what a linear decoder leaves of a batch; 0-dim.
+def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """``mean_ij (t_ij - (W z_i)_j)^2``, what a linear decoder leaves of each unit's variance in a batch; 0-dim.
 
-    With a Gaussian decoder of one variance, ``I(T; Z) >= H(T) - (m / 2) log(2 pi e s^2)`` (Barber & Agakov 2003), s^2
-    its mean squared error: the less is left, the more the latents tell of the target. The target is a constant to the
-    gradient. In float32 at least.
+    z and t are latents and targets standardised over the batch, each unit with ``sqrt(var + eps)``: a decoder's step
+    is then of one size, whatever theirs is, and silent units count nothing. With a Gaussian decoder of one
+    variance, ``I(T; Z) >= H(T) - (m / 2) log(2 pi e s^2)`` (Barber & Agakov 2003), s^2 its mean squared error: the less
+    is left, the more the latents tell of the target. The target is a constant to the gradient. In float32 at least.
 
     Args:
-        latent: z (n, d).
-        target: t (n, m).
+        latent: (n, d).
+        target: (n, m).
         weight: W (m, d).
-        bias: b (m,).
 
     Raises:
         ValueError: shapes that do not belong together, or latents that are not floating point.
@@ -43,9 +43,14 @@ def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, bias: T
     if latent.dim() != 2 or len(target) != len(latent) or weight.shape != (target.shape[-1], latent.shape[1]):
         shapes = [tuple(given.shape) for given in (latent, target, weight)]
         raise ValueError(f"latents (n, d) and targets (n, m) need weights (m, d), got {shapes}")
-    target = in_float32(target.detach())
-    left = target - torch.nn.functional.linear(in_float32(latent), weight, bias)
-    return left.square().mean() / (target.var(0, correction=0).mean() + eps)
+    left = _standardised(target.detach(), eps) - torch.nn.functional.linear(_standardised(latent, eps), weight)
+    return left.square().mean()
+
+
+def _standardised(features: Tensor, eps: float) -> Tensor:
+    features = in_float32(features)
+    centred = features - features.mean(0)
+    return centred * (centred.square().mean(0) + eps).rsqrt()
 
 
 class LatentDensity(Method):
@@ -78,13 +83,12 @@ class LatentDensity(Method):
             _ = site.known_axes  # refused where they are a guess
         if _decoder(latent) is not None:
             raise ValueError(f"Site {latent.name!r} already has a decoder")
-        decoder = nn.utils.skip_init(nn.Linear, latent.features, target.features, dtype=dtype_of(model))
+        decoder = nn.utils.skip_init(nn.Linear, latent.features, target.features, bias=False, dtype=dtype_of(model))
         decoder = decoder.to(device_of(model))
         with torch.no_grad():
             decoder.weight.normal_(0, 1 / math.sqrt(latent.features), generator=generator)
-            decoder.bias.zero_()
         latent.add_module("decoder", decoder)
-        show_in_forward(latent, ["decoder.weight", "decoder.bias"])
+        show_in_forward(latent, ["decoder.weight"])
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
@@ -93,7 +97,7 @@ class LatentDensity(Method):
         decoder = _decoder(latent.site)
         if decoder is None:
             raise ValueError("latent density needs a decoder: call prepare() before training")
-        loss = unexplained_fraction(_features(latent), _features(target), decoder.weight, decoder.bias)
+        loss = unexplained_fraction(_features(latent), _features(target), decoder.weight)
         return self.strength * loss
 
 

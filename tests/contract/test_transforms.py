@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "compound_batchnorm.responsibilities": {"mixture": MIXTURE},
     "latent_density.unexplained_fraction": {
-        **{"target": seeded(12, 4, seed=18), "weight": seeded(4, 5, seed=19), "bias": seeded(4, seed=20)},
+        **{"target": seeded(12, 4, seed=18), "weight": seeded(4, 5, seed=19)},
     },
     "distribution_mismatch_correction.match_quantiles": {"reference": seeded(5, 8, seed=3).sort(dim=1).values},
     "energy_distance.attraction": {"dimension": 5},
