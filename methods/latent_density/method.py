@@ -24,12 +24,13 @@ from reproduce.method import (
 
 
 def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """``mean_ij (t_ij - (W z_i)_j)^2``, what a linear decoder leaves of each unit's variance in a batch; 0-dim.
+    """``mean_ij (t_ij - (W z_i)_j)^2``, the part of a batch's variance that a linear decoder leaves; 0-dim.
 
-    z and t are latents and targets standardised over the batch, each unit with ``sqrt(var + eps)``: a decoder's step
-    is then of one size, whatever theirs is, and silent units count nothing. With a Gaussian decoder of one
-    variance, ``I(T; Z) >= H(T) - (m / 2) log(2 pi e s^2)`` (Barber & Agakov 2003), s^2 its mean squared error: the less
-    is left, the more the latents tell of the target. The target is a constant to the gradient. In float32 at least.
+    t are targets without their means, divided by ``sqrt(v + eps)``, v the variance averaged over units; z latents
+    without theirs, divided by ``sqrt(v + 1)``: neither large latents nor silent ones make large steps. With a Gaussian
+    decoder of one variance, ``I(T; Z) >= H(T) - (m / 2) log(2 pi e s^2)`` (Barber & Agakov 2003), s^2 its mean squared
+    error: the less is left, the more the latents tell of the target. The target is a constant to the gradient. In
+    float32 at least.
 
     Args:
         latent: (n, d).
@@ -43,14 +44,14 @@ def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, eps: fl
     if latent.dim() != 2 or len(target) != len(latent) or weight.shape != (target.shape[-1], latent.shape[1]):
         shapes = [tuple(given.shape) for given in (latent, target, weight)]
         raise ValueError(f"latents (n, d) and targets (n, m) need weights (m, d), got {shapes}")
-    left = _standardised(target.detach(), eps) - torch.nn.functional.linear(_standardised(latent, eps), weight)
+    left = _scaled(target.detach(), eps) - torch.nn.functional.linear(_scaled(latent, 1.0), weight)
     return left.square().mean()
 
 
-def _standardised(features: Tensor, eps: float) -> Tensor:
+def _scaled(features: Tensor, added: float) -> Tensor:
     features = in_float32(features)
     centred = features - features.mean(0)
-    return centred * (centred.square().mean(0) + eps).rsqrt()
+    return centred * (centred.square().mean() + added).rsqrt()
 
 
 class LatentDensity(Method):
