@@ -27,6 +27,7 @@ from reproduce.method import (
     losses_together,
     mean_of_each,
     moderate_scale,
+    show_in_forward,
     sites_with_role,
 )
 
@@ -205,7 +206,7 @@ class VCL(Method):
         for site, beta in zip(chosen, betas, strict=True):
             if self.learn_beta:
                 site.register_parameter("beta", nn.Parameter(beta))
-                site.register_forward_hook(_show_beta)
+                show_in_forward(site, ["beta"])
             else:
                 site.register_buffer("beta", beta)
 
@@ -225,35 +226,6 @@ class VCL(Method):
             raise ValueError(f"Site {site.name!r} has not seen a batch yet: give attach() an example input")
         _ = site.known_axes  # refused where they are a guess
         return site.shape
-
-
-class _Shown(TransformableFunction):
-    """The activation as it is, with a beta that has no gradient from here."""
-
-    @staticmethod
-    def forward(activation: Tensor, beta: Tensor) -> Tensor:
-        return activation.view_as(activation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is needed."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient, None
-
-
-def _show_beta(site: nn.Module, inputs: Any, activation: Tensor) -> Tensor | None:
-    """Make beta a part of the forward pass's graph where several processes train.
-
-    `DistributedDataParallel` with ``find_unused_parameters`` takes what its output does not reach as unused, reports it
-    as ready before the backward pass, and fails at the gradient that the penalty then brings.
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not (several and site.training and torch.is_grad_enabled()):
-        return None
-    shown: Tensor = _Shown.apply(activation, site.beta)  # type: ignore[no-untyped-call]
-    return shown
 
 
 def _beta(site: Site) -> Tensor | None:

@@ -82,7 +82,9 @@ def bundle(
         outside = methods_outside()
         if outside is not None:
             shutil.copytree(outside, made / "methods_outside", ignore=shutil.ignore_patterns("__pycache__"))
-        used = _archive_data({run.config.task.dataset for run in planned}, data_root(data), made / "data")
+        used = _archive_data(
+            {name for run in planned for name in run.config.task.datasets}, data_root(data), made / "data"
+        )
         has = image_has or IMAGE_HAS
         download(lacking(ROOT, has.split(",")), made / "wheels", python, platform or list(PLATFORMS))
         places = [(runs / run.config.folder / "result.json", EVIDENCE / f"{run.config.folder}.json") for run in planned]

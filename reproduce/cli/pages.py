@@ -95,7 +95,7 @@ def _with_cards(
     for folder, experiments in methods.items():
         try:
             MethodCard(folder.path)
-            for name in {task.dataset for one in experiments.values() for task in one.tasks.values()}:
+            for name in {name for one in experiments.values() for task in one.tasks.values() for name in task.datasets}:
                 read_card(name)
         except UserError as error:
             if broken is None or len(methods) == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reproduce.data.csv_tables import load_csv
@@ -11,6 +12,7 @@ from reproduce.data.images import IMAGE_FORMATS, ImageData, Images
 from reproduce.data.sources import missing
 from reproduce.data.tables import TABLE_FORMATS, Fold, Rows, TableData
 from reproduce.data.words import WORD_FORMATS, WordData
+from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import (
     DataError,
     DatasetCard,
@@ -35,6 +37,7 @@ __all__ = [
     "checksum",
     "counted",
     "load",
+    "load_all",
     "load_card",
     "read_card",
 ]
@@ -83,6 +86,27 @@ def counted(card: DatasetCard, root: Path | None, cache: Path) -> Mapping[Split,
         if lacking and not any(file.md5 or file.sha256 for file in card.files.values()):
             raise missing(card, lacking, root, cache)
     return card.splits
+
+
+def load_all(names: Sequence[str], root: Path | None = None, cache: Path = Path("data")) -> Data:
+    """Load the first dataset, with the test images of a second one, where there is one, as what is ``outside`` it.
+
+    Raises:
+        UserError: an unknown name, or two that do not hold images of one shape.
+        DataError: as `load`.
+    """
+    first = load(names[0], root, cache)
+    if len(names) == 1:
+        return first
+    second = load(names[1], root, cache)
+    if not (isinstance(first, ImageData) and isinstance(second, ImageData)):
+        raise UserError(
+            f"out_of_distribution {names[1]!r}: {names[0]} holds {first.holds}, it {second.holds}: images both"
+        )
+    own, other = (tuple(one.test.images.shape[1:]) for one in (first, second))
+    if own != other:
+        raise UserError(f"out_of_distribution {names[1]!r}: its images are {other}, those of {names[0]} {own}")
+    return replace(first, outside=second.test)
 
 
 def load_card(card: DatasetCard, root: Path | None = None, cache: Path = Path("data")) -> Data:

@@ -52,7 +52,10 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageData:
-    """An image dataset; ``validation`` is None where the source has no such split."""
+    """An image dataset; ``validation`` is None where the source has no such split.
+
+    ``outside`` are images that are none of its own, where a task asks for them.
+    """
 
     holds: ClassVar[str] = "images"
     card: DatasetCard
@@ -61,6 +64,7 @@ class ImageData:
     test: Images
     classes: int
     origin: str
+    outside: Images | None = None
 
 
 def load_idx(card: DatasetCard, root: Path | None, cache: Path) -> ImageData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -277,6 +278,11 @@ def checksum(card: DatasetCard, root: Path | None, cache: Path = Path("data")) -
         folders = [folder for folder in (root, None if card.hugging_face else cache) if folder is not None]
         identity["local"] = next(filter(None, (_contents(folder, unchecked) for folder in folders)), [])
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def joint_checksum(checksums: Sequence[str]) -> str:
+    """One for several datasets, in their order; of a single one its own."""
+    return checksums[0] if len(checksums) == 1 else hashlib.sha256(canonical_json(list(checksums)).encode()).hexdigest()
 
 
 def _contents(folder: Path, patterns: list[str]) -> list[list[str]]:

@@ -6,7 +6,15 @@ import math
 from typing import Literal, NamedTuple
 
 from reproduce.errors import UserError, did_you_mean
-from reproduce.experiment.shifts import CORRUPTED_ERROR, CORRUPTIONS, SEVERITIES, error_of_kind, error_of_severity
+from reproduce.experiment.shifts import (
+    CORRUPTED_ERROR,
+    CORRUPTIONS,
+    OOD_AUROC,
+    OOD_DENSITY_AUROC,
+    SEVERITIES,
+    error_of_kind,
+    error_of_severity,
+)
 
 
 class Metric(NamedTuple):
@@ -33,6 +41,7 @@ METRICS: dict[str, Metric] = {
             Metric(name, "lower", "%", 0, 100)
             for name in (CORRUPTED_ERROR, *map(error_of_kind, CORRUPTIONS), *map(error_of_severity, SEVERITIES))
         ),
+        *(Metric(name, "higher", "%", 0, 100) for name in (OOD_AUROC, OOD_DENSITY_AUROC)),
         Metric("perplexity", "lower", low=1),
         Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),

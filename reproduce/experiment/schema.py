@@ -77,6 +77,11 @@ class TaskSpec(Strict):
     corrupted: CorruptedSpec | None = Field(
         default=None, description="Images: the error on corrupted test images too. Left out: on the clean ones alone."
     )
+    out_of_distribution: str | None = Field(
+        default=None,
+        description="Images: another card of images of the same shape, from whose test images the task's own have to "
+        "be told apart, by the largest softmax and by the density of the last activations. Left out: none.",
+    )
     normalise: Normalisation | None = Field(
         default=None,
         description="Images: how pixels become numbers. `channel` (left out): by the card's statistics of channels, or "
@@ -113,6 +118,11 @@ class TaskSpec(Strict):
         default=None,
         description="Tables: test on the fold (`standard`), or train on it and test on the rest (`swapped`).",
     )
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The cards of all that is read: the dataset's, and that of what is out of its distribution."""
+        return (self.dataset,) if self.out_of_distribution is None else (self.dataset, self.out_of_distribution)
 
     @property
     def options(self) -> dict[str, Any]:

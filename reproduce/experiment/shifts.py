@@ -22,6 +22,9 @@ CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 Severities = Literal["cifar10_c", "tiny_imagenet_c"]
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTED_ERROR = "corrupted_error"
+# Of test images against others, in %: by the largest softmax, and by the density of the last activations.
+OOD_AUROC = "ood_auroc"
+OOD_DENSITY_AUROC = "ood_density_auroc"
 
 
 class CorruptedSpec(Strict):

@@ -20,6 +20,7 @@ from reproduce.method.normalization import batch_normalization
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
 from reproduce.method.quantiles import QuantileMemory, quantile_points, tied_places
 from reproduce.method.records import Features, Record
+from reproduce.method.shown import show_in_forward
 from reproduce.method.sites import (
     Role,
     Site,
@@ -72,6 +73,7 @@ __all__ = [
     "refuse_frozen",
     "sample_directions",
     "sample_rows",
+    "show_in_forward",
     "sites_of",
     "sites_with_role",
     "sum_of_each",

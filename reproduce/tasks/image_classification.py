@@ -15,11 +15,12 @@ from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.recipe import Count, Recipe
 from reproduce.experiment.schema import HostSpec, Normalisation, TaskSpec
-from reproduce.experiment.shifts import CorruptedSpec
+from reproduce.experiment.shifts import OOD_AUROC, OOD_DENSITY_AUROC, CorruptedSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
 from reproduce.tasks._classification import BALANCED_ERROR, Classification
+from reproduce.tasks._outside import outside_aurocs
 from reproduce.tasks._randaugment import rand_augment
 from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
@@ -65,6 +66,7 @@ class Options(ImageOptions):
     host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
     imbalance: float | None = None
     corrupted: CorruptedSpec | None = None
+    out_of_distribution: str | None = None  # a card
 
     @model_validator(mode="after")
     def _host_reads_the_same_images(self) -> Options:
@@ -78,7 +80,8 @@ class Options(ImageOptions):
 
     @property
     def test_metrics(self) -> frozenset[str]:
-        return self.corrupted.metrics if self.corrupted else frozenset()
+        of_others = frozenset[str]() if self.out_of_distribution is None else frozenset({OOD_AUROC, OOD_DENSITY_AUROC})
+        return of_others | (self.corrupted.metrics if self.corrupted else frozenset())
 
 
 class ImageClassification(Classification[Images]):
@@ -87,10 +90,11 @@ class ImageClassification(Classification[Images]):
     RandAugment is for pixels, and a step that is recorded cannot choose: so an epoch's images are made before it.
 
     Metrics of a split: ``loss``, ``error``, and ``balanced_error`` where training classes have a long tail. Test has
-    those of `CorruptedSpec` too, where the task asks for them.
+    those of `CorruptedSpec`, and areas under the ROC curve against other images, where the task asks for them.
     """
 
     corrupted: CorruptedSpec | None = None
+    outside: Images | None = None
 
     def __init__(
         self,
@@ -105,6 +109,11 @@ class ImageClassification(Classification[Images]):
         splits = ({"validation": validation} if validation else {}) | {"test": data.test}
         if isinstance(options, Options):
             self.corrupted = options.corrupted
+            if options.out_of_distribution is not None:
+                if data.outside is None:
+                    raise ValueError("the images out of distribution were not loaded: `data.load_all` does")
+                self.outside = data.outside.to(device)
+            self.n_classes = data.classes
             if options.imbalance is not None:
                 train = long_tailed(train, options.imbalance, data.classes)
                 self.balanced_classes = data.classes
@@ -146,9 +155,18 @@ class ImageClassification(Classification[Images]):
             self._augment_epoch()
 
     def _shifted_errors(self) -> dict[str, float]:
-        if self.corrupted is None:
-            return {}
-        return corrupted_errors(self.corrupted, self.splits["test"], lambda part: self._evaluate_split(part)["error"])
+        test = self.splits["test"]
+        found: dict[str, float] = {}
+        if self.corrupted is not None:
+            found |= corrupted_errors(self.corrupted, test, lambda part: self._evaluate_split(part)["error"])
+        if self.outside is not None:
+            found |= outside_aurocs(self.model, self._logits_of, self.train, test, self.outside, self.n_classes)
+        return found
+
+    def _logits_of(self, stored: Tensor) -> Tensor:
+        """Of stored images, in batches: (n, classes)."""
+        batches = stored.split(self.recipe.eval_batch_size)
+        return torch.cat([self._logits(self.read(batch)) for batch in batches])
 
     def _layout(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last)

@@ -164,7 +164,7 @@ def calibrate(
                 config, _ = resolve(cell.model_copy(update={"params": params}), folder, root)
                 methods.append(method_of(config, folder))
             generators = Generators.seeded(cell.seed, device)
-            loaded = data.load(cell.task.dataset, root, cache)
+            loaded = data.load_all(cell.task.datasets, root, cache)
             task = build_task(cell.task, cell.recipe, loaded, generators, device)
             try:
                 ratios = gradient_ratios(task, cell.recipe, methods, generators, device, n_steps)

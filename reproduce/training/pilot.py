@@ -34,7 +34,7 @@ def pilot(run: PlannedRun, settings: RunSettings) -> StepTime:
 def _timed(run: PlannedRun, settings: RunSettings, device: torch.device) -> StepTime:
     config = run.config
     generators = Generators.seeded(config.seed, device)
-    loaded = load_data(config.task.dataset, settings.root, settings.cache)
+    loaded = load_data(config.task.datasets, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device)
     method = run.method()
     step = Step(task, method, config.recipe, generators, device, recording_in(settings.mode, generators))

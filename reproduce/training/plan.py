@@ -15,7 +15,7 @@ from reproduce import models, tasks
 from reproduce.data import counted
 from reproduce.errors import Location, UserError, explained, located
 from reproduce.experiment.cells import Cell, cells
-from reproduce.experiment.dataset_card import DatasetCard, checksum, read_card
+from reproduce.experiment.dataset_card import DatasetCard, checksum, joint_checksum, read_card
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, find_method
 from reproduce.experiment.identity import RunConfig, Start, run_key
 from reproduce.experiment.places import place_of
@@ -94,7 +94,7 @@ class Planner:
             refused.location = ("params", *refused.location)
             raise refused from error
         with located("dataset"):
-            _, card_checksum, _ = self._dataset(cell.task.dataset)
+            checksums = [self._dataset(name)[1] for name in cell.task.datasets]
         tasks.check_validation(cell.recipe, self.measured(cell.task).validation, cell.task.dataset)
         start = None
         if cell.start is not None:
@@ -103,7 +103,7 @@ class Planner:
             start = Start(method=cell.start, version=start_class.version, params=own)
         config = RunConfig(
             task=cell.task,
-            dataset_checksum=card_checksum,
+            dataset_checksum=joint_checksum(checksums),
             recipe=cell.recipe,
             method=folder.name,
             method_version=method_class.version,

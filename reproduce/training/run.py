@@ -155,7 +155,7 @@ def _train_and_seal(
     environment = _environment(config, settings, device, peak_is_own)
     _rehearse_sealing(run, environment, path)
     generators = Generators.seeded(config.seed, device)
-    loaded = load_data(config.task.dataset, settings.root, settings.cache)
+    loaded = load_data(config.task.datasets, settings.root, settings.cache)
     task = build_task(config.task, config.recipe, loaded, generators, device, should_stop)
     method = run.method()
     outcome = train(
@@ -231,15 +231,15 @@ def _rehearse_sealing(run: PlannedRun, environment: Environment, path: Path) -> 
 _loading = threading.Lock()
 
 
-def load_data(name: str, root: Path | None, cache: Path) -> data.Data:
-    """The dataset; the last two are kept, and threads that ask for the same one at once wait for it, and share it."""
+def load_data(names: tuple[str, ...], root: Path | None, cache: Path) -> data.Data:
+    """A task's datasets; the last two are kept, and threads that ask for the same at once wait for it, and share it."""
     with _loading:
-        return _loaded(name, root, cache)
+        return _loaded(names, root, cache)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(name: str, root: Path | None, cache: Path) -> data.Data:
-    return data.load(name, root, cache)
+def _loaded(names: tuple[str, ...], root: Path | None, cache: Path) -> data.Data:
+    return data.load_all(names, root, cache)
 
 
 def _environment(config: RunConfig, settings: RunSettings, device: torch.device, peak_is_own: bool) -> Environment:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.compound_batchnorm.method import Mixture
 from methods.recurrent_batchnorm.method import Normalization
 from reproduce.experiment.folder import all_methods
 
@@ -39,9 +40,19 @@ def discovered() -> dict[str, Callable[..., Any]]:
 
 
 FUNCTIONS = discovered()
+MIXTURE = Mixture(seeded(3, 5, seed=21).softmax(0), seeded(3, 5, seed=22), seeded(3, 5, seed=23).exp())
 DIRECTIONS = torch.nn.functional.normalize(seeded(9, 5, seed=1), dim=1)
 # What a function is given beside its first argument; `Several` gets a list of two as that.
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "compound_batchnorm.batch_components": {"mixture": MIXTURE, "shares": seeded(12, 3, 5, seed=15).softmax(1)},
+    "compound_batchnorm.compound_normalize": {
+        **{"shares": seeded(12, 3, 5, seed=15).softmax(1), "means": MIXTURE.means, "variances": MIXTURE.variances},
+        **{"scale": seeded(3, 5, seed=16), "shift": seeded(3, 5, seed=17)},
+    },
+    "compound_batchnorm.responsibilities": {"mixture": MIXTURE},
+    "latent_density.unexplained_fraction": {
+        **{"target": seeded(12, 4, seed=18), "weight": seeded(4, 5, seed=19)},
+    },
     "distribution_mismatch_correction.match_quantiles": {"reference": seeded(5, 8, seed=3).sort(dim=1).values},
     "energy_distance.attraction": {"dimension": 5},
     "energy_distance.energy_distances": {"feature_axes": 1, "n_groups": 2, "orders": [torch.arange(12).flip(0)] * 2},

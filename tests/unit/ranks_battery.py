@@ -113,6 +113,8 @@ def attached(method: Method, model: nn.Module, prefix: str = "") -> Any:
     sites = {"encoder.0" if role == "pre" else "encoder.1": role}
     if is_recurrent(method):
         sites = {"rnn": "post", "drop": "dropped"}
+    elif type(method).__name__ == "LatentDensity":  # one layer is decoded from another
+        sites = {"encoder.0": role, "encoder.1": role}
     return attach(method, model, {prefix + name: role for name, role in sites.items()}, rows_of(method, 0))
 
 

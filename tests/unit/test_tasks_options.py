@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "symbols": "characters",
     "imbalance": 10.0,
     "corrupted": {"kinds": ("contrast",), "examples": 3},
+    "out_of_distribution": "mnist",
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "objective": "with_penalty",
@@ -35,7 +36,7 @@ VALUES: dict[str, Any] = {
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES | {"host", "imbalance", "corrupted"},
+    "image_classification": IMAGES | {"host", "imbalance", "corrupted", "out_of_distribution"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
     "language_modeling": {"train_examples", "symbols"},

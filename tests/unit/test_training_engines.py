@@ -546,7 +546,7 @@ def test_threads_load_data_once_and_share_it(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(run_module.data, "load", load)
     run_module._loaded.cache_clear()
-    found = in_threads(4, lambda: load_data("digits", None, tmp_path))
+    found = in_threads(4, lambda: load_data(("digits",), None, tmp_path))
     run_module._loaded.cache_clear()
     assert loads == [("digits", True)]
     assert all(one is found[0] for one in found)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 
 from reproduce.errors import UserError
-from reproduce.experiment.dataset_card import checksum, read_card
+from reproduce.experiment.dataset_card import checksum, joint_checksum, read_card
 from reproduce.experiment.folder import MORE_METHODS, WORKING_FOLDER, find_method
 from reproduce.results.source import git_state
 from reproduce.training.checkpoints import previous
@@ -185,11 +185,12 @@ def _here(errand: Errand, scratch: Path) -> tuple[PlannedRun, RunSettings]:
         os.environ[MORE_METHODS] = errand.more_methods
     run = replace(errand.run, folder=find_method(config.method))
     root, cache = _root(settings.root), WORKING_FOLDER / "data"
-    found = checksum(read_card(config.task.dataset), root, cache)
+    found = joint_checksum([checksum(read_card(name), root, cache) for name in config.task.datasets])
     if found != config.dataset_checksum:
         raise UserError(
-            f"{_node()}: dataset {config.task.dataset} is another one than the driver's (checksum {found[:12]}, "
-            f"expected {config.dataset_checksum[:12]}): copy the driver's files, and let {DATA} name their folder"
+            f"{_node()}: dataset {' with '.join(config.task.datasets)} is another one than the driver's "
+            f"(checksum {found[:12]}, expected {config.dataset_checksum[:12]}): "
+            f"copy the driver's files, and let {DATA} name their folder"
         )
     return run, replace(settings, runs=scratch, root=root, cache=cache)
 
