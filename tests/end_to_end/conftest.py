@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Answer:
     stdout: str
     stderr: str
     left: tuple[str, ...] = ()  # what lay in the checkout afterwards, where several commands were given
+    seconds: float = 0.0  # where it was one command
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,13 @@ class Checkout:
             )
 
     def run(self, *arguments: str) -> Answer:
+        before = time.monotonic()
         process = self.start(*arguments)
         try:
             stdout, stderr = process.communicate(timeout=PATIENCE)
         finally:
             end(process)
-        return Answer(process.returncode, stdout, stderr)
+        return Answer(process.returncode, stdout, stderr, seconds=time.monotonic() - before)
 
     def python(self, code: str, given: str = "", **variables: str) -> str:
         """What a script prints; it must say nothing on stderr and end well."""

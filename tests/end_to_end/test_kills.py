@@ -39,12 +39,10 @@ def workers_of(group: list[int]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def seconds(checkout: Any, undisturbed: Any) -> float:
-    """How long the command takes undisturbed, measured anew: on one core, beside others."""
+def seconds(undisturbed: Any) -> float:
+    """How long the command takes undisturbed."""
     assert undisturbed.code == 0, undisturbed
-    before = time.monotonic()
-    assert checkout.run(*command("timed")).code == 0
-    return time.monotonic() - before
+    return float(undisturbed.seconds)
 
 
 def command(runs: str) -> list[str]:

@@ -89,7 +89,7 @@ def test_only_the_data_of_the_chosen_experiments_go_along(data: Path, tmp_path: 
 
 
 def test_data_that_lie_nowhere_or_are_damaged_are_told(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone: missing gone/train.txt \(looked in .*; write them"):
+    with pytest.raises(UserError, match=r"gone: missing gone/train.txt \(looked in .*; to get it: write them"):
         bundle._archive_data({"few", "gone"}, data, tmp_path / "made")
     (data / "few" / "train.txt").write_text("damaged")
     with pytest.raises(UserError, match=r"train.txt: md5 is .*, expected"):

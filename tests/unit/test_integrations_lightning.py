@@ -432,13 +432,12 @@ def test_an_average_that_lacks_what_the_method_adds_is_refused(index: int) -> No
     module = Classifier()
     keys = list(module.state_dict())
     with pytest.raises(ValueError, match=rf"{type(average).__name__} averages .*beta': put PenaltyCallback before it"):
-        trainer(average, penalty).fit(module, DataLoader(data(), batch_size=12))
+        trainer(average, penalty, max_epochs=5).fit(module, DataLoader(data(), batch_size=12))
     assert list(module.state_dict()) == keys
-    trainer(PenaltyCallback(l2()), average).fit(module, DataLoader(data(), batch_size=12))
-    trainer(averages()[index], PenaltyCallback(l2())).fit(Classifier(), DataLoader(data(), batch_size=12))
-    trainer(PenaltyCallback(load_method("vcl", strength=1.0), example=data()[:16][0]), averages()[index]).fit(
-        Classifier(), DataLoader(data(), batch_size=12)
-    )
+    trainer(PenaltyCallback(l2()), average, max_epochs=5).fit(module, DataLoader(data(), batch_size=12))
+    trainer(averages()[index], PenaltyCallback(l2()), max_epochs=5).fit(Classifier(), DataLoader(data(), batch_size=12))
+    own = PenaltyCallback(load_method("vcl", strength=1.0), example=data()[:16][0])
+    trainer(own, averages()[index], max_epochs=5).fit(Classifier(), DataLoader(data(), batch_size=12))
 
 
 def test_it_takes_a_method_and_no_name() -> None:

@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         program,
         "pack",
         "--results",
-        str(ROOT / "reports" / "evidence"),
+        "found",
         "--output",
         "out",
     ]

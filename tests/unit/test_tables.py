@@ -139,7 +139,7 @@ def test_missing_and_damaged_files_are_said(tmp_path: Path) -> None:
     files = contents()
     archive = packed(files)
     card = card_of(files, archive)
-    with pytest.raises(DataError, match=r"made: missing .*made_R.dat.*all.tar.xz.*; make it again"):
+    with pytest.raises(DataError, match=r"made: missing .*made_R.dat.*all.tar.xz.*; to get it: make it again"):
         load_card(card, None, tmp_path / "nothing")
     with pytest.raises(DataError, match="sha256 is"):
         load_card(card, put(tmp_path / "damaged", {**files, TABLE: files[TABLE] + b"1"}), tmp_path / "nothing")
