@@ -23,7 +23,7 @@ LONGEST_FIRST = (
     "tests/end_to_end/test_documented_commands.py",
     "tests/unit/test_integrations_transformers.py",
     "tests/unit/test_integrations_lightning.py",
-    "tests/unit/test_method_distributed.py",
+    "tests/unit/test_method_several_devices.py",
     "tests/unit/test_command_status.py",
     "tests/end_to_end/test_examples.py",
     "tests/end_to_end/test_wheel.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from reproduce import attach
 from reproduce.errors import UserError
 from reproduce.report.method_card import MethodCard
+from tests.unit.ranks import DDP_OPTIONS, SHARDED, batch, convolutional, images, penalty_of, stepped
+from tests.unit.ranks import attached as attached_vcl
 from tests.unit.ranks_battery import (
     ACCUMULATED,
     CONFIGURATIONS,
@@ -26,6 +29,8 @@ from tests.unit.ranks_battery import (
     passed,
     trained,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def is_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -162,3 +167,40 @@ def test_the_last_exception_that_fits_holds(tmp_path: Any) -> None:
     assert card.batch_of({"share": 0.6, "kind": "sum", "kept": True}) == "any split"
     with pytest.raises(UserError, match="names no parameter and value of the method: 'kept'"):
         card.batch_of({"share": 0.6, "kind": "sum"})
+
+
+# What every rank computes is what one process would, with the mean of their losses.
+
+
+@pytest.mark.parametrize("options", DDP_OPTIONS)
+def test_vcl_is_trained_alike_on_every_rank(ranks: list[dict[str, Any]], options: str) -> None:
+    """Whose statistic is that of each rank's own batch: the loss is the mean of their losses."""
+    own = [attached_vcl() for _ in range(RANKS)]
+    shared = own[0][0]
+    for model, _ in own[1:]:
+        for one, other in zip(model.modules(), shared.modules(), strict=True):
+            one._parameters.update(other._parameters)
+
+    def loss(step: int) -> Tensor:
+        return sum(m(batch(step, rank)).square().mean() + handle.penalty() for rank, (m, handle) in enumerate(own)) / 2
+
+    wanted = stepped(shared, loss)
+    assert any("beta" in name for name in wanted)
+    for found in ranks:
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[options][name], value, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(value, ranks[1][options][name]) for name, value in ranks[0][options].items())
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_penalties_on_sharded_weights_are_those_on_whole_ones(ranks: list[dict[str, Any]], name: str) -> None:
+    model, method = convolutional(), SHARDED[name]
+    penalty = penalty_of(method, model)
+    for rank in range(RANKS):
+        (copy.copy(model)(images(rank)).square().mean() / RANKS).backward()
+    penalty.backward()
+    for found in ranks:
+        assert found[name]["before"] == pytest.approx(penalty.item(), rel=1e-6)
+        assert found[name]["penalty"] == pytest.approx(penalty.item(), rel=1e-6)
+        for place, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name]["gradients"][place], parameter.grad, rtol=1e-5, atol=1e-6)
