@@ -21,7 +21,6 @@ from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
 from reproduce.tasks._classification import BALANCED_ERROR, Classification
 from reproduce.tasks._outside import outside_aurocs
-from reproduce.tasks._randaugment import rand_augment
 from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
 PADDING = 4
@@ -141,6 +140,8 @@ class ImageClassification(Classification[Images]):
             self._augment_epoch()
 
     def _augment_epoch(self) -> None:
+        from reproduce.tasks._randaugment import rand_augment  # torchvision takes as long to load as torch
+
         generator = torch.Generator(self.device).manual_seed(int(self.epoch_seed))
         for source, made in zip(self.train.images.split(CHUNK), self.epoch_inputs.split(CHUNK), strict=True):
             made.copy_(rand_augment(crop_flip(source, generator), generator))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torchvision.transforms import v2
 from reproduce import tasks
 from reproduce.data import ImageData, Images
 from reproduce.experiment.dataset_card import DatasetCard
+from reproduce.experiment.folder import ROOT
 from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import TaskSpec
 from reproduce.method.rng import Generators
@@ -178,3 +181,10 @@ def test_an_epoch_of_randaugment_is_made_before_it() -> None:
     place = task.epoch_inputs.data_ptr()
     task.start_epoch()
     assert task.epoch_inputs.data_ptr() == place  # where a recorded step reads
+
+
+def test_what_plans_runs_loads_no_torchvision() -> None:
+    """It takes as long as torch, in every command and every worker."""
+    program = "import sys, reproduce.training.plan, reproduce.tasks.image_classification as _; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "torchvision"} & set(loaded.stdout.split()) == {"torch"}
