@@ -38,7 +38,7 @@ class StepTrace(Trace):
         self.around: list[bool] = []  # `_is_open` around this pass of the whole model, from the one that is recorded on
         self.consumed = False
         self.has_failed = False  # the pass that was recorded raised an error
-        self.filled: set[Site] = set()  # that were passed in this pass and hold something
+        self.filled: list[Site] = []  # that were passed in this pass and hold something
         self.stepped: set[Site] = set()  # whose calls are the time steps of one activation
         self.without_gradient: set[str] = set()  # Sites that were passed under no_grad in the recorded pass
         self.earlier: list[Record] = []  # of the batches since the last step, without gradients
@@ -79,7 +79,7 @@ class StepTrace(Trace):
         is_new = is_recorded and not self.around
         if is_new:
             self.clear()
-            self.filled.clear()
+            self.filled = []
             self.without_gradient.clear()
             self.consumed = self.has_failed = False
             self.thread = None if torch.compiler.is_compiling() else threading.get_ident()

@@ -204,7 +204,7 @@ class Tap(nn.ModuleList):
         if self.trace is not None and self.trace.is_open:
             if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
                 self._refuse_calls(site, 2)
-            self.trace.filled.add(site)
+            self.trace.filled.append(site)
         if site.training != module.training:
             site.train(module.training)
         passed = site(whole)
