@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from reproduce.experiment.metrics import place_of_metric
+from reproduce.experiment.metrics import METRICS, place_of_metric
 from reproduce.results.stats import SIGNIFICANCE, Estimate
 
 MINUS = "−"
 NOTHING = "–"
 POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-UNITS = {"error": "%", "classifier_error": "%", "accuracy": "%"}
+UNITS = {name: metric.unit for name, metric in METRICS.items() if metric.unit == "%"}
 SHORT = {"l0": "L0", "fvu": "FVU", "ce": "CE"}  # words of a metric's name that are abbreviations
 
 
