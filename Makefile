@@ -76,8 +76,17 @@ pytest = OMP_NUM_THREADS=1 $(venv)/bin/pytest -n auto --dist loadfile --no-loads
 test: lint ## ruff, and the test suite but for its slow tests, with mypy and the layers among it
 	@$(pytest) -m "not slow"
 
-test-all: lint ## ruff and every test, as continuous integration runs them
+test-all: lint ## ruff and every test
 	@$(pytest)
+
+# Four tests less, so that continuous integration is done in 15 minutes.
+longest := tests/end_to_end/test_kills.py \
+	tests/end_to_end/test_bundle.py::test_killed_at_random_the_numbers_are_the_same \
+	tests/end_to_end/test_new_method.py::test_a_new_method_passes_its_own_tests_and_the_battery_at_once \
+	tests/unit/test_bench_check.py::test_the_command_on_the_cpu
+
+test-ci: lint ## as test-all, without the longest four: what continuous integration runs
+	@$(pytest) $(addprefix --deselect ,$(longest))
 
 lint: $(ready) ## ruff
 	@$(venv)/bin/ruff check .
