@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from reproduce.method import (
     Method,
     NonNegative,
-    Record,
     Role,
     Site,
     Trace,
@@ -98,16 +97,10 @@ class LatentDensity(Method):
         decoder = _decoder(latent.site)
         if decoder is None:
             raise ValueError("latent density needs a decoder: call prepare() before training")
-        loss = unexplained_fraction(_features(latent), _features(target), decoder.weight)
+        loss = unexplained_fraction(latent.channel_means, target.channel_means, decoder.weight)
         return self.strength * loss
 
 
 def _decoder(site: Site) -> nn.Linear | None:
     found = getattr(site, "decoder", None)
     return found if isinstance(found, nn.Linear) else None
-
-
-def _features(record: Record) -> Tensor:
-    """(n, units): of a map the means of its channels."""
-    examples = record.examples
-    return examples.flatten(2).mean(2) if examples.dim() > 2 else examples

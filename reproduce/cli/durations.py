@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
 
 _UNITS = (("min", 60.0, 120.0), ("h", 3600.0, 7200.0), ("days", 86400.0, 2 * 86400.0))  # name, seconds, from there on
 
@@ -21,6 +22,23 @@ def duration(seconds: float) -> str:
 
 def runs_text(n: int) -> str:
     return "1 run" if n == 1 else f"{n} runs"
+
+
+def last_end(places: Iterable[float], seconds: Iterable[float]) -> float:
+    """When the last has ended of those that start one after the other, each in the place that is free first.
+
+    Args:
+        places: when each place is free.
+        seconds: how long each takes, in the order in which they start.
+
+    >>> last_end([0.0, 0.0], [3.0, 1.0, 1.0, 1.0])
+    3.0
+    """
+    ends = list(places)
+    heapq.heapify(ends)
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends, default=0.0)
 
 
 def time_text(estimates: Sequence[float | None]) -> str:

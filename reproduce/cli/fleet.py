@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reproduce.cli.durations import duration, runs_text
+from reproduce.cli.durations import duration, last_end, runs_text
 from reproduce.errors import UserError
 
 MOST_DEVICES = 100_000
@@ -39,7 +38,7 @@ class Schedule:
 
 
 def parse_fleet(text: str, kinds: Sequence[str]) -> Fleet:
-    """ "64xH100": so many devices of the one kind whose name holds the rest; a name alone is one device.
+    """So many devices of the one kind whose name holds what is asked for, as "64xH100"; a name alone is one device.
 
     Args:
         kinds: of which step times are known.
@@ -65,26 +64,17 @@ def parse_fleet(text: str, kinds: Sequence[str]) -> Fleet:
 
 
 def schedule(seconds: Sequence[float], devices: int) -> Schedule:
-    """
+    """The campaign on so many devices.
+
     Args:
         seconds: of each run on one device, in the order in which they start.
 
     >>> schedule([3.0, 1.0, 1.0, 1.0], 2)
     Schedule(devices=2, seconds=3.0, idle_share=0.0, longest=3.0, enough_devices=2)
     """
-    longest, whole = max(seconds, default=0.0), _makespan(seconds, devices)
+    longest, whole = max(seconds, default=0.0), last_end([0.0] * devices, seconds)
     idle = 1 - sum(seconds) / (devices * whole) if whole else 0.0
     return Schedule(devices, whole, idle, longest, _enough_devices(seconds, NO_SOONER * longest))
-
-
-def _makespan(seconds: Iterable[float], devices: int) -> float:
-    """Until the last run ends."""
-    ends = [0.0] * devices
-    last = 0.0
-    for one in seconds:
-        last = max(last, ends[0] + one)
-        heapq.heapreplace(ends, ends[0] + one)
-    return last
 
 
 def _enough_devices(seconds: Sequence[float], wanted: float) -> int:
@@ -92,7 +82,7 @@ def _enough_devices(seconds: Sequence[float], wanted: float) -> int:
     few, many = 1, max(1, len(seconds))
     while few < many:
         middle = (few + many) // 2
-        if _makespan(seconds, middle) <= wanted:
+        if last_end([0.0] * middle, seconds) <= wanted:
             many = middle
         else:
             few = middle + 1

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from reproduce.cli.chosen import chosen_experiments, say_left_out
 from reproduce.cli.options import DataOption, MethodsOption, OnlyOption, RunsOption, SeedsOption
 from reproduce.errors import UserError
 from reproduce.experiment.folder import ROOT
@@ -43,7 +44,6 @@ def pack(
     broken: list[str] = []
     if method:
         from reproduce.cli.campaign import planned_runs
-        from reproduce.cli.chosen import chosen_experiments
 
         experiments = chosen_experiments(method, scale or None, only, broken)
         planned = planned_runs(experiments, seeds, data, broken=broken)
@@ -55,10 +55,7 @@ def pack(
     for file in files:
         print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
     print(f"{n_packed} Results packed, {len(problems)} skipped")
-    if broken:
-        from reproduce.cli.chosen import say_left_out
-
-        say_left_out(broken)
+    say_left_out(broken)
 
 
 def _note_source() -> None:

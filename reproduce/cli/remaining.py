@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reproduce.cli.durations import last_end
 from reproduce.results.record import Result
 from reproduce.training.estimate import Work
 from reproduce.training.loop import Event
@@ -128,7 +128,7 @@ class Remaining:
                 return None
             ends.append(rest)
         ends += [0.0] * max(0, min(self._places(), len(self._waiting) + len(ends)) - len(ends))
-        heapq.heapify(ends)
+        waiting: list[float] = []
         for run in self._waiting.values():
             work = self._timer.work(run)
             if work not in self._known:
@@ -136,8 +136,8 @@ class Remaining:
             seconds = expected.seconds(work)
             if seconds is None:
                 return None
-            heapq.heappush(ends, heapq.heappop(ends) + seconds)
-        last = max(ends, default=0.0)
+            waiting.append(seconds)
+        last = last_end(ends, waiting)
         return last if self._end is None else min(last, max(0.0, self._end - now))
 
     def _seen(self) -> list[tuple[Work, float]]:

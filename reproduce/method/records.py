@@ -68,6 +68,12 @@ class Record(NamedTuple):
         return self.activation.movedim(-1, 1) if is_moved else self.activation
 
     @property
+    def channel_means(self) -> Tensor:
+        """(n, units): of a map the means of its channels, of other activations what they are."""
+        examples = self.examples
+        return examples.flatten(2).mean(2) if examples.dim() > 2 else examples
+
+    @property
     def _features_last(self) -> Tensor:
         return self.activation if self.site.has_features_last else self.activation.movedim(1, -1)
 

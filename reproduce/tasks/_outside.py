@@ -74,7 +74,9 @@ def outside_aurocs(
     """
     site = _last_site(model)
     latents: list[Tensor] = []
-    handle = site.register_forward_hook(lambda _, __, activation: latents.append(_features(site, activation)))
+    handle = site.register_forward_hook(
+        lambda _, __, activation: latents.append(Record(site, activation.detach()).channel_means)
+    )
 
     def passed(images: Tensor) -> tuple[Tensor, Tensor]:
         latents.clear()
@@ -100,9 +102,3 @@ def _last_site(model: nn.Module) -> Site:
     if site.is_sequence:
         raise UserError(f"task.out_of_distribution: Site {site.name!r} holds a sequence: choose another model")
     return site
-
-
-def _features(site: Site, activation: Tensor) -> Tensor:
-    """(n, units): of a map the means of its channels."""
-    examples = Record(site, activation.detach()).examples
-    return examples.flatten(2).mean(2) if examples.dim() > 2 else examples

@@ -18,8 +18,7 @@ from filelock import FileLock
 if find_spec("ray") is None:  # asked without importing it: it reads its settings then
     pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
-from reproduce.experiment.recipe import Recipe
-from reproduce.experiment.schema import Arm, Experiment, TaskSpec
+from reproduce.experiment.schema import Arm
 from reproduce.results.record import Result
 from reproduce.results.store import read_result
 from reproduce.training import workers
@@ -28,26 +27,11 @@ from reproduce.training.cluster import engine
 from reproduce.training.cluster.connection import Cluster, Request, connected
 from reproduce.training.cluster.engine import RayEngine
 from reproduce.training.loop import CHECKPOINT, Event
-from reproduce.training.plan import PlannedRun, plan
+from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings, execute, result_path
 from reproduce.training.side_by_side import Room
 from reproduce.training.workers import DEATHS, Work, run_all
-
-RECIPE = Recipe(steps=6, batch_size=20, learning_rate=0.1, probe_examples=10)
-DIGITS = TaskSpec(
-    kind="image_classification",
-    dataset="digits",
-    model="mlp",
-    model_options={"width": 4, "depth": 2, "dropout": 0.2},
-    train_examples=60,
-)
-
-
-def planned(arms: dict[str, Arm], recipe: Recipe = RECIPE) -> list[PlannedRun]:
-    experiment = Experiment(
-        title="t", scale="quick", source="s", seeds=(0,), recipe=recipe, tasks={"digits": DIGITS}, arms=arms
-    )
-    return plan({"table1": experiment}, None)
+from tests.unit.small_runs import RECIPE, planned
 
 
 class Told:

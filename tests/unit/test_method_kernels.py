@@ -28,6 +28,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], Sizes]] = {
     "bottleneck_resnet": ({"depth": 11}, IMAGE),
     "resnext": ({"depth": 11, "cardinality": 2, "width": 4, "stem": 4}, IMAGE),
     "resnet18": ({"width": 4}, IMAGE),
+    "code_classifier": ({"d_sae": 8}, IMAGE),
+    "layered_autoencoder": ({"d_sae": 8}, IMAGE),
 }
 
 

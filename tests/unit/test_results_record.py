@@ -18,6 +18,7 @@ from reproduce.results import store
 from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
 from reproduce.results.spelling import content_of
 from reproduce.results.store import ResultError, copy_result, read_result, read_results, write_result
+from tests.unit.small_runs import resealed
 
 ENVIRONMENT = Environment(
     commit="0" * 40,
@@ -244,23 +245,13 @@ def test_truncated_anywhere_it_does_not_read(sealed: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def reseal(path: Path, **changes: Any) -> None:
-    """What a careful forger would write."""
-    import hashlib
-
-    content = {**content_of(path.read_text("utf-8")), **changes}
-    content.pop("seal")
-    content["seal"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    path.write_text(json.dumps(content), "utf-8")
-
-
 @pytest.mark.fault(
     what="a Result of a newer suite",
     injected="its schema version is raised",
     promise="it is refused in one line",
 )
 def test_another_schema_does_not_read(sealed: Path) -> None:
-    reseal(sealed, schema_version=2)
+    resealed(sealed, schema_version=2)
     with pytest.raises(ResultError, match=r"schema version 2, expected 1"):
         read_result(sealed)
     sealed.write_text("[]", "utf-8")
@@ -270,10 +261,10 @@ def test_another_schema_does_not_read(sealed: Path) -> None:
 
 def test_a_sealed_lie_does_not_read(sealed: Path) -> None:
     content = content_of(sealed.read_text("utf-8"))
-    reseal(sealed, config={**content["config"], "seed": 1})
+    resealed(sealed, config={**content["config"], "seed": 1})
     with pytest.raises(ResultError, match=r"is not the hash of its config"):
         read_result(sealed)
-    reseal(sealed, config=content["config"], surprise=1)
+    resealed(sealed, config=content["config"], surprise=1)
     with pytest.raises(ResultError, match=r"result\.json: surprise: "):
         read_result(sealed)
 

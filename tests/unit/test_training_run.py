@@ -3,68 +3,33 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
 from reproduce.errors import UserError
-from reproduce.experiment.identity import canonical_json
-from reproduce.experiment.recipe import Recipe
-from reproduce.experiment.schema import Arm, Experiment, TaskSpec
-from reproduce.results.record import SCHEMA_VERSION, Result
-from reproduce.results.spelling import content_of
+from reproduce.experiment.schema import Arm
+from reproduce.results.record import SCHEMA_VERSION
 from reproduce.results.store import read_result
 from reproduce.training import loop
-from reproduce.training.plan import PlannedRun, plan
+from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunBusy, RunSettings, execute, result_path
-
-RECIPE = Recipe(steps=4, batch_size=20, learning_rate=0.1, probe_examples=10)
-DIGITS = TaskSpec(
-    kind="image_classification",
-    dataset="digits",
-    model="mlp",
-    model_options={"width": 4, "depth": 2, "dropout": 0.2},
-    train_examples=60,
-)
+from tests.unit.small_runs import RECIPE, numbers, planned, resealed
 
 
 @pytest.fixture
 def runs() -> list[PlannedRun]:
-    experiment = Experiment(
-        title="t", scale="quick", source="s", seeds=(0, 1), recipe=RECIPE, tasks={"digits": DIGITS}, arms={"a": Arm()}
-    )
-    return plan({"table1": experiment}, None)
+    return planned({"vanilla": Arm(), "batchnorm": Arm(method="batchnorm")})
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> RunSettings:
     torch.set_num_threads(1)
     return RunSettings(tmp_path / "runs", None, tmp_path / "cache", "cpu", threads=1)
-
-
-def numbers(result: Result) -> dict[str, Any]:
-    """All of a Result but when and how long."""
-    kept = result.model_dump(exclude={"environment", "seal"})
-    for record in kept["epochs"]:
-        del record["seconds_per_step"]
-    return kept
-
-
-def resealed(path: Path, **changes: Any) -> bytes:
-    """The sealed file with other content and the seal of that, put in its place."""
-    import hashlib
-
-    content = {**content_of(path.read_text("utf-8")), **changes}
-    content.pop("seal")
-    content["seal"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    path.write_text(json.dumps(content), "utf-8")
-    return path.read_bytes()
 
 
 @pytest.mark.fault(
