@@ -88,6 +88,9 @@ longest := tests/end_to_end/test_kills.py \
 test-ci: lint ## as test-all, without the longest four: what continuous integration runs
 	@$(pytest) $(addprefix --deselect ,$(longest))
 
+coverage: $(ready) ## every test, and how much of reproduce/ and methods/ they run: at least 90 percent
+	@$(pytest) --cov --cov-report=term
+
 lint: $(ready) ## ruff
 	@$(venv)/bin/ruff check .
 	@$(venv)/bin/ruff format --check .
