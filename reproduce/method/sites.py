@@ -110,6 +110,7 @@ class Trace:
     def __init__(self, model: nn.Module, roles: frozenset[Role] = ROLES) -> None:
         self.model = model
         self.roles = roles
+        self.source_examples: int | None = None  # the batch's first ones, where others of a target domain follow
         self._records: list[Record] = []
         self._passed_over = False  # a Site of another role, in this step
         self._is_read_by_penalty = False
@@ -231,6 +232,24 @@ class Trace:
         for record in chosen:
             record.refuse_empty()
         return chosen
+
+    def domains(self, examples: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of a batch of two domains: first those of the source, then those of the target.
+
+        Raises:
+            ValueError: it is not known how many are of the source, or one of both has none.
+        """
+        if self.source_examples is None:
+            raise ValueError(
+                "this penalty needs a batch of two domains, examples of the source first: a task with the option "
+                "target_domain, or handle.penalty(source_examples=...)"
+            )
+        if not 0 < self.source_examples < len(examples):
+            raise ValueError(
+                f"a batch of two domains needs examples of both: source_examples = {self.source_examples} of "
+                f"{len(examples)} rows leaves one of them none"
+            )
+        return examples[: self.source_examples], examples[self.source_examples :]
 
     def zero(self) -> Tensor:
         """A 0-dim zero on the model's device."""
