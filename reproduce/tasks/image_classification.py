@@ -91,8 +91,8 @@ class Options(ImageOptions):
         if left < (self.target_domain.examples or 1):
             wanted = f"{self.target_domain.examples} are wanted" if self.target_domain.examples else "some are needed"
             raise UserError(
-                f"target_domain: {max(0, left)} of the {n_train} training images are left for the target, and {wanted}: "
-                "set train_examples, how many are the source's",
+                f"target_domain: {max(0, left)} of the {n_train} training images are left for the target, and "
+                f"{wanted}: set train_examples, how many are the source's",
                 ["target_domain"],
             )
 
