@@ -80,8 +80,8 @@ class KLDomainAdaptation(Method):
         site = record.site
         if site.known_axes != "nc" or site.features % 2:
             raise ValueError(
-                f"Site {site.name!r} (axes {site.axes!r}, width {site.features}) holds no parameters of Gaussian codes: "
-                "(examples, 2 d) is needed, d means and then d deviations"
+                f"Site {site.name!r} (axes {site.axes!r}, width {site.features}) holds no Gaussian codes: "
+                "(examples, 2 d) is needed, d means and then what gives d deviations"
             )
         mean, deviation = gaussian_code(record.activation, self.deviation)
         values = mean + deviation * torch.empty_like(mean).normal_(generator=generator)

@@ -172,7 +172,7 @@ def test_an_odd_code_and_a_map_are_refused_by_their_site() -> None:
         trace = watch(model)
         trace.source_examples = 3
         model(rows if rows is not None else torch.ones(6, 2, 3, 3, requires_grad=True))
-        with pytest.raises(ValueError, match=r"Site '\w+' \(axes .* holds no parameters of Gaussian codes"):
+        with pytest.raises(ValueError, match=r"Site '\w+' \(axes .* holds no Gaussian codes"):
             KLDomainAdaptation().penalty(trace, torch.tensor(0.0), torch.Generator())
 
 

@@ -95,7 +95,8 @@ def build(options: Options, sizes: Sizes, initialisation: torch.Generator, dropo
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             draw_weight(layer.weight, "torch", initialisation)
-            draw_uniform(layer.bias, 1.0 / math.sqrt(fan_in(layer.weight)), initialisation)
+            if layer.bias is not None:
+                draw_uniform(layer.bias, 1.0 / math.sqrt(fan_in(layer.weight)), initialisation)
     if model.draw is not None:
         model.draw.noise.normal_(generator=initialisation)
     return model
