@@ -16,14 +16,15 @@ from reproduce.models.activation import Activated
 from reproduce.models.dropout import Drawing
 from reproduce.models.initialisation import draw_uniform, draw_weight, fan_in
 
-GROUPS = 8  # of each normalization
+GROUPS = 8  # of each normalization, as in DomainBed
+LEAST = 8  # channels of a group, as the first layer there has: of a group of one no mean over places is left
 
 
 class Options(ModelOptions):
     """Nguyen et al. (2022), appendix D.2: ``code = 256``, with and without ``gaussian``."""
 
-    width: int = Field(default=64, ge=GROUPS, multiple_of=GROUPS)  # of the first layer; the next two have twice as many
-    code: int = Field(default=256, ge=GROUPS, multiple_of=GROUPS)
+    width: int = Field(default=64, ge=LEAST, multiple_of=LEAST)  # of the first layer; the next two have twice as many
+    code: int = Field(default=256, ge=LEAST, multiple_of=LEAST)
     gaussian: bool = False  # the last layer gives means and as many deviations
     evaluation_draws: int = Field(default=20, ge=1)  # of a Gaussian code; the authors' `num_samples`
 
@@ -70,7 +71,7 @@ class MnistCNN(nn.Module):
             height, width = math.ceil(height / stride), math.ceil(width / stride)
             convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
             activated = Activated(convolution, "relu", "nchw", (outputs, height, width))
-            layers.append(nn.Sequential(activated, nn.GroupNorm(GROUPS, outputs)))
+            layers.append(nn.Sequential(activated, nn.GroupNorm(min(GROUPS, outputs // LEAST), outputs)))
         self.features = nn.Sequential(*layers)
         self.code = Site("code", "nc", (last,))
         self.draw = GaussianDraw(options.code, options.evaluation_draws, generator) if options.gaussian else None

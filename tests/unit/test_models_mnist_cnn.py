@@ -30,12 +30,13 @@ def batch(n: int = 6, sizes: Sizes = SIZES) -> Tensor:
 
 
 def as_in_the_appendix(outputs: int, width: int = 64) -> nn.Sequential:
-    """Nguyen et al. (2022), appendix D.2, layer by layer."""
+    """Nguyen et al. (2022), appendix D.2, layer by layer: 8 groups where width is 64, each of 8 channels at least."""
+    groups = [min(8, channels // 8) for channels in (width, 2 * width, outputs)]
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, 1, 1), nn.ReLU(), nn.GroupNorm(8, width),
-        nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), nn.GroupNorm(8, 2 * width),
-        nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.ReLU(), nn.GroupNorm(8, 2 * width),
-        nn.Conv2d(2 * width, outputs, 3, 1, 1), nn.ReLU(), nn.GroupNorm(8, outputs),
+        nn.Conv2d(1, width, 3, 1, 1), nn.ReLU(), nn.GroupNorm(groups[0], width),
+        nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), nn.GroupNorm(groups[1], 2 * width),
+        nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.ReLU(), nn.GroupNorm(groups[1], 2 * width),
+        nn.Conv2d(2 * width, outputs, 3, 1, 1), nn.ReLU(), nn.GroupNorm(groups[2], outputs),
         nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(),
     )  # fmt: skip
 
@@ -107,6 +108,20 @@ def test_a_deep_copy_shares_the_generator_and_none_is_refused() -> None:
     with pytest.raises(ValueError, match="a Gaussian code needs a generator while training"):
         without(batch())
     without.eval()(batch())
+
+
+def test_groups_are_eight_as_in_the_paper_and_fewer_in_narrow_networks() -> None:
+    def groups(model: Any) -> list[int]:
+        return [layer.num_groups for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+
+    assert groups(build(gaussian=True)) == [8, 8, 8, 8]
+    assert groups(build(**SMALL)) == [1, 2, 2, 2]
+    for gaussian in (False, True):  # each unit of a code still differs from image to image
+        codes: list[Tensor] = []
+        model = build(width=8, code=8, gaussian=gaussian)
+        model.code.register_forward_hook(lambda site, inputs, output, codes=codes: codes.append(output))
+        model(batch())
+        assert (codes[0].std(0) > 1e-3).all()
 
 
 def test_widths_that_groups_do_not_divide_are_refused() -> None:
