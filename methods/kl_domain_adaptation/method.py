@@ -69,7 +69,7 @@ class KLDomainAdaptation(Method):
 
     reverse_coefficient: NonNegative = 0.3  # beta, appendix D.3.1, for Rotated MNIST
     forward_coefficient: NonNegative = 0.1  # beta_aux, there
-    sites: Role = "code"
+    sites: Role = "gaussian"
     deviation: Deviation = "softplus"  # as in the authors' code
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:

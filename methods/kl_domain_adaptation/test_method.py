@@ -107,7 +107,7 @@ class Coded(nn.Module):
     def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.layer = nn.Linear(4, width)
-        self.code = Site("code", "nc", (width,))
+        self.code = Site("gaussian", "nc", (width,))
         with torch.no_grad():
             self.layer.weight.copy_(seeded(width, 4, seed=7))
             self.layer.bias.copy_(seeded(width, seed=8))
@@ -168,7 +168,7 @@ def test_one_domain_is_refused() -> None:
 
 
 def test_an_odd_code_and_a_map_are_refused_by_their_site() -> None:
-    for model, rows in ((Coded(5), seeded(6, 4).float()), (nn.Sequential(Site("code", "nchw", (2, 3, 3))), None)):
+    for model, rows in ((Coded(5), seeded(6, 4).float()), (nn.Sequential(Site("gaussian", "nchw", (2, 3, 3))), None)):
         trace = watch(model)
         trace.source_examples = 3
         model(rows if rows is not None else torch.ones(6, 2, 3, 3, requires_grad=True))
@@ -182,7 +182,7 @@ def test_a_shifted_target_is_drawn_to_the_source() -> None:
     encoder = nn.Linear(4, 4)
     model = nn.Sequential(encoder, nn.Identity())
     source, target = seeded(128, 4).float(), seeded(128, 4, seed=1).float() + torch.tensor([4.0, 0, 0, 0])
-    handle = attach(KLDomainAdaptation(reverse_coefficient=1.0), model, {"0": "code"})
+    handle = attach(KLDomainAdaptation(reverse_coefficient=1.0), model, {"0": "gaussian"})
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
 
     def gap() -> float:

@@ -164,6 +164,7 @@ HOST = HostSpec(
     site="layers.0.post",
     recipe=Recipe(steps=20, evaluate_every=20, eval_batch_size=8, **WORD),
 )
+IN_PAIRS: dict[str, Any] = {"batch_size": 8, "optimizer": "adam", "learning_rate": 0.01}
 TWO_DOMAINS: dict[str, Any] = {"train_examples": 16, "target_domain": TargetSpec(rotation=90)}
 FOLD: dict[str, Any] = {"fold": 0, "fold_convention": "standard"}
 
@@ -172,7 +173,7 @@ FOLD: dict[str, Any] = {"fold": 0, "fold_convention": "standard"}
 PROBLEMS = (
     _problem("image_classification", _images, "mlp", {"width": 8, "depth": 2}, IMAGE),
     _problem("image_classification", _images, "resnet", DEEP, IMAGE | {"learning_rate": 0.5}),
-    _problem("image_classification", _images, "mnist_cnn", GAUSSIAN, IMAGE | {"batch_size": 8}, **TWO_DOMAINS),
+    _problem("image_classification", _images, "mnist_cnn", GAUSSIAN, IN_PAIRS, **TWO_DOMAINS),
     _problem("regression", _images, "rectified_mlp", {"width": 8, "depth": 1}, IMAGE | {"learning_rate": 0.05}),
     _problem("table_classification", _rows, "mlp", {"width": 8, "depth": 2}, IMAGE, **FOLD),
     _problem("language_modeling", _words, "lstm", {"hidden": 8, "dropout": 0.1}, WORD),

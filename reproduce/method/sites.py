@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reproduce.method.records import Record, without_masked
 
-Role = Literal["pre", "post", "dropped", "code"]
+Role = Literal["pre", "post", "dropped", "code", "gaussian"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
 Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "ndhwc", "tnc", "ntc"]
 _Of = TypeVar("_Of")
@@ -25,7 +25,8 @@ class Site(nn.Module):
 
     Args:
         role: ``"pre"`` before a non-linearity, ``"post"`` after it (a recurrent output counts as post),
-            ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's code.
+            ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's or classifier's code,
+            ``"gaussian"`` what gives means and then deviations of a code that is drawn (`gaussian_code`).
         axes: meaning of the tensor's axes: ``n`` batch, ``t`` time, ``c`` features, ``l`` ``d`` ``h`` ``w`` space.
         shape: shape of one sample, features first: ``(features,)`` without batch and time, or ``(channels, *space)``,
             where space is that of the first map met.

@@ -73,7 +73,7 @@ class MnistCNN(nn.Module):
             activated = Activated(convolution, "relu", "nchw", (outputs, height, width))
             layers.append(nn.Sequential(activated, nn.GroupNorm(min(GROUPS, outputs // LEAST), outputs)))
         self.features = nn.Sequential(*layers)
-        self.code = Site("code", "nc", (last,))
+        self.code = Site("gaussian" if options.gaussian else "code", "nc", (last,))
         self.draw = GaussianDraw(options.code, options.evaluation_draws, generator) if options.gaussian else None
         self.classifier = nn.Linear(options.code, sizes.outputs)
 
