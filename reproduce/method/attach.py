@@ -169,7 +169,12 @@ class Handle:
         _HANDLES.add(self)
         logger.info("%r", self)
 
-    def penalty(self, progress: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def penalty(
+        self,
+        progress: float | Tensor | None = None,
+        mask: Tensor | None = None,
+        source_examples: int | None = None,
+    ) -> Tensor:
         """The penalty on the last forward pass, already weighted: a 0-dim tensor to add to your loss.
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
@@ -177,6 +182,8 @@ class Handle:
         weights are the tensors that it was given. ``progress`` in [0, 1] drives schedules; where it is not given it
         stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for the device.
         ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
+        ``source_examples`` is how many of the batch's first examples are of the source domain, for a method that aligns
+        them with the others, of a target domain.
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
@@ -196,6 +203,7 @@ class Handle:
             )
         if progress is not None:
             self.progress.fill_(fraction(progress))
+        self.trace.source_examples = source_examples
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:

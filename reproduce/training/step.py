@@ -88,6 +88,7 @@ class Step:
         method.prepare(self.model, generators.method)
         self.model.to(device).train()
         self.trace = watch(self.model, method.recorded_roles)
+        self.trace.source_examples = task.source_examples
         self.parameters = list(self.model.parameters())
         self.clip = recipe.clip
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
