@@ -69,29 +69,34 @@ def by_strides(axes: Axes, own: Lying, view: Lying) -> Axes | None:
 def by_sizes(shape: tuple[int, ...], outputs: Iterable[Output]) -> tuple[Axes, ...]:
     """All axes that an activation of this shape may have if functions made it of one of these outputs.
 
-    Outputs of which channels, time and space have the same sizes count first, channels moved or not; else those with as
-    many channels, or with all other sizes the same, since channels may be joined or cut. An output of one channel is
-    often spread over an axis, and tells nothing but by all sizes. Of sequences it is not said whether time is first.
+    Outputs of which channels, time and space have the same sizes count first, channels moved or not; then those with as
+    many channels, or with all other sizes the same, since channels may be joined or cut; then those of one position,
+    whose channels may be spread over all. An output of one channel is spread over an axis too, and tells nothing but by
+    all sizes. Of sequences it is not said whether time is first.
     """
-    whole: dict[Axes, None] = {}  # in the order in which they were found
-    part: dict[Axes, None] = {}
+    tiers: tuple[dict[Axes, None], ...] = {}, {}, {}  # each in the order in which axes were found
     for output in outputs:
         if len(output.shape) != len(shape) or not output.axes:
             continue
         is_last = output.axes[0].endswith("c")
         for kind in (LAST, FIRST) if is_last else (FIRST, LAST):
             axes = kind.get(len(shape))
-            if axes is None:
-                continue
-            rest = list(shape)
-            has_channels = rest.pop(axes.index("c")) == output.size("c")
-            if has_channels and _has_positions(rest, output, axes):
-                whole[axes] = None
-            elif output.size("c") > 1 and (
-                has_channels or sorted(rest) == sorted([output.size("n"), *output.positions])
-            ):
-                part[axes] = None
-    return tuple(whole or part)
+            tier = None if axes is None else _likeness(shape, axes, output)
+            if axes is not None and tier is not None:
+                tiers[tier][axes] = None
+    return next((tuple(found) for found in tiers if found), ())
+
+
+def _likeness(shape: tuple[int, ...], axes: Axes, output: Output) -> int | None:
+    """How like an output an activation is, if these are its axes: the smaller the more; None: not at all."""
+    rest = list(shape)
+    has_channels = rest.pop(axes.index("c")) == output.size("c")
+    if has_channels and _has_positions(rest, output, axes):
+        return 0
+    has_others = sorted(rest) == sorted([output.size("n"), *output.positions])
+    if output.size("c") == 1 or not (has_channels or has_others):
+        return None
+    return 2 if all(size == 1 for size in output.positions) else 1
 
 
 def _has_positions(rest: list[int], output: Output, axes: Axes) -> bool:
