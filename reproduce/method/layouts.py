@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from reproduce.method.layers import NEVER_CALLED, axes_of_output, axes_with, describe, is_unit_by_unit, may_say
+from reproduce.method.layers import NEVER_CALLED, Layer, axes_of_output, axes_with, describe, is_unit_by_unit, may_say
 from reproduce.method.readings import FIRST, LAST, UNKNOWN, Lying, Output, by_sizes, by_strides, in_time
 from reproduce.method.sites import Axes
 
@@ -23,11 +24,19 @@ class Seen:
 
     output: Output
     stride: tuple[int, ...]
-    tensor: weakref.ref[Tensor]
+    tensor: Callable[[], Tensor | None]  # a weak reference
 
     @classmethod
     def of(cls, tensor: Tensor, axes: tuple[Axes, ...], batch_first: bool | None) -> Seen:
         return cls(Output(axes, tuple(tensor.shape), batch_first), tensor.stride(), weakref.ref(tensor))
+
+    @classmethod
+    def of_packed(cls, packed: PackedSequence, layer: Layer | None) -> Seen | None:
+        """The sizes that it has when it is padded, with time or the batch first: its layer does not say which."""
+        if layer is None or layer.batch_first is None:
+            return None
+        shape = len(packed.batch_sizes), int(packed.batch_sizes[0]), packed.data.shape[-1]
+        return cls(Output(("tnc",), shape, layer.batch_first), (), lambda: None)
 
     def is_memory_of(self, activation: Tensor) -> bool:
         """Whether it is this output, or a view of it."""
@@ -136,11 +145,13 @@ class Layouts:
         if not self.is_watching:  # a layer that has not run before: others may go elsewhere now
             self.watch(model)
             self.is_partial = True
-        value = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(value, Tensor) or value.is_nested:
-            return
+        value = output[0] if isinstance(output, tuple) and not isinstance(output, PackedSequence) and output else output
         given = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-        found = self._of_layer(module, given, value) or self._kept(module, given, value)
+        found: Seen | None = None
+        if isinstance(value, PackedSequence):
+            found = Seen.of_packed(value, describe(module))
+        elif isinstance(value, Tensor) and not value.is_nested:
+            found = self._of_layer(module, given, value) or self._kept(module, given, value)
         if found is not None:
             self.seen.pop(id(module), None)  # the newest comes last
             self.seen[id(module)] = found
