@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reproduce.method.layouts import Layouts
-from reproduce.method.readings import UNKNOWN
+from reproduce.method.readings import UNKNOWN, with_other_order
 from reproduce.method.sites import Axes
 
 Shape = tuple[int, ...]
@@ -34,6 +34,12 @@ class KnownLayouts:
         maker = _maker_of(activation)
         if maker:
             self.makers.setdefault(axes, set()).add(maker)
+
+    def doubt_order(self) -> None:
+        """Sequences may have batch and time exchanged."""
+        for dim, met in self.met.items():
+            self.met[dim] = {with_other_order(axes): shapes for axes, shapes in met.items()}
+        self.makers = {with_other_order(axes): makers for axes, makers in self.makers.items()}
 
     def narrowed(self, found: tuple[Axes, ...]) -> tuple[Axes, ...]:
         """The one of these that is known, if it is one."""

@@ -83,6 +83,8 @@ class Layouts:
         self.is_watching = False  # every layer is hooked
         self.is_partial = False  # in this pass only from some layer on
         self.is_blind = False  # in this pass compiled layers were not noted
+        self.assumed: list[tuple[int, ...]] = []  # sequences in this pass before any layer told batch from time
+        self.doubts_order = False  # the first such layer in this pass does not bear out what was assumed
 
     def watch(self, model: nn.Module) -> None:
         """Hook the layers that are not hooked."""
@@ -110,7 +112,8 @@ class Layouts:
         self.seen.clear()
         self.model = weakref.ref(model)
         self.thread = threading.get_ident()
-        self.is_blind = self.is_partial = False
+        self.is_blind = self.is_partial = self.doubts_order = False
+        self.assumed.clear()
 
     @torch.compiler.disable
     def end(self, is_complete: bool) -> None:
@@ -153,6 +156,8 @@ class Layouts:
         elif isinstance(value, Tensor) and not value.is_nested:
             found = self._of_layer(module, given, value) or self._kept(module, given, value)
         if found is not None:
+            if self.assumed and found.output.batch_first is not None:
+                self._compare(found.output, self.certain(given) if given is not None else ())
             self.seen.pop(id(module), None)  # the newest comes last
             self.seen[id(module)] = found
             self.outputs.pop(name, None)
@@ -168,9 +173,15 @@ class Layouts:
             return Seen.of(value, (), None) if is_single else None
         if layer.batch_first is not None:
             return Seen.of(value, (axes,), layer.batch_first)
-        before = self.certain(given) if axes == "ntc" and given is not None and given.shape[:-1] == shape[:-1] else ()
-        is_in_time = bool(before) and all(each in ("ntc", "tnc") for each in before)
+        before = self.certain(given) if given is not None and given.shape[:-1] == shape[:-1] else ()
+        is_in_time = axes == "ntc" and bool(before) and all(each in ("ntc", "tnc") for each in before)
         return Seen.of(value, before if is_in_time else self._timed(axes, shape), None)
+
+    def _compare(self, output: Output, given: tuple[Axes, ...]) -> None:
+        """Doubt the order of batch and time that was assumed, unless this layer's input or sizes have it too."""
+        is_borne_out = all(in_time(shape, [output]) == self._usual_order for shape in self.assumed)
+        self.doubts_order = given != self._usual_order if given else not is_borne_out
+        self.assumed.clear()
 
     def _kept(self, module: nn.Module, given: Tensor | None, value: Tensor) -> Seen | None:
         """The output of a module that works unit by unit, on the output of a layer."""
@@ -247,4 +258,10 @@ class Layouts:
         found = in_time(shape, self._newest())
         if found or len(self.batch_first) == 2:
             return found or ("ntc", "tnc")
+        if self.batch_first:
+            self.assumed.append(shape)
+        return self._usual_order
+
+    @property
+    def _usual_order(self) -> tuple[Axes]:
         return ("tnc",) if self.batch_first == {False} else ("ntc",)

@@ -108,18 +108,26 @@ def _has_positions(rest: list[int], output: Output, axes: Axes) -> bool:
 def in_time(shape: tuple[int, ...], outputs: Iterable[Output]) -> tuple[Axes, ...]:
     """Which of batch and time comes first: by the newest output of a layer that says so; nothing if none does.
 
-    The axis that has the size of its batch is the batch; if none or both have, that of its time is time.
+    The axis that has the size of its batch is the batch; if none or both have, that of its time is time. A layer on
+    maps says how large the batch is, where that fits one axis.
     """
     for output in outputs:
-        if output.batch_first is None or not output.axes:
+        if not output.axes or (output.batch_first is None and "t" in output.axes[0]):
             continue
         orders: tuple[Axes, Axes] = ("ntc", "tnc") if output.batch_first else ("tnc", "ntc")
-        for axis in ("n", "t"):
+        for axis in "nt" if output.batch_first is not None else "n":
             fitting = [axes for axes in orders if shape[axes.index(axis)] == output.size(axis)]
             if len(fitting) == 1:
                 return tuple(fitting)
-        return orders
+        if output.batch_first is not None:
+            return orders
     return ()
+
+
+def with_other_order(found: tuple[Axes, ...]) -> tuple[Axes, ...]:
+    """These axes, and for sequences those with batch and time exchanged."""
+    other: dict[Axes, Axes] = {"ntc": "tnc", "tnc": "ntc"}
+    return tuple(dict.fromkeys((*found, *(other[axes] for axes in found if axes in other))))
 
 
 def shape_of_sample(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:

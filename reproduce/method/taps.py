@@ -13,7 +13,7 @@ from reproduce.method.first_tensor import at_first_tensor
 from reproduce.method.known_layouts import KnownLayouts
 from reproduce.method.layouts import Layouts
 from reproduce.method.places import host_of
-from reproduce.method.readings import shape_of_sample
+from reproduce.method.readings import shape_of_sample, with_other_order
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
 
@@ -60,6 +60,8 @@ class Passes:
             self.end_watching()
 
     def end_watching(self) -> None:
+        for tap in self.taps:
+            tap.doubt_order()
         self.layouts.end(all(tap.known.met for tap in self.taps))
 
     def release(self) -> None:
@@ -92,6 +94,7 @@ class Tap(nn.ModuleList):
         self.place: tuple[nn.Module, str] | None = None  # in the model, while the method prepares it
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
         self.known = KnownLayouts(self.name)
+        self.assumes_order = False  # of batch and time, in this pass
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> None:
@@ -137,6 +140,14 @@ class Tap(nn.ModuleList):
                     f"module {self.name!r} has a packed sequence, and what the method put into Site {site.name!r} is "
                     "for padded ones: pad it before, by pad_packed_sequence, and name a module after that"
                 )
+
+    def doubt_order(self) -> None:
+        """A pass has ended in which layers were watched: take what it assumed of batch and time as a guess."""
+        if self.assumes_order and self.layouts.doubts_order and not self.is_filled:
+            self.known.doubt_order()
+            for site in self.sites():
+                site.could_be = with_other_order((site.axes, *site.could_be))[1:]
+        self.assumes_order = False
 
     def release(self) -> None:
         """Record no more: a removed handle, also where a compiled model still calls the hooks."""
@@ -288,6 +299,7 @@ class Tap(nn.ModuleList):
                 f"{get_args(Axes)}"
             )
         found = self.known.narrowed(found)
+        self.assumes_order = self.assumes_order or bool(layouts.assumed)
         if len(found) == 1 or not layouts.is_partial:  # else the next pass is looked at from its beginning
             self.known.add(found, activation)
         return found
