@@ -28,6 +28,9 @@ class Wired(nn.Module):
             self.add_module(name, module)
         self.act.register_forward_hook(self._record)
 
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
     def _record(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
         self.recorded = output.detach()
 
