@@ -18,6 +18,7 @@ from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_u
 from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
 from reproduce.method.last_pass import LastPass
 from reproduce.method.living import living
+from reproduce.method.made_weights import any_draw
 from reproduce.method.places import Links, default_float32, forget_compiled
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
@@ -315,7 +316,7 @@ class Handle:
         try:
             for tap, module in self.tapped:
                 tap.join(self.model, module, type(self.method).__name__)
-            with default_float32(), self.trace.own_sites_only():
+            with default_float32(), self.trace.own_sites_only(), any_draw():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
                 tap.prepared()

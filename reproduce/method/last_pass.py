@@ -47,9 +47,27 @@ class LastPass:
         model.register_forward_hook(self.end, always_call=True)
 
     def begin(self, model: nn.Module, arguments: Any) -> None:
-        if self._notes(model):
+        if torch.compiler.is_compiling():
+            self._begin_compiled(model)
+        elif self._notes(model):
             self.forget()
             self.is_open = True
+
+    def _begin_compiled(self, model: nn.Module) -> None:
+        if not self.is_watching or not torch.is_grad_enabled():
+            return
+        if any(not isinstance(parameter, nn.Parameter) for parameter in model.parameters()):
+            self._note_given(model)
+        elif model.training:
+            self.forget()
+            self.was_given = False
+
+    @torch.compiler.disable
+    def _note_given(self, model: nn.Module) -> None:
+        """Where it is called, the compiled model is cut in two."""
+        if self._notes(model):
+            self.forget()
+            self._note(model)
 
     def note_made(self, made_by: nn.Module, arguments: Any, weight: Tensor) -> None:
         """Forward hook of a parametrization."""
@@ -60,11 +78,15 @@ class LastPass:
     def end(self, model: nn.Module, arguments: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.is_open or not torch.is_grad_enabled():
             return
-        self.is_open = self.was_given = False
+        self.is_open = False
         if output is None and sys.exc_info()[1] is not None:
             self.forget()
             return
         self.n_passes += 1
+        self._note(model)
+
+    def _note(self, model: nn.Module) -> None:
+        self.was_given = False
         self.had = list(_held(model))
         self.had_gradients = any(tensor.requires_grad for *_, tensor in self.had)
 

@@ -19,6 +19,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 # What parametrizations made in the last forward pass, by their ids: see `LastPass`.
 _MADE: ContextVar[Mapping[int, Tensor] | None] = ContextVar("weights that a forward pass made", default=None)
 
+_ANY_DRAW: ContextVar[bool] = ContextVar("a weight that another read would not give will do", default=False)
+
 
 class MadeByHook(NamedTuple):
     """How an older hook of `torch.nn.utils` makes a weight before each forward pass, and from which parameters."""
@@ -57,6 +59,16 @@ def made_in_pass(made: Mapping[int, Tensor]) -> Iterator[None]:
         _MADE.reset(token)
 
 
+@contextmanager
+def any_draw() -> Iterator[None]:
+    """Within it, `weight_in_use` gives some weight where it cannot know which one trains: before training."""
+    token = _ANY_DRAW.set(True)
+    try:
+        yield
+    finally:
+        _ANY_DRAW.reset(token)
+
+
 def weight_in_use(module: nn.Module, name: str) -> Tensor:
     """A weight of a module as its parameters make it now, behind parametrizations and the older hooks of
     `torch.nn.utils` too. What makes it is left as it is: no buffer changes, and no random number is drawn.
@@ -88,19 +100,23 @@ def _is_of_torch(part: nn.Module) -> bool:
     return type(part).__module__ == parametrizations.__name__
 
 
+def weight_as_drawn(module: nn.Module, name: str) -> Any:
+    """`module.name` as reading it gives it, None if there is none; of a parametrized one for its shape alone, since the
+    forward pass reads another. As in `weight_in_use` nothing is moved.
+    """
+    if not is_parametrized(module, name):
+        return getattr(module, name, None)
+    with torch.no_grad():
+        return _made_anew(module.parametrizations[name])[0]  # type: ignore[index, arg-type]
+
+
 def _parametrized(module: nn.Module, name: str) -> Tensor:
     made_by: ParametrizationList = module.parametrizations[name]  # type: ignore[index, assignment]
     cached = parametrize._cache.get((id(module), name)) if parametrize._cache_enabled else None
     if cached is not None:
         return cached
-    with _on_copied_buffers(made_by.modules()) as are_as_before, _no_power_iteration(made_by):
-        if is_function(made_by):
-            return made_by()  # type: ignore[no-any-return]
-        state = _RandomState(next(made_by.parameters()).device)
-        weight: Tensor = made_by()
-        is_the_same_again = are_as_before() and state.is_as_before()
-        state.put_back()
-    if is_the_same_again:
+    weight, is_the_same_again = _made_anew(made_by)
+    if is_the_same_again or _ANY_DRAW.get():
         return weight
     noted = (_MADE.get() or {}).get(id(made_by))
     if noted is None:
@@ -111,6 +127,20 @@ def _parametrized(module: nn.Module, name: str) -> Tensor:
             "before the optimiser steps, and without torch.compile"
         )
     return noted
+
+
+def _made_anew(made_by: ParametrizationList) -> tuple[Tensor, bool]:
+    """A weight, and whether the next read gives the same."""
+    # forward(), and not a call: hooks are for the reads of a forward pass.
+    with _on_copied_buffers(made_by.modules()) as are_as_before, _no_power_iteration(made_by):
+        if is_function(made_by):
+            return made_by.forward(), True
+        state = _RandomState(next(made_by.parameters()).device)
+        try:
+            weight = made_by.forward()
+            return weight, are_as_before() and state.is_as_before()
+        finally:
+            state.put_back()
 
 
 @contextmanager
