@@ -178,9 +178,9 @@ class Handle:
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
         recorded. A method that reads weights alone needs no forward pass; after one of `torch.func.functional_call`,
-        weights are the tensors that it was given. ``progress`` in [0, 1] drives schedules; where it is not given it
-        stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for the device.
-        ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
+        weights are the tensors that it was given, for one penalty. ``progress`` in [0, 1] drives schedules; where it is
+        not given it stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for
+        the device. ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
