@@ -10,6 +10,7 @@ from torch.nn.modules import activation as activations
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
 from torch.nn.parameter import is_lazy
 
+from reproduce.method.made_weights import weight_as_drawn
 from reproduce.method.readings import FIRST, LAST
 from reproduce.method.sites import Axes
 
@@ -77,7 +78,7 @@ def is_unit_by_unit(module: nn.Module) -> bool:
 
 
 def _by_weight(module: nn.Module) -> Layer | None:
-    weight = getattr(module, "weight", None)
+    weight = weight_as_drawn(module, "weight")
     if not isinstance(weight, Tensor) or is_lazy(weight) or isinstance(module, nn.PReLU):
         return None
     if isinstance(module, nn.Linear):
