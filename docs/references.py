@@ -30,6 +30,7 @@ ANCHORS = {
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"
     ),
+    "Averaging": "recipeaveraging",
     "Clip": "recipeclip",
     "Arm": "armsname",
     "RecipeChange": "recipe",

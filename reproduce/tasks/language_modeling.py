@@ -20,6 +20,11 @@ from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
 
+# Of windows of random length, in tokens.
+LENGTH_DEVIATION = 5.0
+SHORTEST = 5
+HALVED = 0.05  # the fraction of windows that are about half as long
+
 
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
@@ -147,6 +152,68 @@ class LanguageModeling:
         self._carry(state["state"])
 
 
+class RandomWindows(LanguageModeling):
+    """As language modeling, in windows of random length, at a rate in proportion to it.
+
+    Lengths are max(5, round(N(m, 5))) with m the recipe's window, of one in twenty half of it (Merity, Keskar & Socher
+    2018, section 4.1). An epoch is as many windows as fit the text on average; it begins with the text, and where they
+    reach its end before, they go on at its beginning, with a state of zero.
+
+    Windows differ in shape, so no recording holds a step: the host reads which one it is, and steps stay eager.
+    """
+
+    rate_factor = 1.0
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        options: Options,
+        recipe: Recipe,
+        data: WordData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        super().__init__(spec, options, recipe, data, generators, device)
+        self.generator = generators.order
+        expected = self.window * (1 - HALVED / 2)
+        self.steps_per_epoch = max(1, round((len(self.train) - 1) / expected))
+        self.windows = self._drawn()
+
+    def _drawn(self) -> Tensor:
+        """First row and length of each window of an epoch: (steps, 2) int64, on the host."""
+        halved = torch.rand(self.steps_per_epoch, generator=self.generator) < HALVED
+        centres = torch.where(halved, self.window / 2, float(self.window))
+        noise = torch.randn(self.steps_per_epoch, generator=self.generator)
+        lengths = (centres + LENGTH_DEVIATION * noise).round().clamp(min=SHORTEST).long()
+        rows, first, windows = len(self.train) - 1, 0, []
+        for length in lengths.tolist():
+            windows.append((first, min(length, rows - first)))
+            first = (first + length) if first + length < rows else 0
+        return torch.tensor(windows)
+
+    def start_epoch(self) -> None:
+        super().start_epoch()
+        self.windows = self._drawn()
+
+    def loss(self, index: Tensor) -> Tensor:
+        first, length = self.windows[int(index)].tolist()
+        if first == 0:
+            self._carry(self._initial_state())
+        before = tuple(part.clone() for part in self.state)
+        rows = slice(first, first + length)
+        loss, state = self._window_loss(self.train[rows], self.train[first + 1 : first + length + 1], before)
+        self._carry(state)
+        self.rate_factor = length / self.window
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"windows": self.windows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.windows = state["windows"].cpu()
+
+
 def streams(tokens: Tensor, batch_size: int) -> Tensor:
     """(tokens,) to (rows, batch_size): consecutive streams as columns; tokens that fill no row are dropped."""
     rows = len(tokens) // batch_size
@@ -160,4 +227,5 @@ def build(
 ) -> LanguageModeling:
     if not isinstance(data, WordData):
         raise UserError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
-    return LanguageModeling(spec, options, recipe, data, generators, device)
+    kind = RandomWindows if recipe.window_lengths else LanguageModeling
+    return kind(spec, options, recipe, data, generators, device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -124,6 +125,16 @@ class RateSchedule:
             rates = [base * factor for base in self._base]
             if rates != self.rates:
                 self._put(rates)
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """All rates times ``factor``, for one step."""
+        rates = self.rates
+        self._put([rate * factor for rate in rates])
+        try:
+            yield
+        finally:
+            self._put(rates)
 
     def after_evaluation(self, value: float) -> None:
         """Tell the schedule the validation result."""
