@@ -26,6 +26,7 @@ ANCHORS = {
     "TaskSpec": "tasksname",
     "HostSpec": "tasksnamehost",
     "CorruptedSpec": "tasksnamecorrupted",
+    "WordCacheSpec": "tasksnameword_cache",
     "Recipe": "recipe",
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"

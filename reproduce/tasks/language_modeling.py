@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +16,11 @@ from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.recipe import Count, Recipe
 from reproduce.experiment.schema import TaskSpec
+from reproduce.experiment.word_cache import CACHED_PERPLEXITY, SAMPLED_PERPLEXITY, WordCacheSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
+from reproduce.tasks._word_predictions import cached_perplexity, sampled_perplexity
 
 # Of windows of random length, in tokens.
 LENGTH_DEVIATION = 5.0
@@ -29,11 +31,18 @@ HALVED = 0.05  # the fraction of windows that are about half as long
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
     symbols: Literal["characters"] | None = None  # None: words
+    word_cache: WordCacheSpec | None = None
+    dropout_samples: Count | None = None
 
     @property
     def metrics(self) -> frozenset[str]:
         of_characters = {"bits_per_character"} if self.symbols == "characters" else set()
-        return frozenset({"loss", "perplexity"} | of_characters)
+        of_cache = {CACHED_PERPLEXITY} if self.word_cache else set()
+        return frozenset({"loss", "perplexity"} | of_characters | of_cache)
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        return frozenset({SAMPLED_PERPLEXITY} if self.dropout_samples else ())
 
 
 class LanguageModeling:
@@ -68,6 +77,7 @@ class LanguageModeling:
                 ["symbols"],
             )
         self.counts_bits = options.symbols == "characters"
+        self.options, self.generators = options, generators
         self.window = recipe.window
         self.recipe = recipe
         self.device = device
@@ -121,16 +131,27 @@ class LanguageModeling:
     def evaluate(self) -> Metrics:
         self.model.eval()
         found = {name: self._evaluate_split(tokens) for name, tokens in self.splits.items()}
+        if self.options.word_cache:
+            for name, tokens in self.splits.items():
+                found[name][CACHED_PERPLEXITY] = cached_perplexity(self, tokens, self.options.word_cache)
+        if self.options.dropout_samples:
+            found["test"][SAMPLED_PERPLEXITY] = sampled_perplexity(
+                self, self.splits["test"], self.options.dropout_samples, self.generators.dropout
+            )
         self.model.train()
         return found
 
-    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+    def predictions(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Window by window over streams (rows, B): logits (T, B, V) and the words that come, (T, B)."""
         state = self.model.initial_state(tokens.shape[1])
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
         for start in range(0, len(tokens) - 1, self.window):
             end = min(start + self.window, len(tokens) - 1)
             logits, state = self._logits(tokens[start:end], state)
-            targets = tokens[start + 1 : end + 1]
+            yield logits, tokens[start + 1 : end + 1]
+
+    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for logits, targets in self.predictions(tokens):
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

@@ -19,6 +19,7 @@ from reproduce.experiment.folder import ROOT
 from reproduce.experiment.published import Published, Row
 from reproduce.experiment.recipe import Averaging, Clip, DecayRate, PlateauRate, Recipe, StepRate
 from reproduce.experiment.schema import Arm, Claim, Experiment, HostSpec, TaskSpec
+from reproduce.experiment.word_cache import WordCacheSpec
 
 DOCS = ROOT / "docs"
 FOUND = {(Experiment, "axes"), (DatasetCard, "name")}  # while reading: no file gives them
@@ -28,6 +29,7 @@ TABLES = {
         Experiment,
         TaskSpec,
         HostSpec,
+        WordCacheSpec,
         Recipe,
         Averaging,
         Clip,
