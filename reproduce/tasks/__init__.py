@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -59,13 +59,6 @@ class Task(Protocol):
         """What an interrupted epoch needs to go on: tensors and numbers only."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class ScalesRate(Protocol):
-    """A Task whose batches differ in size, and whose rate follows; its steps run eagerly, since their shapes differ."""
-
-    rate_factor: float  # of the rate, for the batch that `loss` read last
 
 
 def rows_of_batch(index: Tensor, size: int) -> Tensor:

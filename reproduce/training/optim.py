@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -81,6 +81,13 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
         return scheduled(step)
 
     return factor
+
+
+@runtime_checkable
+class ScalesRate(Protocol):
+    """A Task whose batches differ in size, and whose rate follows; its steps run eagerly, since their shapes differ."""
+
+    rate_factor: float  # of the rate, for the batch that `loss` read last
 
 
 class RateSchedule:

@@ -13,10 +13,10 @@ from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
-from reproduce.tasks import ScalesRate, Task
+from reproduce.tasks import Task
 from reproduce.training.averaging import Averager
 from reproduce.training.capture import Mode, Recording, Repeated
-from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients
+from reproduce.training.optim import RateSchedule, ScalesRate, build_optimizer, clip_gradients
 
 
 class RunningSums:
