@@ -27,10 +27,12 @@ ANCHORS = {
     "HostSpec": "tasksnamehost",
     "CorruptedSpec": "tasksnamecorrupted",
     "TargetSpec": "tasksnametarget_domain",
+    "WordCacheSpec": "tasksnameword_cache",
     "Recipe": "recipe",
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"
     ),
+    "Averaging": "recipeaveraging",
     "Clip": "recipeclip",
     "Arm": "armsname",
     "RecipeChange": "recipe",

@@ -16,6 +16,7 @@ from reproduce.experiment.shifts import (
     error_of_kind,
     error_of_severity,
 )
+from reproduce.experiment.word_cache import CACHED_PERPLEXITY, SAMPLED_PERPLEXITY
 
 
 class Metric(NamedTuple):
@@ -45,6 +46,8 @@ METRICS: dict[str, Metric] = {
         *(Metric(name, "higher", "%", 0, 100) for name in (OOD_AUROC, OOD_DENSITY_AUROC)),
         Metric(SOURCE_ERROR, "lower", "%", 0, 100),
         Metric("perplexity", "lower", low=1),
+        # With a cache of recent words, and of predictions averaged over dropout masks.
+        *(Metric(name, "lower", low=1) for name in (CACHED_PERPLEXITY, SAMPLED_PERPLEXITY)),
         Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),
         Metric("histogram_distance", "lower", low=0),

@@ -80,6 +80,22 @@ class Clip(Strict):
     )
 
 
+class Averaging(Strict):
+    """Averaged weights, non-monotonically triggered (NT-ASGD).
+
+    Averaging begins after the first evaluation that is worse than the best of all but the ``patience`` before it.
+    """
+
+    patience: Count = Field(
+        default=5, description="Evaluations that count as too new: the best of all others before is not reached."
+    )
+    fine_tune_after: Count | None = Field(
+        default=None,
+        description="Epochs after which training goes on from the averaged weights, and averages anew from there. "
+        "Left out: never.",
+    )
+
+
 class Recipe(Strict):
     """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
 
@@ -120,6 +136,15 @@ class Recipe(Strict):
         "batch takes one of the two, by a coin.",
     )
     window: Count | None = Field(default=None, description="Language modeling: tokens of truncated back-propagation.")
+    window_lengths: Literal["random"] | None = Field(
+        default=None,
+        description="Language modeling: `random` draws each window's length, normal around `window`, of one window in "
+        "twenty around half of it, with deviation 5 and at least 5, and the rate is in proportion to it. Left out: all "
+        "have `window` tokens.",
+    )
+    averaging: Averaging | None = Field(
+        default=None, description="Evaluate a running average of the weights. Left out: the weights themselves."
+    )
     eval_batch_size: Count = Field(default=500, description="Examples, or streams, at a time while evaluating.")
     evaluate_every: Count = Field(default=1, description="Epochs from one evaluation to the next.")
     selection: Selection = Field(
@@ -140,6 +165,17 @@ class Recipe(Strict):
             raise Misplaced(("warmup_steps",), "a plateau schedule has no warm-up")
         if self.selection == "best_validation_average" and self.epochs is None:
             raise Misplaced(("selection",), "an average over epochs needs epochs, found steps")
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuning_begins_at_an_evaluation(self) -> Recipe:
+        begins = self.averaging.fine_tune_after if self.averaging else None
+        if begins and (self.epochs is None or begins >= self.epochs or begins % self.evaluate_every):
+            trained = f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
+            expected = f"a multiple of evaluate_every = {self.evaluate_every} before the end of {trained}"
+            raise Misplaced(("averaging", "fine_tune_after"), f"found {begins}, expected {expected}")
+        if self.window_lengths and self.window is None:
+            raise Misplaced(("window_lengths",), "lengths are drawn around window, which is missing")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.recipe import Count, Recipe
 from reproduce.experiment.shifts import CorruptedSpec, TargetSpec
 from reproduce.experiment.toml import Strict
+from reproduce.experiment.word_cache import WordCacheSpec
 
 Scale = Literal["quick", "reduced", "paper"]
 Scalar = bool | int | float | str
@@ -68,6 +69,15 @@ class TaskSpec(Strict):
         default=None,
         description="Language modeling: what the tokens are. Left out: words. `characters`: of a corpus of characters, "
         "with bits per character as a further metric.",
+    )
+    word_cache: WordCacheSpec | None = Field(
+        default=None,
+        description="Language modeling: the perplexity with a cache of recent words too. Left out: without.",
+    )
+    dropout_samples: Count | None = Field(
+        default=None,
+        description="Language modeling: of the test text the perplexity of so many predictions averaged, each with "
+        "dropout masks of its own, too. Left out: without.",
     )
     imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         default=None,

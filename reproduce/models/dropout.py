@@ -1,4 +1,4 @@
-"""Dropout that draws its masks from a given generator: elementwise, locked over time, or for networks of SELU."""
+"""Dropout that draws its masks from a given generator: of elements, locked over time, of words, for SELU."""
 
 from __future__ import annotations
 
@@ -78,6 +78,17 @@ class LockedDropout(Dropout):
     def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
         """One mask for all times: (1, B, d)."""
         return (1, *activation.shape[1:])
+
+
+class WordDropout(Dropout):
+    """Dropout of whole rows of an embedding (V, d) by one mask (V, 1) per call: of words, for a whole window.
+
+    Source: Gal & Ghahramani 2016, the paragraph on word embeddings.
+    """
+
+    def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
+        """One number for each word: (V, 1)."""
+        return (len(activation), 1)
 
 
 class AlphaDropout(Dropout):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def like(parameter: Tensor, activation: Tensor) -> Tensor:
@@ -16,10 +17,11 @@ def like(parameter: Tensor, activation: Tensor) -> Tensor:
     return parameter.to(activation.dtype)
 
 
-def run_recurrent(layer: nn.RNNBase, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
+def run_recurrent(layer: Callable[..., Any], inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
     """``layer(inputs, state)``; under bfloat16 autocast on CUDA in float32, with a float32 output.
 
-    There autocast would run cuDNN's recurrent layers in float16, whose range needs a gradient scaler.
+    The layer is an `nn.RNNBase`, or what calls one. There autocast would run cuDNN's recurrent layers in float16, whose
+    range needs a gradient scaler.
     """
     if not _would_run_in_float16(inputs.device):
         return layer(inputs, state)

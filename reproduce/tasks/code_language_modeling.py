@@ -54,6 +54,8 @@ class CodeLanguageModeling(LanguageModeling):
 def build(
     spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> CodeLanguageModeling:
+    if recipe.window_lengths:
+        raise UserError("recipe.window_lengths: task code_language_modeling has windows of one length; leave it out")
     if not isinstance(data, WordData):
         raise UserError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
     return CodeLanguageModeling(spec, options, recipe, data, generators, device)

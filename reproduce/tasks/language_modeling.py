@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,19 +16,33 @@ from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS
 from reproduce.experiment.recipe import Count, Recipe
 from reproduce.experiment.schema import TaskSpec
+from reproduce.experiment.word_cache import CACHED_PERPLEXITY, SAMPLED_PERPLEXITY, WordCacheSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
+from reproduce.tasks._word_predictions import cached_perplexity, sampled_perplexity
+
+# Of windows of random length, in tokens.
+LENGTH_DEVIATION = 5.0
+SHORTEST = 5
+HALVED = 0.05  # the fraction of windows that are about half as long
 
 
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
     symbols: Literal["characters"] | None = None  # None: words
+    word_cache: WordCacheSpec | None = None
+    dropout_samples: Count | None = None
 
     @property
     def metrics(self) -> frozenset[str]:
         of_characters = {"bits_per_character"} if self.symbols == "characters" else set()
-        return frozenset({"loss", "perplexity"} | of_characters)
+        of_cache = {CACHED_PERPLEXITY} if self.word_cache else set()
+        return frozenset({"loss", "perplexity"} | of_characters | of_cache)
+
+    @property
+    def test_metrics(self) -> frozenset[str]:
+        return frozenset({SAMPLED_PERPLEXITY} if self.dropout_samples else ())
 
 
 class LanguageModeling:
@@ -64,6 +78,7 @@ class LanguageModeling:
                 ["symbols"],
             )
         self.counts_bits = options.symbols == "characters"
+        self.options, self.generators = options, generators
         self.window = recipe.window
         self.recipe = recipe
         self.device = device
@@ -117,16 +132,27 @@ class LanguageModeling:
     def evaluate(self) -> Metrics:
         self.model.eval()
         found = {name: self._evaluate_split(tokens) for name, tokens in self.splits.items()}
+        if self.options.word_cache:
+            for name, tokens in self.splits.items():
+                found[name][CACHED_PERPLEXITY] = cached_perplexity(self, tokens, self.options.word_cache)
+        if self.options.dropout_samples:
+            found["test"][SAMPLED_PERPLEXITY] = sampled_perplexity(
+                self, self.splits["test"], self.options.dropout_samples, self.generators.dropout
+            )
         self.model.train()
         return found
 
-    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+    def predictions(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Window by window over streams (rows, B): logits (T, B, V) and the words that come, (T, B)."""
         state = self.model.initial_state(tokens.shape[1])
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
         for start in range(0, len(tokens) - 1, self.window):
             end = min(start + self.window, len(tokens) - 1)
             logits, state = self._logits(tokens[start:end], state)
-            targets = tokens[start + 1 : end + 1]
+            yield logits, tokens[start + 1 : end + 1]
+
+    def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for logits, targets in self.predictions(tokens):
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
@@ -148,6 +174,68 @@ class LanguageModeling:
         self._carry(state["state"])
 
 
+class RandomWindows(LanguageModeling):
+    """As language modeling, in windows of random length, at a rate in proportion to it.
+
+    Lengths are max(5, round(N(m, 5))) with m the recipe's window, of one in twenty half of it (Merity, Keskar & Socher
+    2018, section 4.1). An epoch is as many windows as fit the text on average; it begins with the text, and where they
+    reach its end before, they go on at its beginning, with a state of zero.
+
+    Windows differ in shape, so no recording holds a step: the host reads which one it is, and steps stay eager.
+    """
+
+    rate_factor = 1.0
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        options: Options,
+        recipe: Recipe,
+        data: WordData,
+        generators: Generators,
+        device: torch.device,
+    ) -> None:
+        super().__init__(spec, options, recipe, data, generators, device)
+        self.generator = generators.order
+        expected = self.window * (1 - HALVED / 2)
+        self.steps_per_epoch = max(1, round((len(self.train) - 1) / expected))
+        self.windows = self._drawn()
+
+    def _drawn(self) -> Tensor:
+        """First row and length of each window of an epoch: (steps, 2) int64, on the host."""
+        halved = torch.rand(self.steps_per_epoch, generator=self.generator) < HALVED
+        centres = torch.where(halved, self.window / 2, float(self.window))
+        noise = torch.randn(self.steps_per_epoch, generator=self.generator)
+        lengths = (centres + LENGTH_DEVIATION * noise).round().clamp(min=SHORTEST).long()
+        rows, first, windows = len(self.train) - 1, 0, []
+        for length in lengths.tolist():
+            windows.append((first, min(length, rows - first)))
+            first = (first + length) if first + length < rows else 0
+        return torch.tensor(windows)
+
+    def start_epoch(self) -> None:
+        super().start_epoch()
+        self.windows = self._drawn()
+
+    def loss(self, index: Tensor) -> Tensor:
+        first, length = self.windows[int(index)].tolist()
+        if first == 0:
+            self._carry(self._initial_state())
+        before = tuple(part.clone() for part in self.state)
+        rows = slice(first, first + length)
+        loss, state = self._window_loss(self.train[rows], self.train[first + 1 : first + length + 1], before)
+        self._carry(state)
+        self.rate_factor = length / self.window
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"windows": self.windows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.windows = state["windows"].cpu()
+
+
 def streams(tokens: Tensor, batch_size: int) -> Tensor:
     """(tokens,) to (rows, batch_size): consecutive streams as columns; tokens that fill no row are dropped."""
     rows = len(tokens) // batch_size
@@ -161,4 +249,5 @@ def build(
 ) -> LanguageModeling:
     if not isinstance(data, WordData):
         raise UserError(f"task language_modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
-    return LanguageModeling(spec, options, recipe, data, generators, device)
+    kind = RandomWindows if recipe.window_lengths else LanguageModeling
+    return kind(spec, options, recipe, data, generators, device)

@@ -104,7 +104,8 @@ def train(
                     outcome.diverged_step = int(step.sums.diverged_step)
                     break
             if evaluating:
-                record = _evaluate(step, number, period, clock.seconds_per_step())
+                with step.evaluated_weights():
+                    record = _evaluate(step, number, period, clock.seconds_per_step())
                 outcome.epochs.append(record)
                 _write_evaluation(writer, record)
                 if not all(map(math.isfinite, (*record.validation.values(), *record.test.values()))):
@@ -112,7 +113,7 @@ def train(
                     break
                 metric = _newest(outcome.epochs, task.metric)
                 if metric is not None:
-                    step.schedule.after_evaluation(metric)
+                    step.after_evaluation(metric, record.epoch)
                 step.sums.reset()
                 clock.begin_period()
             stopping = should_stop()

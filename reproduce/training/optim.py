@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -82,6 +83,13 @@ def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Calla
     return factor
 
 
+@runtime_checkable
+class ScalesRate(Protocol):
+    """A Task whose batches differ in size, and whose rate follows; its steps run eagerly, since their shapes differ."""
+
+    rate_factor: float  # of the rate, for the batch that `loss` read last
+
+
 class RateSchedule:
     """The learning rate over a Run: a function of the step, or of validation results.
 
@@ -124,6 +132,16 @@ class RateSchedule:
             rates = [base * factor for base in self._base]
             if rates != self.rates:
                 self._put(rates)
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """All rates times ``factor``, for one step."""
+        rates = self.rates
+        self._put([rate * factor for rate in rates])
+        try:
+            yield
+        finally:
+            self._put(rates)
 
     def after_evaluation(self, value: float) -> None:
         """Tell the schedule the validation result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.tasks import Task
+from reproduce.training.averaging import Averager
 from reproduce.training.capture import Mode, Recording, Repeated
-from reproduce.training.optim import RateSchedule, build_optimizer, clip_gradients
+from reproduce.training.optim import RateSchedule, ScalesRate, build_optimizer, clip_gradients
 
 
 class RunningSums:
@@ -93,14 +95,16 @@ class Step:
         self.clip = recipe.clip
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
         self.optimizer = build_optimizer(self.model, recipe)
+        better = task.metric.better == "higher"
         self.schedule = RateSchedule(
             self.optimizer,
             recipe,
             task.steps_per_epoch,
             self.total_steps,
-            higher_is_better=task.metric.better == "higher",
+            higher_is_better=better,
             device=device if rate_on_device or (rate_on_device is None and device.type == "cuda") else None,
         )
+        self.averager = Averager(self.parameters, recipe.averaging, better) if recipe.averaging else None
         self.loss = torch.zeros((), device=device, dtype=torch.float64)  # of the last step
         self.penalty = torch.zeros((), device=device, dtype=torch.float64)
         self.sums = RunningSums(device)
@@ -128,8 +132,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         (loss + penalty).backward()
         clip_gradients(self.parameters, self.clip)
-        self.optimizer.step()
+        with self.schedule.scaled(self.task.rate_factor) if isinstance(self.task, ScalesRate) else nullcontext():
+            self.optimizer.step()
         self.method.after_step(self.model, self.optimizer, self.progress, self.generators.method)
+        if self.averager is not None:
+            self.averager.mean.add()
         self.trace.clear()  # no activation outlives its step
         self.loss.copy_(loss.detach())
         self.penalty.copy_(penalty.detach())
@@ -137,18 +144,29 @@ class Step:
         self.number += 1
         self._place()
 
+    def after_evaluation(self, result: float, epoch: int) -> None:
+        """Tell the schedule, and what averages weights, what was found after so many epochs."""
+        self.schedule.after_evaluation(result)
+        if self.averager is not None and self.averager.after_evaluation(result, epoch):
+            self._on_device.forget()
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """A context in which the weights are those that are evaluated: their average, where there is one."""
+        return nullcontext() if self.averager is None else self.averager.mean.in_place()
+
     def _place(self) -> None:
         self.index.copy_(self.number % self.task.steps_per_epoch)
         self.progress.copy_(self.number / self._total)
 
     def _parts(self) -> dict[str, Any]:
-        return {
+        parts = {
             "model": self.model,
             "optimizer": self.optimizer,
             "generators": self.generators,
             "task": self.task,
             "running": self.sums,
         }
+        return parts if self.averager is None else parts | {"averager": self.averager}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values."""

@@ -17,14 +17,29 @@ from reproduce.experiment.dataset_card import DatasetCard, File, HuggingFace, St
 from reproduce.experiment.files import Share
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.published import Published, Row
-from reproduce.experiment.recipe import Clip, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.recipe import Averaging, Clip, DecayRate, PlateauRate, Recipe, StepRate
 from reproduce.experiment.schema import Arm, Claim, Experiment, HostSpec, TaskSpec
+from reproduce.experiment.word_cache import WordCacheSpec
 
 DOCS = ROOT / "docs"
 FOUND = {(Experiment, "axes"), (DatasetCard, "name")}  # while reading: no file gives them
 SCHEDULES = (StepRate, DecayRate, PlateauRate)
 TABLES = {
-    "experiment_file.md": (Experiment, TaskSpec, HostSpec, Recipe, Clip, Arm, Claim, Published, Row, Share, *SCHEDULES),
+    "experiment_file.md": (
+        Experiment,
+        TaskSpec,
+        HostSpec,
+        WordCacheSpec,
+        Recipe,
+        Averaging,
+        Clip,
+        Arm,
+        Claim,
+        Published,
+        Row,
+        Share,
+        *SCHEDULES,
+    ),
     "dataset_card.md": (DatasetCard, File, Statistics, Words, Table, HuggingFace),
 }
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.glob("*.md"))

@@ -21,6 +21,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], Sizes]] = {
     "rectified_mlp": ({"width": 8, "depth": 1}, IMAGE),
     "resnet": ({"depth": 14}, IMAGE),
     "lstm": ({"hidden": 6}, WORDS),
+    "awd_lstm": ({"hidden": 6, "embedding": 5}, WORDS),
+    "variational_lstm": ({"hidden": 6}, WORDS),
     "code_lstm": ({"hidden": 6, "layers": 1, "d_sae": 8}, WORDS),
     "autoencoder": ({"d_sae": 8}, NUMBERS),
     "row_rnn": ({"hidden": 6}, IMAGE),

@@ -17,9 +17,11 @@ from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import TaskSpec
+from reproduce.method import Unregularized
 from reproduce.method.rng import Generators
 from reproduce.tasks.image_classification import ImageClassification, crop_flip
 from reproduce.tasks.language_modeling import LanguageModeling, streams
+from reproduce.training.step import Step
 
 CPU = torch.device("cpu")
 N_WORDS = 11
@@ -398,3 +400,87 @@ def test_an_interrupted_epoch_goes_on() -> None:
         if hasattr(first, "generators"):  # the loop restores these
             second.generators.load_state_dict(first.generators.state_dict())
         assert found + [second.loss(torch.tensor(index)).item() for index in range(2, 5)] == expected
+
+
+def windows_of(task: Any) -> list[tuple[int, int]]:
+    return [(first, length) for first, length in task.windows.tolist()]
+
+
+def test_windows_of_random_length_have_the_law_of_the_paper() -> None:
+    """One in twenty around 35, the others around 70, with deviation 5: counted, and by their moments."""
+    task = word_task(word_data(n=6_000_000), window=70, window_lengths="random")
+    assert task.steps_per_epoch == round((2_000_000 - 1) / 68.25)
+    lengths = np.array([length for _, length in windows_of(task)][:-2])
+    short, n = lengths < 52, len(lengths)
+    assert abs(short.sum() - 0.05 * n) < 4 * math.sqrt(n * 0.05 * 0.95)
+    for part, centre in ((lengths[short], 35), (lengths[~short], 70)):
+        assert abs(part.mean() - centre) < 4 * 5 / math.sqrt(len(part))
+        assert abs(part.var() / (25 + 1 / 12) - 1) < 4 * math.sqrt(2 / len(part))  # rounding adds a twelfth
+    smallest = word_task(word_data(n=60_000), window=8, window_lengths="random")
+    assert min(length for _, length in windows_of(smallest)[:-2]) == 5
+
+
+def test_windows_of_random_length_follow_each_other_to_the_end_and_begin_again() -> None:
+    task = word_task(word_data(n=6_000), window=10, window_lengths="random")  # 3 streams: 1,999 predictions
+    for _ in range(5):
+        expected = 0
+        for first, length in windows_of(task):
+            assert first == expected
+            assert length >= 1
+            expected = first + length if first + length < 1999 else 0
+        before = task.windows
+        task.start_epoch()
+        assert not torch.equal(task.windows, before)
+
+
+def test_losses_of_windows_of_random_length_are_those_of_one_pass_over_the_text() -> None:
+    task = word_task(word_data(n=1500), window=10, window_lengths="random")
+    task.start_epoch()
+    with torch.no_grad():
+        logits, _ = task.model(task.train[:-1], task.model.initial_state(3))
+    every = torch.nn.functional.cross_entropy(logits.transpose(1, 2), task.train[1:], reduction="none")
+    for index, (first, length) in enumerate(windows_of(task)):
+        loss = task.loss(torch.tensor(index)).item()
+        assert loss == pytest.approx(every[first : first + length].mean().item(), rel=1e-5)
+        assert task.rate_factor == length / 10
+
+
+def test_an_epoch_of_random_windows_is_gone_on_with() -> None:
+    whole, resumed = (word_task(word_data(n=600), window=10, window_lengths="random") for _ in range(2))
+    for index in range(7):
+        whole.loss(torch.tensor(index))
+    resumed.start_epoch()  # another epoch's
+    resumed.load_state_dict(whole.state_dict())
+    assert whole.loss(torch.tensor(7)).item() == resumed.loss(torch.tensor(7)).item()
+
+
+def test_a_step_of_a_random_window_takes_its_share_of_the_rate() -> None:
+    task = word_task(word_data(n=600), window=10, window_lengths="random")
+    recipe = Recipe(steps=4, batch_size=3, learning_rate=0.5, window=10, window_lengths="random", weight_decay=0.1)
+    step = Step(task, Unregularized(), recipe, Generators.seeded(0, CPU), CPU)
+    weight = task.model.decoder.weight
+    for index in range(4):
+        before = weight.detach().clone()
+        step()
+        length = task.windows[index, 1].item()
+        expected = before - 0.5 * length / 10 * (weight.grad + 0.1 * before)
+        torch.testing.assert_close(weight.detach(), expected)
+        assert step.schedule.rate == 0.5
+
+
+def test_a_step_of_random_windows_is_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    """The host reads which window it is, and the warm-up finds that out."""
+    task = word_task(word_data(n=600), window=10, window_lengths="random")
+    recipe = Recipe(steps=9, batch_size=3, learning_rate=0.5, window=10, window_lengths="random")
+    recorded: list[Any] = []
+
+    def make_recording() -> Any:
+        recorded.append(1)
+        raise AssertionError("a step of random windows was to be recorded")
+
+    step = Step(task, Unregularized(), recipe, Generators.seeded(0, CPU), CPU, make_recording)
+    for _ in range(6):
+        step()
+    assert step.mode == "eager"
+    assert recorded == []
+    assert "this run's steps are not captured: _local_scalar_dense waits for the device" in caplog.text

@@ -22,6 +22,8 @@ VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
     "symbols": "characters",
+    "word_cache": {"share": 0.1, "sharpness": 1.0, "length": 5},
+    "dropout_samples": 3,
     "imbalance": 10.0,
     "corrupted": {"kinds": ("contrast",), "examples": 3},
     "out_of_distribution": "mnist",
@@ -36,12 +38,13 @@ VALUES: dict[str, Any] = {
     "fold_convention": "swapped",
 }
 IMAGES = {"validation", "train_examples", "normalise"}
+WORDS = {"train_examples", "symbols", "word_cache", "dropout_samples"}
 USED = {
     "image_classification": IMAGES | {"host", "imbalance", "corrupted", "out_of_distribution", "target_domain"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
-    "language_modeling": {"train_examples", "symbols"},
-    "code_language_modeling": {"train_examples", "symbols"},
+    "language_modeling": WORDS,
+    "code_language_modeling": WORDS,
     "activation_autoencoding": {"train_examples", "host"},
     "table_classification": {"fold", "fold_convention"},
 }
