@@ -133,6 +133,9 @@ references: $(ready) ## rewrite what is made from the code in docs/: tables of k
 	@$(python) docs/references.py
 	@$(python) docs/reliability.py
 
+scale: $(ready) ## recompute docs/scale.md, how long all runs take on many devices, from the evidence
+	@$(python) docs/scale.py
+
 docs: references ## build the documentation, strictly, into site/: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 	@echo "page: site/index.html"
