@@ -109,7 +109,7 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 
 soak: $(ready) ## what takes hours: odd files (INPUTS=1000000), killed processes (KILLS=50), how verdicts err (DRAWS=2000)
 	@REPRODUCE_FUZZ=$(call quoted,$(or $(INPUTS),1000000)) OMP_NUM_THREADS=1 $(python) -m pytest tests/unit/test_odd_files.py
-	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
+	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_GRID=60 REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
 		$(python) -m pytest -m fault tests
 	@$(python) docs/reliability.py
 	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(call given,DRAWS,draws)
