@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -91,6 +92,13 @@ def is_alive(pid: int) -> bool:
 def raylet_of(node: Any) -> int:
     (process,) = node.all_processes["raylet"]
     return process.process.pid
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def room_on(cluster: Cluster) -> Room:
