@@ -37,6 +37,7 @@ from tests.unit.ray_runs import (
     room_on,
     saving_often,
     two_nodes,
+    wait_until,
 )
 from tests.unit.small_runs import Told, numbers, planned
 
