@@ -113,7 +113,7 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 
 soak: $(ready) ## what takes hours: odd files (INPUTS=1000000), killed processes (KILLS=50), how verdicts err (DRAWS=2000)
 	@REPRODUCE_FUZZ=$(call quoted,$(or $(INPUTS),1000000)) OMP_NUM_THREADS=1 $(python) -m pytest tests/unit/test_odd_files.py
-	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
+	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_GRID=60 REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
 		$(python) -m pytest -m fault tests
 	@$(python) docs/reliability.py
 	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(call given,DRAWS,draws)
@@ -136,6 +136,9 @@ architecture: $(ready) ## redraw the layers in docs/architecture.md from the con
 references: $(ready) ## rewrite what is made from the code in docs/: tables of keys, JSON schemas, the table of faults
 	@$(python) docs/references.py
 	@$(python) docs/reliability.py
+
+scale: $(ready) ## recompute docs/scale.md, how long all runs take on many devices, from the evidence
+	@$(python) docs/scale.py
 
 docs: references ## build the documentation, strictly, into site/: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet

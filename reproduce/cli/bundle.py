@@ -59,15 +59,16 @@ def bundle(
     from reproduce.cli.campaign import check_options_of_run, planned_runs
 
     say_at_once("reading experiments, collecting code, packages and data")
-    from reproduce.cli.chosen import EVIDENCE, chosen_experiments
+    from reproduce.cli.chosen import EVIDENCE, chosen_experiments, say_left_out
     from reproduce.cli.wheels import IMAGE_HAS, PLATFORMS, download, lacking
     from reproduce.results.pack import write_packs
     from reproduce.results.source import NOTE, current_source, tracked_files
 
     chosen = _arguments_of_run(context.args)
     check_options_of_run(chosen)
-    experiments = chosen_experiments(chosen["method"], chosen["scale"], chosen["only"])
-    planned = planned_runs(experiments, chosen["seeds"], data, chosen["arms"], chosen["tasks"])
+    broken: list[str] = []
+    experiments = chosen_experiments(chosen["method"], chosen["scale"], chosen["only"], broken)
+    planned = planned_runs(experiments, chosen["seeds"], data, chosen["arms"], chosen["tasks"], broken=broken)
     if not planned:
         raise UserError(f"run {shlex.join(context.args)}: nothing to train: `{as_typed()} list` shows what is")
     source = current_source()
@@ -97,6 +98,7 @@ def bundle(
         print(f"not taken along, and trained there: {problem}", file=sys.stderr)
     print(f"{output}: {_mebibytes(sum(sizes.values()))} MiB: {_listed(sizes)}")
     print(f"{len(planned)} runs, {n_packed} of them sealed here; carry it over, and there: bash {output.name}/run.sh")
+    say_left_out(broken)
 
 
 def _arguments_of_run(arguments: list[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_of_the_driver(
         again = checkout.run(*command(runs.name))
         assert again.code == 0, again
         assert numbers(sealed_in(runs)) == expected
-    seen(f"{n_amid} kills amid the work: {n_amid} ended with the same numbers, none left a process")
+        seen(f"{n_amid} kills amid the work: {n_amid} ended with the same numbers, none left a process")
 
 
 @pytest.mark.fault(
@@ -118,4 +118,4 @@ def test_of_a_worker(
         assert process.returncode == 0, said
         assert "Traceback" not in said
         assert numbers(sealed_in(runs)) == expected
-    seen(f"{n_killed} kills: {n_killed} ended with the same numbers in the same command")
+        seen(f"{n_killed} kills: {n_killed} ended with the same numbers in the same command")

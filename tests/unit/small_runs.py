@@ -35,9 +35,9 @@ ARMS = {
 }
 
 
-def planned(arms: dict[str, Arm], recipe: Recipe = RECIPE) -> list[PlannedRun]:
+def planned(arms: dict[str, Arm], recipe: Recipe = RECIPE, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     experiment = Experiment(
-        title="t", scale="quick", source="s", seeds=(0,), recipe=recipe, tasks={"digits": DIGITS}, arms=arms
+        title="t", scale="quick", source="s", seeds=seeds, recipe=recipe, tasks={"digits": DIGITS}, arms=arms
     )
     return plan({"table1": experiment}, None)
 

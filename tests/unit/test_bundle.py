@@ -7,11 +7,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from reproduce.cli import bundle, wheels
+from reproduce.cli import bundle, commands, wheels
 from reproduce.errors import UserError
 from reproduce.experiment import dataset_card
-from reproduce.experiment.folder import ROOT
+from reproduce.experiment.folder import MORE_METHODS, ROOT
 
 
 def names(image_has: str) -> set[str]:
@@ -124,3 +125,26 @@ def test_a_bundle_too_large_names_what_to_leave_out(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"wheels 300\.0, .*: no data can be left out for it"):
         bundle._checked_sizes(folder_of(tmp_path / "other", wheels=300, data_a=1), {"a.tar.xz": ["one"]})
+
+
+def test_a_method_that_does_not_read_stops_no_bundle_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for `plan` and `run`: the one is named in a line, and the exit code says so."""
+    broken = tmp_path / "outside" / "unreadable"
+    (broken / "experiments").mkdir(parents=True)
+    (broken / "method.py").write_text("")
+    (broken / "experiments" / "quick.toml").write_text("title = = 1")
+    monkeypatch.setenv(MORE_METHODS, str(broken.parent))
+    monkeypatch.setattr(wheels, "download", lambda pins, target, *of: target.mkdir(parents=True))
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(commands.app, ["bundle", "all", "--only", "quick_digits", "--output", "made"])
+    assert answer.exit_code == 2, answer
+    (line,) = (line for line in answer.stderr.splitlines() if line.startswith("error: "))
+    assert "quick.toml: not valid TOML" in line
+    assert "of them sealed here; carry it over, and there: bash made/run.sh" in answer.stdout
+    assert (tmp_path / "made" / "run.sh").is_file()
+    assert (tmp_path / "made" / "methods_outside" / "unreadable").is_dir()  # where `run` names it as well
+    alone = CliRunner().invoke(commands.app, ["bundle", "unreadable", "--output", "none"])
+    assert alone.exit_code == 2
+    assert not (tmp_path / "none").exists()

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
-if find_spec("ray") is None:  # asked without importing it: it reads its settings then
-    pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
-
 from reproduce.experiment.schema import Arm
-from reproduce.results.record import Result
+from reproduce.results.failed import read_failed
 from reproduce.results.store import read_result
 from reproduce.training import workers
 from reproduce.training.agenda import Agenda
@@ -30,49 +25,21 @@ from reproduce.training.loop import CHECKPOINT, Event
 from reproduce.training.plan import PlannedRun
 from reproduce.training.run import RunSettings, execute, result_path
 from reproduce.training.side_by_side import Room
-from reproduce.training.workers import DEATHS, Work, run_all
-from tests.unit.small_runs import RECIPE, planned
-
-
-class Told:
-    """A reporter that remembers, and may do something at what it is told."""
-
-    def __init__(self, when_advanced: Callable[[PlannedRun, Event], object] = lambda run, event: None) -> None:
-        self.lines: list[tuple[str, str]] = []
-        self._when_advanced = when_advanced
-
-    def started(self, run: PlannedRun) -> None:
-        self.lines.append(("started", run.id))
-
-    def advanced(self, run: PlannedRun, event: Event) -> None:
-        self.lines.append(("advanced", run.id))
-        self._when_advanced(run, event)
-
-    def finished(self, run: PlannedRun, result: Result) -> None:
-        self.lines.append(("finished", run.id))
-
-    def failed(self, run: PlannedRun, reason: str) -> None:
-        self.lines.append(("failed", reason))
-
-    def noted(self, line: str) -> None:
-        self.lines.append(("noted", line))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return
-
-    def of(self, kind: str) -> list[str]:
-        return [word for what, word in self.lines if what == kind]
-
-
-def numbers(result: Result) -> dict[str, Any]:
-    """All of a Result but when, how long, and with whom."""
-    kept = result.model_dump(exclude={"environment", "seal"})
-    for record in kept["epochs"]:
-        del record["seconds_per_step"]
-    return kept
+from reproduce.training.workers import DEATHS, run_all
+from tests.unit.ray_runs import (
+    LONG,
+    ToldOfEach,
+    alone,
+    family,
+    parent_of,
+    pids_of,
+    raylet_of,
+    room_on,
+    saving_often,
+    two_nodes,
+    wait_until,
+)
+from tests.unit.small_runs import Told, numbers, planned
 
 
 @pytest.fixture(scope="module")
@@ -108,29 +75,6 @@ def test_numbers_are_the_local_ones_and_one_that_fails_stops_no_other(
     assert not list(settings.runs.rglob("checkpoint*"))
 
 
-LONG = RECIPE.model_copy(update={"steps": 1500, "evaluate_every": 100})
-
-
-def saving_often() -> Work[Any]:
-    """Training that says its process's id, with many checkpoints. Pickled by value: nodes have no tests."""
-
-    def work(run: PlannedRun, settings: RunSettings, desk: Any) -> Any:
-        import os
-
-        from reproduce.training import loop, workers
-
-        loop.CHECKPOINT_SECONDS = 0.2
-        desk.tell((run.id, workers.Note(str(os.getpid()))))
-        return workers.train_one(run, settings, desk)
-
-    return work
-
-
-def alone(runs: list[PlannedRun], settings: RunSettings, folder: Path) -> dict[str, dict[str, Any]]:
-    """The numbers of each run without any engine."""
-    return {run.id: numbers(execute(run, replace(settings, runs=folder))) for run in runs}
-
-
 def test_a_killed_worker_costs_its_run_what_came_after_its_checkpoint(
     cluster: Cluster, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,10 +85,10 @@ def test_a_killed_worker_costs_its_run_what_came_after_its_checkpoint(
 
     def kill(run: PlannedRun, event: Event) -> None:
         if run.id == runs[0].id and not killed and (folder / CHECKPOINT).exists():
-            killed.append(pid_of(runs[0], told))
+            killed.append(pids_of(runs[0], told)[-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    told = Told(when_advanced=kill)
+    told = ToldOfEach(when_advanced=kill)
     results, failures = run_all(Agenda(runs), settings, RayEngine(cluster, Request()), Room(2), told)
     assert failures == []
     assert len(killed) == 1
@@ -153,12 +97,6 @@ def test_a_killed_worker_costs_its_run_what_came_after_its_checkpoint(
     ]
     assert {result.id: result.environment.resumed for result in results} == {runs[0].id: 1, runs[1].id: 0}
     assert {result.id: numbers(result) for result in results} == alone(runs, settings, tmp_path / "alone")
-
-
-def pid_of(run: PlannedRun, told: Told) -> int:
-    """That which its training has said last."""
-    said = (line.removeprefix(f"{run.label}: ") for line in told.of("noted") if line.startswith(run.label))
-    return [int(line) for line in said if line.isdigit()][-1]
 
 
 def test_a_run_that_kills_its_workers_is_given_up_and_the_rest_goes_on(
@@ -181,6 +119,10 @@ def test_a_run_that_kills_its_workers_is_given_up_and_the_rest_goes_on(
     results, (failure,) = run_all(Agenda(runs), settings, RayEngine(cluster, Request()), Room(2), Told())
     assert [result.id for result in results] == [runs[1].id]
     assert str(failure) == f"{runs[0].label}: RuntimeError: its worker process died {DEATHS} times"
+    sealed = read_failed(result_path(settings.runs, runs[0].config).parent)
+    assert sealed is not None
+    assert (sealed.id, sealed.tries) == (runs[0].id, DEATHS)
+    assert sealed.reason == failure.reason
 
 
 def test_ctrl_c_leaves_the_checkpoint_of_the_last_step_and_nobody_at_work(
@@ -194,7 +136,7 @@ def test_ctrl_c_leaves_the_checkpoint_of_the_last_step_and_nobody_at_work(
         if len(set(told.of("advanced"))) == 2:
             raise KeyboardInterrupt
 
-    told = Told(when_advanced=interrupt)
+    told = ToldOfEach(when_advanced=interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_all(Agenda(runs), settings, RayEngine(cluster, Request()), Room(3), told)
     assert told.of("finished") == []
@@ -206,13 +148,6 @@ def test_ctrl_c_leaves_the_checkpoint_of_the_last_step_and_nobody_at_work(
     assert failures == []
     assert sorted(result.environment.resumed for result in results) == [0, 1, 1]
     assert {result.id: numbers(result) for result in results} == alone(runs, settings, tmp_path / "alone")
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_run_that_another_process_trains_is_come_back_to(
@@ -268,15 +203,6 @@ def test_a_cluster_of_this_machine_listens_on_loopback_alone(cluster: Cluster) -
     assert {address for address in listening if address not in loopback} == set()
 
 
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for process in found:
-        for task in Path(f"/proc/{process}/task").glob("*/children"):
-            found += map(int, task.read_text("ascii").split())
-    return found
-
-
 def command_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text("utf-8", errors="replace")
@@ -299,16 +225,10 @@ def rows(table: Path) -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Nodes that somebody else has started, with room for a run each; in the place of `cluster`, which ends."""
-    import ray
-    from ray.cluster_utils import Cluster as Nodes
-
-    ray.shutdown()
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    yield nodes
-    nodes.shutdown()
+def nodes() -> Iterator[Any]:
+    """In the place of `cluster`."""
+    with two_nodes() as found:
+        yield found
 
 
 @pytest.mark.fault(
@@ -317,37 +237,28 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     promise="its run goes on from its last checkpoint on the other, with the local engine's numbers ([Ray](ray.md))",
 )
 def test_of_two_nodes_one_dies_and_its_run_goes_on_from_its_checkpoint_on_the_other(
-    two_nodes: Any, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Any, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "train_one", saving_often())
     runs = planned({"vanilla": Arm(), "batchnorm": Arm(method="batchnorm"), "per": Arm(method="per")}, LONG)
-    (other,) = two_nodes.worker_nodes
+    (other,) = nodes.worker_nodes
     killed: list[str] = []
 
     def kill(run: PlannedRun, event: Event) -> None:
         saved = result_path(settings.runs, run.config).parent / CHECKPOINT
-        if not killed and saved.exists() and parent_of(pid_of(run, told)) == raylet_of(other):
+        if not killed and saved.exists() and parent_of(pids_of(run, told)[-1]) == raylet_of(other):
             killed.append(run.label)
-            two_nodes.remove_node(other, allow_graceful=False)
+            nodes.remove_node(other, allow_graceful=False)
 
-    told = Told(when_advanced=kill)
-    with connected(two_nodes.address) as found:
+    told = ToldOfEach(when_advanced=kill)
+    with connected(nodes.address) as found:
         assert found.room_for(Request()) == 2
-        room = Room(2**31, capacity=lambda: found.room_for(Request()))
+        room = room_on(found)
         results, failures = run_all(Agenda(runs), settings, RayEngine(found, Request()), room, told)
-        assert found.room_for(Request()) == room.places == 1
+        wait_until(lambda: found.room_for(Request()) == room.places == 1)  # once the node is missed
     assert failures == []
     assert [line for line in told.of("noted") if "goes on" in line] == [
         f"{killed[0]}: its node died; it goes on from its last checkpoint"
     ]
     assert {result.id: numbers(result) for result in results} == alone(runs, settings, tmp_path / "alone")
     assert sum(result.environment.resumed for result in results) == 1
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2].split()[1])
-
-
-def raylet_of(node: Any) -> int:
-    (process,) = node.all_processes["raylet"]
-    return process.process.pid

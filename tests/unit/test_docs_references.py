@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +52,7 @@ def script(name: str) -> ModuleType:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # where dataclasses look up their annotations
     found.loader.exec_module(module)
     return module
 
@@ -77,6 +79,34 @@ def test_the_table_of_faults_is_current() -> None:
     seen = json.loads(reliability.SEEN.read_text("utf-8")) if reliability.SEEN.exists() else {}
     marked = {f"{one.file.relative_to(ROOT).as_posix()}::{one.test}" for one in found}
     assert seen.keys() <= marked  # no number of a test that is gone
+
+
+@pytest.mark.slow  # it plans every run of the suite
+def test_the_tables_of_scale_are_current() -> None:
+    scale = script("scale")
+    page = scale.PAGE.read_text("utf-8")
+    assert scale.made(page) == page, "type `make scale`"
+
+
+def test_scale_says_hours_idle_shares_and_where_more_devices_end_no_sooner() -> None:
+    """Sixteen runs of two hours and one of unknown length: eight devices take two rounds, 64 one with 16 at work."""
+    scale = script("scale")
+    found = [
+        scale.Campaign("quick", {"Xeon": [None] * 3, "H100": [None] * 3}),
+        scale.Campaign("paper", {"Xeon": [*[7200.0] * 16, None], "H100": [None] * 17}),
+    ]
+    said = scale.tables(found, ["Xeon"])
+    assert "| quick | 3 | 0 |  |  |  |  |" in said.splitlines()
+    row = "| paper | 17 | 16 | 32 h, 0 % idle | 4 h, 0 % idle | 2 h, 75 % idle | 2 h, 16 |"
+    assert row in said.splitlines()
+    assert "No step was timed on a GPU yet" in said
+    assert "H100\n" not in said.replace("64xH100", "")
+    found[1] = scale.Campaign("paper", {"Xeon": [None] * 17, "H100": [*[7200.0] * 16, None]})
+    said = scale.tables(found, ["Xeon"])
+    assert said.startswith("## H100\n\nA device is a GPU with one run at a time.\n")
+    assert row in said.splitlines()
+    assert "No step was timed on a GPU yet" not in said
+    assert "Xeon" not in said
 
 
 def rows(page: str) -> list[list[str]]:
