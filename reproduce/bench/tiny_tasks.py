@@ -24,6 +24,7 @@ from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import HostSpec, TaskSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
+from reproduce.training.group import ALONE, Group
 from reproduce.training.host import build_task
 from reproduce.training.step import Step
 
@@ -73,6 +74,7 @@ class Session:
         captured: bool = False,
         rate_on_device: bool | None = None,
         device: torch.device = CPU,
+        group: Group = ALONE,
         **recipe: Any,
     ) -> None:
         self.method, self.device = method, device
@@ -80,7 +82,7 @@ class Session:
         self.task = problem.build(self.generators, device, **recipe)
         chosen = problem.recipe.model_copy(update=recipe)
         make_recording = functools.partial(recording, self.generators, device) if captured else None
-        self.step = Step(self.task, method, chosen, self.generators, device, make_recording, rate_on_device)
+        self.step = Step(self.task, method, chosen, self.generators, device, make_recording, rate_on_device, group)
         self.model, self.trace = self.step.model, self.step.trace
         self.task.start_epoch()
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.parts import current_part
+
 # What SELU tends to for very negative inputs: -lambda * alpha of Klambauer et al. 2017.
 SELU_SATURATION = -1.0507009873554804934 * 1.6732632423543772848
 
@@ -26,6 +28,8 @@ class Dropout(nn.Module):
     Source: Srivastava et al. 2014, in the scaling of ``torch.nn.Dropout``.
     """
 
+    batch_axis = 0
+
     def __init__(self, probability: float, generator: torch.Generator | None) -> None:
         super().__init__()
         if not 0.0 <= probability < 1.0:
@@ -42,9 +46,14 @@ class Dropout(nn.Module):
             return activation
         if self.generator is None:  # bernoulli_ would silently take torch's global generator
             raise ValueError(f"dropout {self.probability} needs a generator while training, got None")
-        mask = activation.new_empty(self.mask_shape(activation))
-        mask.bernoulli_(1.0 - self.probability, generator=self.generator)
-        return self.masked(activation, mask)
+        return self.masked(activation, self._drawn(activation))
+
+    def _drawn(self, activation: Tensor) -> Tensor:
+        """A mask; where a part of a batch passes, its part of the whole batch's, as one process draws it."""
+        shape, part = list(self.mask_shape(activation)), current_part()
+        shape[self.batch_axis] *= 1 if part is None else part.size
+        mask = activation.new_empty(shape).bernoulli_(1.0 - self.probability, generator=self.generator)
+        return mask if part is None else part.own(mask, self.batch_axis).clone()
 
     def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
         """The activation with 1 in the mask kept and 0 dropped; the mask may be overwritten."""
@@ -67,6 +76,8 @@ class LockedDropout(Dropout):
 
     Source: Gal & Ghahramani 2016 (variational dropout).
     """
+
+    batch_axis = 1
 
     def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
         """One mask for all times: (1, B, d)."""

@@ -82,6 +82,7 @@ class Environment(_Frozen):
     fp32_precision: Added[dict[str, str]] = None  # in which float32 convolutions, RNNs and matrix products are computed
     cudnn_benchmark: Added[bool] = None  # whether cuDNN chose algorithms by timing them, which may differ next time
     runs_on_device: Added[int] = None  # at most so many trained on the device at once, this one among them
+    processes: Added[int] = None  # that trained it together, each on its part of every batch; None: one
     peak_memory_of: Added[Literal["run", "process"]] = None  # the process: other Runs in it count as well
 
 
