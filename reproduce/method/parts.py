@@ -55,10 +55,12 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, own: Tensor, axis: int, part: Part) -> Tensor:
         context.axis, context.part = axis, part
-        own = own.contiguous()
-        parts = [torch.empty_like(own) for _ in range(part.size)]
-        distributed.all_gather(parts, own, group=part.group)
-        return torch.cat(parts, axis)
+        # Maps keep their layout: some methods take units in the order of memory.
+        channels_last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
+        sent = own.movedim(1, -1) if channels_last else own.contiguous()
+        parts = [torch.empty_like(sent) for _ in range(part.size)]
+        distributed.all_gather(parts, sent, group=part.group)
+        return torch.cat(parts, axis).movedim(-1, 1) if channels_last else torch.cat(parts, axis)
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> tuple[Tensor, None, None]:
@@ -155,9 +157,9 @@ def read_whole_batches(model: nn.Module, part: Part, known: set[nn.Module]) -> N
     given_whole: set[nn.Module] = set()
     within: set[nn.Module] = set()
     for site in sites_of(model):
+        within.update(site.modules())  # but for the transform, they are a penalty's, which has the whole batch
         if site.transform is None:
             continue
-        within.update(site.transform.modules())
         if not isinstance(site.transform, _Norm | BatchNormOfLast):
             given_whole.update(site.transform.modules())
             _give_whole(site, site.transform, part)
