@@ -20,7 +20,9 @@ def are_several() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def joined(context: typer.Context, device: str, jobs: int, mode: str, is_local: bool, budget: str) -> tuple[Group, Workers]:
+def joined(
+    context: typer.Context, device: str, jobs: int, mode: str, is_local: bool, budget: str
+) -> tuple[Group, Workers]:
     """The group for as long as the command takes, and what the first process trains with.
 
     Raises:

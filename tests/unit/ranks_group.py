@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from reproduce.bench.tiny_tasks import PROBLEMS, Problem, configurations
+from reproduce.bench.tiny_tasks import CPU, PROBLEMS, Problem, configurations
 from reproduce.errors import UserError
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods
-from reproduce.method import Method
-from reproduce.method.parts import BatchNormOfAll, Part, passing, read_whole_batches
+from reproduce.experiment.metrics import METRICS
+from reproduce.method import Method, Site
+from reproduce.method.parts import BatchNormOfAll, Part, current_part, passing, read_whole_batches
+from reproduce.method.rng import Generators
+from reproduce.models.dropout import Dropout
 from reproduce.training.group import ALONE, Abandoned, Group
+from reproduce.training.step import Step
 
 RANKS, STEPS = 2, 4
 FOLDERS = {**all_methods(), "_template": MethodFolder("_template", METHODS / "_template")}
@@ -30,21 +34,61 @@ def problem_like(name: str, model: str, options: dict[str, Any], **recipe: Any) 
     return dataclasses.replace(first, name=name, spec=spec, recipe=first.recipe.model_copy(update=recipe))
 
 
-CLASSIFICATION = [problem for problem in PROBLEMS if problem.spec.kind in ("image_classification", "table_classification")]
-DRAWING = [
+UNITS = PROBLEMS[0]
+OTHERS = [
+    next(problem for problem in PROBLEMS if problem.spec.kind == "table_classification"),
     problem_like("dropout", "mlp", {"width": 8, "depth": 2, "dropout": 0.3}, augment="crop_flip"),
     problem_like("mixed", "mlp", {"width": 8, "depth": 2}, mixup=0.8, cutmix=1.0),
     problem_like("rows", "row_rnn", {"hidden": 5}),
 ]
-PROBLEMS_IN_PARTS = {problem.name: problem for problem in (*CLASSIFICATION, *DRAWING)}
+PROBLEMS_IN_PARTS = {problem.name: problem for problem in (UNITS, *OTHERS)}
+
+
+class Maps:
+    """A task of maps in double precision: in a small batch some normalized channel is nearly constant, and what float32
+    rounds off is then multiplied until no two ways of summing agree.
+    """
+
+    metric = METRICS["error"]
+    steps_per_epoch = STEPS
+
+    def __init__(self, generators: Generators) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [
+                *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), Site("pre", "nchw", (4, 4, 4)), nn.Tanh()),
+                *(Site("post", "nchw", (4, 4, 4)), nn.Conv2d(4, 3, 3), Site("pre", "nchw", (3, 2, 2)), nn.Tanh()),
+                *(Site("post", "nchw", (3, 2, 2)), nn.Flatten(), Dropout(0.2, generators.dropout), nn.Linear(12, 3)),
+            ]
+            self.model = nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+
+    def loss(self, index: Tensor) -> Tensor:
+        seeded = torch.Generator().manual_seed(int(index))
+        inputs, part = torch.randn(16, 2, 4, 4, dtype=torch.float64, generator=seeded), current_part()
+        labels = torch.randint(3, (16,), generator=seeded)
+        inputs, labels = (inputs, labels) if part is None else (part.own(inputs), part.own(labels))
+        return nn.functional.cross_entropy(self.model(inputs.to(memory_format=torch.channels_last)), labels)
+
+
+def trained_on_maps(method: Method, group: Group = ALONE) -> dict[str, Any]:
+    generators = Generators.seeded(0, CPU)
+    task: Any = Maps(generators)
+    return after_steps(Step(task, method, UNITS.recipe, generators, CPU, group=group))
+
+
+def can_read_maps(method: Method) -> bool:
+    try:
+        trained_on_maps(method)
+    except ValueError:
+        return False
+    return True
 
 
 def pairs() -> Iterator[tuple[str, Problem, Method]]:
     """Every configuration that trains in one process on images, and one of each method on what draws, rows and steps."""
-    images = CLASSIFICATION[:2]
     one_of_each = {key.partition("-")[0]: key for key in CONFIGURATIONS}.values()
     for name, problem in PROBLEMS_IN_PARTS.items():
-        for key in CONFIGURATIONS if problem in images else one_of_each:
+        for key in CONFIGURATIONS if problem is UNITS else one_of_each:
             if problem.refusal(CONFIGURATIONS[key]) is None:
                 yield f"{key} on {name}", problem, CONFIGURATIONS[key]
 
@@ -52,12 +96,21 @@ def pairs() -> Iterator[tuple[str, Problem, Method]]:
 def trained(problem: Problem, method: Method, group: Group = ALONE) -> dict[str, Any]:
     """Losses of some steps, and all that training has left."""
     session = problem.session(method, group=group)
+    return after_steps(session.step, session.task.start_epoch)
+
+
+def after_steps(step: Step, start_epoch: Callable[[], None] = lambda: None) -> dict[str, Any]:
     losses = []
     for _ in range(STEPS):
-        session.steps(1)
-        losses.append([session.step.loss.item(), session.step.penalty.item()])
-    generators = session.generators.state_dict()
-    return {"losses": torch.tensor(losses), "state": session.model.state_dict(), "generators": generators}
+        if int(step.index) == 0:
+            start_epoch()
+        step()
+        losses.append([step.loss.item(), step.penalty.item()])
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "state": step.model.state_dict(),
+        "generators": step.generators.state_dict(),
+    }
 
 
 def own_penalties(problem: Problem, method: Method, part: Part) -> float | str:
@@ -130,8 +183,11 @@ def process(rank: int, folder: str) -> None:
         except ValueError as error:
             found[name] = str(error)
             continue
-        if problem is CLASSIFICATION[0] and method.recorded_roles:
+        if problem is UNITS and method.recorded_roles:
             found[name]["penalties"] = own_penalties(problem, method, part)
+    for name, method in CONFIGURATIONS.items():
+        if can_read_maps(method):
+            found[f"{name} on maps"] = trained_on_maps(method, group)
     for name, (rows, momentum) in NORMALIZED.items():
         found[name] = normalized(part, rows, momentum)
     torch.save(found, f"{folder}/{rank}.pt")
