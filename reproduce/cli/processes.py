@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
+from reproduce.cli.campaign import Workers
 from reproduce.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from reproduce.cli.campaign import Workers
     from reproduce.training.group import Group
+
+
+@dataclass(frozen=True)
+class GroupWorkers(Workers):
+    """All processes together, which train one Run at a time."""
+
+    group: Group
+
+    @property
+    def device_name(self) -> str:
+        from reproduce.training.run import device_name, torch_device
+
+        return device_name(torch_device(self.device), self.group.size)
 
 
 def are_several() -> bool:
@@ -20,10 +34,8 @@ def are_several() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def joined(
-    context: typer.Context, device: str, jobs: int, mode: str, is_local: bool, budget: str
-) -> tuple[Group, Workers]:
-    """The group for as long as the command takes, and what the first process trains with.
+def joined(context: typer.Context, device: str, jobs: int, mode: str, is_local: bool, budget: str) -> GroupWorkers:
+    """The first process, with the others to train with for as long as the command takes.
 
     Raises:
         UserError: an option that several processes do not take.
@@ -41,9 +53,7 @@ def joined(
         raise typer.Exit(2) from None  # the first process says it
     group = context.with_resource(torchrun.joined(own))
     if is_first:
-        from reproduce.cli.campaign import Workers
-
-        return group, Workers(str(own), "eager", torchrun.arranged(group, own))
+        return GroupWorkers(str(own), "eager", torchrun.arranged(group, own), group)
     try:
         torchrun.follow(group, own)
     except Exception as error:

@@ -129,11 +129,11 @@ def run(
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     if not chosen_engine.is_local and not missing and not until_decided:
         chosen_engine, device, mode = EngineChoice(), "", ""  # nothing to start a cluster for
-    workers = group[1] if group else chosen_engine.workers(context, device, jobs, len(planned), mode)
+    workers = group or chosen_engine.workers(context, device, jobs, len(planned), mode)
     runs.mkdir(parents=True, exist_ok=True)
     settings = settings_of(workers, data, runs, len(missing))
     if group:
-        settings = replace(settings, group=group[0])
+        settings = replace(settings, group=group.group)
     say: Callable[[str], None] = (lambda line: None) if as_json else print
     say(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
     if missing and workers.how.said:

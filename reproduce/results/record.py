@@ -87,7 +87,10 @@ class Environment(_Frozen):
 
 
 def device_kind(device: str) -> str:
-    """What the devices of one kind have in common in `Environment.device`: "cuda:1 (NVIDIA H100)" is an NVIDIA H100."""
+    """What the devices of one kind have in common in `Environment.device`: "cuda:1 (NVIDIA H100)" is an NVIDIA H100.
+
+    Several processes that trained together are a kind of their own: "cuda:0 (NVIDIA H100, 2 processes)".
+    """
     name = device.partition(" (")[2].removesuffix(")")
     return name or device
 

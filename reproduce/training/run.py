@@ -302,7 +302,7 @@ def _environment(config: RunConfig, settings: RunSettings, device: torch.device,
         packages={name: _version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
-        device=device_name(device),
+        device=device_name(device, settings.group.size),
         precision=config.recipe.precision,
         threads=settings.threads,
         wall_seconds=0.0,
@@ -428,10 +428,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """The device and what it is; several processes, each on one, are another kind of device (`device_kind`)."""
+    several = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_processor()})"
+        return f"{device} ({torch.cuda.get_device_name(device)}{several})"
+    return f"cpu ({_processor()}{several})"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method
-from reproduce.method.rng import Generators
 from reproduce.method.parts import read_whole_batches
+from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording, Repeated

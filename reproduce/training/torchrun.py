@@ -48,8 +48,8 @@ def own_device(asked: str) -> torch.device:
 def joined(device: torch.device) -> Iterator[Group]:
     """The group of all processes; when the first one leaves it, the others are told to end.
 
-    There are two of torch's groups: gradients and activations go through one, by NCCL between GPUs, and commands through
-    the other, which waits for as long as the first process takes.
+    There are two of torch's groups: gradients and activations go through one, by NCCL between GPUs, and commands
+    through the other, which waits for as long as the first process takes.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -85,7 +85,7 @@ def can_read_maps(method: Method) -> bool:
 
 
 def pairs() -> Iterator[tuple[str, Problem, Method]]:
-    """Every configuration that trains in one process on images, and one of each method on what draws, rows and steps."""
+    """Every configuration that one process trains on images, and one of each method on what draws, rows and steps."""
     one_of_each = {key.partition("-")[0]: key for key in CONFIGURATIONS}.values()
     for name, problem in PROBLEMS_IN_PARTS.items():
         for key in CONFIGURATIONS if problem is UNITS else one_of_each:

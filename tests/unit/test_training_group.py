@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -131,8 +130,8 @@ def test_the_first_process_decides_and_what_one_cannot_do_none_does(grouped: lis
 
 
 @pytest.fixture
-def part() -> Iterator[Part]:
-    yield Part(1, RANKS, None)
+def part() -> Part:
+    return Part(1, RANKS, None)
 
 
 def test_a_process_has_its_rows_of_a_batch(part: Part) -> None:
