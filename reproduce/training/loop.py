@@ -73,8 +73,8 @@ def train(
 ) -> Outcome:
     """Train ``task`` with ``method`` until the recipe's end, from the last checkpoint if there is one.
 
-    ``make_recording``, ``rate_on_device`` and ``group`` are those of `Step`; ``note`` is told what the user should know.
-    Every process of a group reads the checkpoint, and the first one writes it, logs, and decides.
+    ``make_recording``, ``rate_on_device`` and ``group`` are those of `Step`; ``note`` is told what the user should
+    know. Every process of a group reads the checkpoint, and the first one writes it, logs, and decides.
 
     Raises:
         Interrupted: when ``should_stop()`` turned true; a checkpoint was written first.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +16,7 @@ from torch import distributed
 
 from reproduce.errors import UserError
 from reproduce.method.parts import Part
-from reproduce.training.engines import STOPPING
+from reproduce.training.engines import ORPHAN_SECONDS, STOPPING
 from reproduce.training.group import Abandoned, Group
 from reproduce.training.loop import Interrupted
 from reproduce.training.run import own_stream, train_here
@@ -59,6 +61,8 @@ def joined(device: torch.device) -> Iterator[Group]:
         of_batches = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo")
         part = Part(distributed.get_rank(), distributed.get_world_size(), of_batches)
         group = Group(part, control)
+        if group.is_first:
+            threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
         try:
             yield group
         finally:
@@ -67,6 +71,13 @@ def joined(device: torch.device) -> Iterator[Group]:
                     group.begin(None)
     finally:
         distributed.destroy_process_group()
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Ask this process to stop when torchrun was killed, which cannot ask any more."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def follow(group: Group, device: torch.device) -> None:

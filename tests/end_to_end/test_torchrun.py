@@ -18,6 +18,7 @@ from reproduce.training.loop import CHECKPOINT
 
 pytestmark = pytest.mark.slow
 PATIENCE = 300.0  # seconds, for a busy machine
+ENDS = 30.0  # seconds, until what a dead process has started has noticed
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 Watch = Callable[[subprocess.Popen[str], Callable[[], bool]], None]
@@ -58,12 +59,12 @@ def test_one_process_speaks(whole: Any) -> None:
 
 
 @pytest.mark.fault(
-    what="with `torchrun`: it is asked to stop, or one of its processes dies",
-    injected="SIGTERM to torchrun; `kill -9` of the second process",
+    what="with `torchrun`: it is asked to stop or killed, or one of its processes is",
+    injected="SIGTERM to torchrun; `kill -9` of torchrun, and of its second process",
     promise="all stop after the same step, and one checkpoint is written; a dead process ends the others; the same "
     "command goes on from the checkpoint, with the numbers of an undisturbed one",
 )
-@pytest.mark.parametrize("how", ["SIGTERM", "kill -9 of one"])
+@pytest.mark.parametrize("how", ["SIGTERM", "kill -9", "kill -9 of one"])
 def test_what_was_stopped_goes_on(
     how: str,
     checkout: Any,
@@ -71,7 +72,6 @@ def test_what_was_stopped_goes_on(
     sealed_in: Callable[[Path], dict[str, Any]],
     numbers: Callable[[dict[str, Any]], dict[str, Any]],
     watch: Watch,
-    group_of: Callable[[int], list[int]],
     groups: list[subprocess.Popen[str]],
 ) -> None:
     runs = checkout.path / how.replace(" ", "_")
@@ -81,11 +81,14 @@ def test_what_was_stopped_goes_on(
     if how == "SIGTERM":
         process.terminate()
     else:
-        os.kill(the_second(group_of(process.pid)), signal.SIGKILL)
+        os.kill(process.pid if how == "kill -9" else ranks_in(checkout.path)[1], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
+    until = time.monotonic() + ENDS
+    while ranks_in(checkout.path):
+        assert time.monotonic() < until, "a process works on without the others"
+        time.sleep(0.1)
     assert len([*runs.glob(f"*/{CHECKPOINT}")]) == 1, (stdout, stderr)
-    watch_until_gone(group_of, process.pid)
     folder = next(runs.glob(f"*/{CHECKPOINT}")).parent
     assert not (folder / "result.json").exists()
     alone = checkout.run(*command(runs.name, "--jobs", "1"))
@@ -98,16 +101,17 @@ def test_what_was_stopped_goes_on(
     assert read_result(folder / "result.json").environment.resumed == 1
 
 
-def watch_until_gone(group_of: Callable[[int], list[int]], group: int) -> None:
-    until = time.monotonic() + 30
-    while group_of(group):
-        assert time.monotonic() < until, "a process works on without torchrun"
-        time.sleep(0.1)
-
-
-def the_second(group: list[int]) -> int:
-    """The process of rank 1."""
-    return next(one for one in group if b"\0RANK=1\0" in Path(f"/proc/{one}/environ").read_bytes())
+def ranks_in(folder: Path) -> dict[int, int]:
+    """The processes by their ranks: torchrun gives each a session of its own."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = dict(one.partition(b"=")[::2] for one in (process / "environ").read_bytes().split(b"\0"))
+            if b"RANK" in variables and (process / "cwd").resolve() == folder.resolve():
+                found[int(variables[b"RANK"])] = int(process.name)
+        except OSError:  # of somebody else, or ended while we looked
+            continue
+    return found
 
 
 REFUSED = {
