@@ -91,9 +91,10 @@ def test_what_was_stopped_goes_on(
     assert len([*runs.glob(f"*/{CHECKPOINT}")]) == 1, (stdout, stderr)
     folder = next(runs.glob(f"*/{CHECKPOINT}")).parent
     assert not (folder / "result.json").exists()
-    alone = checkout.run(*command(runs.name, "--jobs", "1"))
-    assert alone.code == 1
-    assert "began with 2 processes, and this is 1, which would move numbers" in alone.stderr
+    if how == "SIGTERM":
+        alone = checkout.run(*command(runs.name, "--jobs", "1"))
+        assert alone.code == 1
+        assert "began with 2 processes, and this is 1, which would move numbers" in alone.stderr
     again = checkout.run(*command(runs.name), by=TORCHRUN)
     assert again.code == 0, again
     expected, found = numbers(sealed_in(checkout.path / "together")), numbers(sealed_in(runs))
