@@ -26,6 +26,7 @@ ANCHORS = {
     "TaskSpec": "tasksname",
     "HostSpec": "tasksnamehost",
     "CorruptedSpec": "tasksnamecorrupted",
+    "TargetSpec": "tasksnametarget_domain",
     "Recipe": "recipe",
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"

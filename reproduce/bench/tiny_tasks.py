@@ -22,6 +22,7 @@ from reproduce.experiment.dataset_card import DatasetCard, Statistics
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import HostSpec, TaskSpec
+from reproduce.experiment.shifts import TargetSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
 from reproduce.training.group import ALONE, Group
@@ -157,6 +158,7 @@ def _problem(
 IMAGE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.2}
 WORD: dict[str, Any] = {"batch_size": 4, "window": 5, "learning_rate": 2.0}
 CODE: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.01}
+GAUSSIAN = {"width": 8, "code": 8, "gaussian": True, "evaluation_draws": 3}
 DEEP, CODED = {"depth": 8, "width": 2}, {"hidden": 8, "layers": 1, "d_sae": 8}
 HOST = HostSpec(
     model="lstm",
@@ -164,12 +166,16 @@ HOST = HostSpec(
     site="layers.0.post",
     recipe=Recipe(steps=20, evaluate_every=20, eval_batch_size=8, **WORD),
 )
+IN_PAIRS: dict[str, Any] = {"batch_size": 8, "optimizer": "adam", "learning_rate": 0.01}
+TWO_DOMAINS: dict[str, Any] = {"train_examples": 16, "target_domain": TargetSpec(rotation=90)}
 FOLD: dict[str, Any] = {"fold": 0, "fold_convention": "standard"}
 
-# Every kind of Task; between them: units, maps, the outputs of a recurrent layer before and after dropout, and codes.
+# Every kind of Task; between them: units, maps, the outputs of a recurrent layer before and after dropout, codes,
+# and Gaussian codes of two domains.
 PROBLEMS = (
     _problem("image_classification", _images, "mlp", {"width": 8, "depth": 2}, IMAGE),
     _problem("image_classification", _images, "resnet", DEEP, IMAGE | {"learning_rate": 0.5}),
+    _problem("image_classification", _images, "mnist_cnn", GAUSSIAN, IN_PAIRS, **TWO_DOMAINS),
     _problem("regression", _images, "rectified_mlp", {"width": 8, "depth": 1}, IMAGE | {"learning_rate": 0.05}),
     _problem("table_classification", _rows, "mlp", {"width": 8, "depth": 2}, IMAGE, **FOLD),
     _problem("language_modeling", _words, "lstm", {"hidden": 8, "dropout": 0.1}, WORD),

@@ -12,6 +12,7 @@ from reproduce.experiment.shifts import (
     OOD_AUROC,
     OOD_DENSITY_AUROC,
     SEVERITIES,
+    SOURCE_ERROR,
     error_of_kind,
     error_of_severity,
 )
@@ -42,6 +43,7 @@ METRICS: dict[str, Metric] = {
             for name in (CORRUPTED_ERROR, *map(error_of_kind, CORRUPTIONS), *map(error_of_severity, SEVERITIES))
         ),
         *(Metric(name, "higher", "%", 0, 100) for name in (OOD_AUROC, OOD_DENSITY_AUROC)),
+        Metric(SOURCE_ERROR, "lower", "%", 0, 100),
         Metric("perplexity", "lower", low=1),
         Metric("bits_per_character", "lower", "bits", low=0),
         Metric("mse", "lower", low=0),

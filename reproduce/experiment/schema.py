@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from reproduce.errors import Misplaced, first_problem, none_of
 from reproduce.experiment.metrics import place_of_metric
 from reproduce.experiment.recipe import Count, Recipe
-from reproduce.experiment.shifts import CorruptedSpec
+from reproduce.experiment.shifts import CorruptedSpec, TargetSpec
 from reproduce.experiment.toml import Strict
 
 Scale = Literal["quick", "reduced", "paper"]
@@ -81,6 +81,11 @@ class TaskSpec(Strict):
         default=None,
         description="Images: another card of images of the same shape, from whose test images the task's own have to "
         "be told apart, by the largest softmax and by the density of the last activations. Left out: none.",
+    )
+    target_domain: TargetSpec | None = Field(
+        default=None,
+        description="Images: a second domain without labels, to which a method adapts the network; each step then has "
+        "`batch_size` images of the source and as many of the target. Left out: one domain.",
     )
     normalise: Normalisation | None = Field(
         default=None,

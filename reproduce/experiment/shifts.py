@@ -1,4 +1,4 @@
-"""How test images are shifted away from training: which corruptions, and how severe. No torch here."""
+"""How test images are shifted away from training: corruptions and how severe, or another domain. No torch here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ CORRUPTED_ERROR = "corrupted_error"
 # Of test images against others, in %: by the largest softmax, and by the density of the last activations.
 OOD_AUROC = "ood_auroc"
 OOD_DENSITY_AUROC = "ood_density_auroc"
+SOURCE_ERROR = "source_error"  # where test is of a target domain: the error on test images of the source
 
 
 class CorruptedSpec(Strict):
@@ -58,6 +59,22 @@ class CorruptedSpec(Strict):
         return frozenset(
             (CORRUPTED_ERROR, *map(error_of_kind, self.kinds), *map(error_of_severity, SEVERITIES)),
         )
+
+
+class TargetSpec(Strict):
+    """A target domain: the same kind of images, rotated. Its training images are read without their labels.
+
+    Test images are then of the target, and validation is of the source: no label of the target is read before test.
+    """
+
+    rotation: Annotated[float, Field(ge=-360, le=360)] = Field(
+        description="By how many degrees the target's images are turned, counterclockwise: bicubic, black outside."
+    )
+    examples: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="How many of the training images are the target's: those behind the source's `train_examples`. "
+        "Left out: all that are left.",
+    )
 
 
 def error_of_kind(kind: Corruption) -> str:

@@ -168,7 +168,7 @@ class PenaltyCallback(lightning.Callback):
 
     def _warn_of_several_passes(self) -> None:
         handle = self._attached()
-        n_passes = handle.given_weights.n_passes
+        n_passes = handle.last_pass.n_passes
         if n_passes > 1 and handle.trace.roles and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(

@@ -13,6 +13,7 @@ from reproduce.method.activations import (
 )
 from reproduce.method.chebyshev import clenshaw
 from reproduce.method.functions import TransformableFunction
+from reproduce.method.gaussian import Deviation, gaussian_code
 from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
 from reproduce.method.made_weights import weight_in_use
@@ -35,6 +36,7 @@ from reproduce.method.sites import (
 from reproduce.method.together import losses_together, mean_of_each, sum_of_each
 
 __all__ = [
+    "Deviation",
     "Features",
     "Kernel",
     "KernelKind",
@@ -60,6 +62,7 @@ __all__ = [
     "dtype_of",
     "errors_in",
     "fill_sites",
+    "gaussian_code",
     "grouped",
     "groups_of_samples",
     "holders_of",

@@ -16,7 +16,9 @@ from reproduce.method import Method
 from reproduce.method.chosen import named_kernels, taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised
 from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
-from reproduce.method.given_weights import GivenWeights
+from reproduce.method.last_pass import LastPass
+from reproduce.method.living import living
+from reproduce.method.made_weights import any_draw
 from reproduce.method.places import Links, default_float32, forget_compiled
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
@@ -103,7 +105,7 @@ class Handle:
         self.tapped = tapped
         self.trace = StepTrace(model, method.recorded_roles, tapped)
         self.passes: Passes | None = None
-        self.given_weights = GivenWeights()
+        self.last_pass = LastPass()
         self.device = device_for(model, example)
         self.generator = Generators.seeded(seed, self.device).method
         self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
@@ -115,7 +117,7 @@ class Handle:
         self.optimizer_hook: Any = None
         self.added: list[str] = []  # parameters of the method's own that train
         self.untrained: str | None = None  # one of them, which an optimiser that stepped does not hold
-        self.links = Links(model, [])
+        self.links = Links()
         self.processes = AlikeAfterSteps(model)
 
     @property
@@ -157,26 +159,35 @@ class Handle:
                 tap.hook(module)
             if self.passes is not None:
                 self.passes.hook_end(self.model)
-            self.given_weights.hook(self.model)
+            self.links.hook(self.model)
+            self.last_pass.hook(self.model)
         finally:
             self.changes.append(before.changes())
         if example is not None:
             self._explore(example)
         self._prepare()
-        self.links = Links(self.model, [(tap.name, module) for tap, module in self.tapped])
+        filled = [(tap.name, tap) for tap, _ in self.tapped if tap.is_filled]
+        self.links.watch(self.model, [(tap.name, module) for tap, module in self.tapped], filled)
         if self.method.acts_after_step or self.added:
             self.optimizer_hook = _watch_optimizers(self)
         _HANDLES.add(self)
         logger.info("%r", self)
 
-    def penalty(self, progress: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def penalty(
+        self,
+        progress: float | Tensor | None = None,
+        mask: Tensor | None = None,
+        source_examples: int | None = None,
+    ) -> Tensor:
         """The penalty on the last forward pass, already weighted: a 0-dim tensor to add to your loss.
 
         It consumes what was recorded: one forward pass, one penalty. A second forward pass replaces what the first one
         recorded. A method that reads weights alone needs no forward pass; after one of `torch.func.functional_call`,
-        weights are the tensors that it was given. ``progress`` in [0, 1] drives schedules; where it is not given it
-        stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for the device.
-        ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
+        weights are the tensors that it was given, for one penalty. ``progress`` in [0, 1] drives schedules; where it is
+        not given it stays as it was, 0 at first; a tensor on a GPU is taken as it is, since a look at it would wait for
+        the device. ``mask`` (n, positions...) is True at positions that are no padding; the others are then left out.
+        ``source_examples`` is how many of the batch's first examples are of the source domain, for a method that aligns
+        them with the others, of a target domain.
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
@@ -189,13 +200,12 @@ class Handle:
             raise ValueError("this is a removed handle: attach() the method again")
         if self.awaits_after_step:
             raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
-        if self.untrained is not None:
-            raise ValueError(
-                f"the optimiser that steps was made before the method added {self.untrained!r}, and does not train it: "
-                "make it after attach(), or add_param_group() what is new"
-            )
+        if self.trace.roles or self.links.filled:
+            self.links.refuse_replaced()
+        self._refuse_untrained()
         if progress is not None:
             self.progress.fill_(fraction(progress))
+        self.trace.source_examples = source_examples
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
         else:
@@ -205,7 +215,6 @@ class Handle:
 
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
-        self.links.refuse_replaced()
         self._refuse_unmet("in the forward pass")
         if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
@@ -224,7 +233,7 @@ class Handle:
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:
             with default_float32(), self.trace.own_sites_only(), self.trace.masked(mask):
-                return self.given_weights.reading(self.model, self._read, not self.trace.roles)
+                return self.last_pass.reading(self.model, self._read, not self.trace.roles)
         except RuntimeError as error:
             if not is_of_shards(error):
                 raise
@@ -287,8 +296,8 @@ class Handle:
         self.trace.release()
         if self.passes is not None:
             self.passes.release()
-        self.given_weights.is_watching = False
-        self.given_weights.forget()
+        self.links.release()
+        self.last_pass.release()
         if self.optimizer_hook is not None:
             self.optimizer_hook.remove()
         self.is_attached = False
@@ -315,7 +324,7 @@ class Handle:
         try:
             for tap, module in self.tapped:
                 tap.join(self.model, module, type(self.method).__name__)
-            with default_float32(), self.trace.own_sites_only():
+            with default_float32(), self.trace.own_sites_only(), any_draw():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
                 tap.prepared()
@@ -329,6 +338,19 @@ class Handle:
             values.put_back()
             raise
         self.changes.append(changes)
+
+    def _refuse_untrained(self) -> None:
+        if self.untrained is None:
+            return
+        parameter = self.model.get_parameter(self.untrained)
+        if any(id(parameter) in _held_by(optimizer) for optimizer in living((torch.optim.Optimizer,))):
+            self.added.clear()  # another one, which steps less often
+            self.untrained = None
+            return
+        raise ValueError(
+            f"the optimiser that steps was made before the method added {self.untrained!r}, and does not train it: "
+            "make it after attach(), or add_param_group() what is new"
+        )
 
     def _refuse_unmet(self, where: str) -> None:
         unmet = [tap.name for tap, _ in self.tapped if not tap.is_met] if self.must_be_met else []
@@ -353,6 +375,11 @@ def _refuse_replacing_others(changes: Changes) -> None:
             )
 
 
+def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    """The ids of its parameters."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
 def _watch_optimizers(handle: Handle) -> Any:
     """Note where an optimiser of the model's parameters has stepped after a penalty, and what it does not hold."""
     watching = weakref.ref(handle)
@@ -361,7 +388,7 @@ def _watch_optimizers(handle: Handle) -> Any:
         own = watching()
         if own is None or not own.has_penalty:
             return
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = _held_by(optimizer)
         parameters = dict(own.model.named_parameters())
         if not any(id(parameter) in held for parameter in parameters.values()):
             return

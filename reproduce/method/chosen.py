@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from reproduce.method import Method
 from reproduce.method.sites import Axes, Role
@@ -108,7 +109,10 @@ def named_kernels(model: nn.Module) -> str:
 def _has_kernel(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return False
-    return any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+    return any(
+        name == "weight" if is_lazy(parameter) else parameter.dim() >= 2
+        for name, parameter in module.named_parameters(recurse=False)
+    )
 
 
 def _patterns(modules: Mapping[str, nn.Module]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reproduce.method.living import living
 from reproduce.method.restore import tensors_of
 
 
@@ -118,12 +119,8 @@ def wrappers_of(model: nn.Module) -> list[Any]:
     """What averages gradients around the model or a part of it; a module does not know what is around it."""
     sharding: Any = sys.modules.get("torch.distributed.fsdp")  # not imported: not in use, and slow to import
     kinds = (DistributedDataParallel, *((sharding.FullyShardedDataParallel,) if sharding else ()))
-    objects = gc.get_objects()
-    # By type(), once for each: isinstance() asks the object, which may be a proxy that then does something.
-    wrapping = {own for own in set(map(type, objects)) if issubclass(own, kinds)}
-    made = [one for one in objects if type(one) in wrapping] if wrapping else []
     parts = set(map(id, model.modules()))
-    return [one for one in made if any(id(part) in parts for part in one.modules())]
+    return [one for one in living(kinds) if any(id(part) in parts for part in one.modules())]
 
 
 def _is_in_use() -> bool:

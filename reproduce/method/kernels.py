@@ -68,7 +68,8 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
     Those that FSDP2 has sharded are gathered, which every rank has to do.
 
     Raises:
-        ValueError: a lazy module that has no shape yet, or a weight that other code makes in each forward pass.
+        ValueError: a lazy module that has no shape yet, a weight that other code makes in each forward pass, or one
+            that `weight_in_use` refuses.
     """
     made = {id(part) for found in model.modules() if isinstance(found, ParametrizationList) for part in found.modules()}
     modules = [(path, module) for path, module in model.named_modules() if id(module) not in made]

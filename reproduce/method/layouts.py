@@ -4,64 +4,42 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation as activations
-from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
-from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
+from reproduce.method.layers import NEVER_CALLED, Layer, axes_of_output, axes_with, describe, is_unit_by_unit, may_say
+from reproduce.method.readings import FIRST, LAST, UNKNOWN, Lying, Output, by_sizes, by_strides, in_time
 from reproduce.method.sites import Axes
-
-FIRST: dict[int, Axes] = {2: "nc", 3: "ncl", 4: "nchw", 5: "ncdhw"}  # channels are the second axis
-LAST: dict[int, Axes] = {2: "nc", 3: "ntc", 4: "nhwc", 5: "ndhwc"}
-UNKNOWN: dict[int, tuple[Axes, ...]] = {3: ("ntc", "tnc", "ncl"), 4: ("nchw", "nhwc"), 5: ("ncdhw", "ndhwc")}
-NORMS_OF_CHANNELS = (batchnorm._NormBase, instancenorm._InstanceNorm, nn.GroupNorm)
-MAPS_TO_MAPS = (
-    *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd),
-    *(nn.Upsample, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-)
-NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention uses its weights itself
-UNIT_BY_UNIT = (activations.__name__, dropout.__name__, nn.Identity.__module__)  # where such modules are defined
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What the type of a module says about its inputs and outputs.
-
-    Args:
-        features_last: where channels are; None: whichever axis has that many.
-        inputs, outputs: how many channels; empty: any number.
-        dim: how many axes there are; 0: any number.
-        batch_first: of a sequence; None: it says nothing.
-    """
-
-    features_last: bool | None
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    dim: int = 0
-    batch_first: bool | None = None
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One output of a layer."""
+    """An output of a layer in this pass."""
 
-    axes: Axes | None  # None: of a convolution whose input had no batch axis
-    shape: tuple[int, ...]
+    output: Output
     stride: tuple[int, ...]
-    batch_first: bool | None
-    tensor: weakref.ref[Tensor]
+    tensor: Callable[[], Tensor | None]  # a weak reference
 
     @classmethod
-    def of(cls, tensor: Tensor, axes: Axes | None, batch_first: bool | None) -> Seen:
-        return cls(axes, tuple(tensor.shape), tensor.stride(), batch_first, weakref.ref(tensor))
+    def of(cls, tensor: Tensor, axes: tuple[Axes, ...], batch_first: bool | None) -> Seen:
+        return cls(Output(axes, tuple(tensor.shape), batch_first), tensor.stride(), weakref.ref(tensor))
+
+    @classmethod
+    def of_packed(cls, packed: PackedSequence, layer: Layer | None) -> Seen | None:
+        """The sizes that it has when it is padded, with time or the batch first: its layer does not say which."""
+        if layer is None or layer.batch_first is None:
+            return None
+        shape = len(packed.batch_sizes), int(packed.batch_sizes[0]), packed.data.shape[-1]
+        return cls(Output(("tnc",), shape, layer.batch_first), (), lambda: None)
 
     def is_memory_of(self, activation: Tensor) -> bool:
-        """Whether it is this output, or a view of it: its axes are then known by their strides."""
+        """Whether it is this output, or a view of it."""
         own = self.tensor()
         if own is None or own is activation:
             return own is not None
@@ -70,51 +48,11 @@ class Seen:
         except RuntimeError:  # a tensor without memory, as under torch.func
             return False
 
-
-def describe(module: nn.Module) -> Layer | None:
-    """What a module's type fixes about layouts, or None; a module of unknown type is known by its own ``weight``.
-
-    A weight with two axes multiplies features that are last, as that of `nn.Linear` does, and one with a single axis
-    scales features that are second or last.
-    """
-    if isinstance(module, nn.RNNBase):
-        width = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-        return Layer(True, (module.input_size,), (width,), 3, module.batch_first)
-    if isinstance(module, nn.MultiheadAttention):
-        return Layer(True, (module.embed_dim,), (module.embed_dim,), 3, module.batch_first)
-    if isinstance(module, conv._ConvNd):
-        return Layer(False, (module.in_channels,), (module.out_channels,), 2 + len(module.kernel_size))
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        return Layer(False, (module.num_parameters,), (module.num_parameters,))
-    if isinstance(module, NORMS_OF_CHANNELS):
-        number = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-        return Layer(False, (number,), (number,)) if number else None
-    if isinstance(module, MAPS_TO_MAPS):
-        return Layer(False)
-    if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
-        shape: Any = module.normalized_shape
-        return Layer(True, tuple(shape), tuple(shape)) if len(shape) == 1 else None
-    return _by_weight(module)
-
-
-def _may_say(module: nn.Module) -> bool:
-    """Whether it may say something when it runs: lazy layers know their sizes then."""
-    return _is_unit_by_unit(module) or isinstance(module, nn.modules.lazy.LazyModuleMixin)
-
-
-def _is_unit_by_unit(module: nn.Module) -> bool:
-    return type(module).__module__ in UNIT_BY_UNIT and describe(module) is None
-
-
-def _by_weight(module: nn.Module) -> Layer | None:
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or is_lazy(weight) or isinstance(module, nn.PReLU):
-        return None
-    if isinstance(module, nn.Linear):
-        return Layer(True, (module.in_features,), (module.out_features,))
-    if weight.dim() in (1, 2):
-        return Layer(True if weight.dim() == 2 else None, tuple(weight.shape), tuple(weight.shape))
-    return None
+    def axes_of(self, view: Tensor) -> tuple[Axes, ...]:
+        """The axes of a view of it; nothing where they have no name."""
+        lying, own = Lying(tuple(view.shape), view.stride()), Lying(self.output.shape, self.stride)
+        found = [by_strides(axes, own, lying) for axes in self.output.axes]
+        return tuple(dict.fromkeys(axes for axes in found if axes is not None)) if all(found) else ()
 
 
 class Layouts:
@@ -130,11 +68,12 @@ class Layouts:
         modules = dict(model.named_modules())
         described = ((name, describe(module)) for name, module in modules.items())
         self.layers = {name: layer for name, layer in described if layer is not None}
-        self.watched = [name for name, module in modules.items() if name in self.layers or _may_say(module)]
+        self.watched = [name for name, module in modules.items() if name in self.layers or may_say(module)]
         self.watched = [name for name in self.watched if not isinstance(modules[name], NEVER_CALLED)]
         self.places = {name: place for place, name in enumerate(modules)}
         self.batch_first = {layer.batch_first for layer in self.layers.values()} - {None}
         self.seen: dict[int, Seen] = {}
+        self.outputs: dict[str, Output] = {}  # of each layer the last one that was seen, in this pass or before
         self.hooks: dict[str, Any] = {}  # by the name of the module that is hooked
         self.ran: set[str] = set()
         self.model: weakref.ref[nn.Module] | None = None  # while a pass is under way
@@ -142,7 +81,10 @@ class Layouts:
         self.was_asked = False  # by a Tap, in this pass or before
         self.is_settled = False  # a pass has ended in which a Tap asked
         self.is_watching = False  # every layer is hooked
+        self.is_partial = False  # in this pass only from some layer on
         self.is_blind = False  # in this pass compiled layers were not noted
+        self.assumed: list[tuple[int, ...]] = []  # sequences in this pass before any layer told batch from time
+        self.doubts_order = False  # the first such layer in this pass does not bear out what was assumed
 
     def watch(self, model: nn.Module) -> None:
         """Hook the layers that are not hooked."""
@@ -170,7 +112,8 @@ class Layouts:
         self.seen.clear()
         self.model = weakref.ref(model)
         self.thread = threading.get_ident()
-        self.is_blind = False
+        self.is_blind = self.is_partial = self.doubts_order = False
+        self.assumed.clear()
 
     @torch.compiler.disable
     def end(self, is_complete: bool) -> None:
@@ -204,31 +147,56 @@ class Layouts:
         self.ran.add(name)
         if not self.is_watching:  # a layer that has not run before: others may go elsewhere now
             self.watch(model)
-        value = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(value, Tensor) or value.is_nested:
-            return
-        found = self._of_layer(module, value) or self._kept(module, arguments, value)
+            self.is_partial = True
+        value = output[0] if isinstance(output, tuple) and not isinstance(output, PackedSequence) and output else output
+        given = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+        found: Seen | None = None
+        if isinstance(value, PackedSequence):
+            found = Seen.of_packed(value, describe(module))
+        elif isinstance(value, Tensor) and not value.is_nested:
+            found = self._of_layer(module, given, value) or self._kept(module, given, value)
         if found is not None:
+            if self.assumed and found.output.batch_first is not None:
+                self._compare(found.output, self.certain(given) if given is not None else ())
             self.seen.pop(id(module), None)  # the newest comes last
             self.seen[id(module)] = found
+            self.outputs.pop(name, None)
+            self.outputs[name] = found.output
 
-    def _of_layer(self, module: nn.Module, value: Tensor) -> Seen | None:
-        layer = describe(module)
+    def _of_layer(self, module: nn.Module, given: Tensor | None, value: Tensor) -> Seen | None:
+        layer, shape = describe(module), tuple(value.shape)
         if layer is None:
             return None
-        axes = axes_of_output(layer, tuple(value.shape))
-        is_single = layer.features_last is False and value.dim() == layer.dim - 1
-        return Seen.of(value, axes, layer.batch_first) if axes is not None or is_single else None
+        axes = axes_of_output(layer, shape)
+        if axes is None:
+            is_single = layer.features_last is False and value.dim() == layer.dim - 1
+            return Seen.of(value, (), None) if is_single else None
+        if layer.batch_first is not None:
+            return Seen.of(value, (axes,), layer.batch_first)
+        before = self.certain(given) if given is not None and given.shape[:-1] == shape[:-1] else ()
+        is_in_time = axes == "ntc" and bool(before) and all(each in ("ntc", "tnc") for each in before)
+        return Seen.of(value, before if is_in_time else self._timed(axes, shape), None)
 
-    def _kept(self, module: nn.Module, arguments: Any, value: Tensor) -> Seen | None:
+    def _compare(self, output: Output, given: tuple[Axes, ...]) -> None:
+        """Doubt the order of batch and time that was assumed, unless this layer's input or sizes have it too."""
+        is_borne_out = all(in_time(shape, [output]) == self._usual_order for shape in self.assumed)
+        self.doubts_order = given != self._usual_order if given else not is_borne_out
+        self.assumed.clear()
+
+    def _kept(self, module: nn.Module, given: Tensor | None, value: Tensor) -> Seen | None:
         """The output of a module that works unit by unit, on the output of a layer."""
-        given = arguments[0] if arguments else None
-        if not isinstance(given, Tensor) or given.shape != value.shape or not _is_unit_by_unit(module):
+        if given is None or given.shape != value.shape or not is_unit_by_unit(module):
             return None
+        axes = self.certain(given)
+        return Seen.of(value, axes, None) if axes else None
+
+    def certain(self, activation: Tensor) -> tuple[Axes, ...]:
+        """The axes of what a layer gave, or of a view of it; nothing for what functions made."""
         for seen in reversed(self.seen.values()):
-            if seen.is_memory_of(given) and seen.shape == given.shape and seen.stride == given.stride():
-                return Seen.of(value, seen.axes, None)
-        return None
+            axes = seen.axes_of(activation) if seen.is_memory_of(activation) else ()
+            if axes:
+                return axes
+        return ()
 
     def of_output(self, module: nn.Module, output: Tensor) -> tuple[Axes, ...]:
         """What a module says of its own output: the axes, and what else they may be; nothing where it says nothing."""
@@ -245,106 +213,55 @@ class Layouts:
         return (axes,) if layer.batch_first is not None else self._timed(axes, shape)
 
     def beside(self, activation: Tensor, name: str) -> tuple[Axes, ...]:
-        """What the newest layer that fits says of an activation, else the next one after module ``name``.
+        """What all axes may be of an activation that functions made: by the sizes of what layers before gave, else by
+        what the next layer after module ``name`` takes.
 
         Raises:
             ValueError: it comes from a convolution without a batch axis.
         """
         shape, place = tuple(activation.shape), self.places.get(name, -1)
-        newest = list(reversed(self.seen.values()))
-        for seen in sorted(newest, key=lambda seen: not seen.is_memory_of(activation)):
-            if seen.axes is None and seen.shape == shape:
-                raise ValueError(
-                    f"module {name!r}: activations {shape} follow a convolution whose input has no batch axis: give it "
-                    "one"
-                )
-            found = _carried(seen, activation)
-            if found and len(shape) > 2:
-                return found if len(found) > 1 else self._timed(found[0], tuple(activation.shape))
+        if any(not output.axes and output.shape == shape for output in self._newest()):
+            raise ValueError(
+                f"module {name!r}: activations {shape} follow a convolution whose input has no batch axis: give it one"
+            )
         if len(shape) == 2:
             return ("nc",)
+        found = by_sizes(shape, self._newest())
         for other, layer in self.layers.items():
-            axes = _place_of(layer, layer.inputs, shape) if self.places[other] > place and layer.inputs else None
-            if axes is not None:
-                return self._timed(axes, shape)
-        return UNKNOWN.get(activation.dim(), ())
+            if not found and self.places[other] > place and layer.inputs:
+                axes = axes_with(layer, layer.inputs, shape)
+                found = (axes,) if axes is not None else ()
+        timed = [each for axes in found for each in self._timed(axes, shape)]
+        return tuple(timed) or UNKNOWN.get(len(shape), ())
+
+    def rivals(self, axes: tuple[Axes, ...], shape: tuple[int, ...]) -> bool:
+        """Whether an activation of this shape may also be the output of a layer whose channels are elsewhere."""
+        is_last = {each.endswith("c") for each in axes}
+        return any(
+            output.axes[0].endswith("c") not in is_last and shape[output.axes[0].index("c")] == output.size("c")
+            for output in self.outputs.values()
+            if output.axes and len(output.shape) == len(shape)
+        )
+
+    def _newest(self) -> Iterator[Output]:
+        """What layers gave in this pass, the newest first; those that were not watched in it may have given the same
+        as before."""
+        for seen in reversed(self.seen.values()):
+            yield seen.output
+        if self.is_partial:
+            yield from reversed(self.outputs.values())
 
     def _timed(self, axes: Axes, shape: tuple[int, ...]) -> tuple[Axes, ...]:
-        """For sequences whether time or the batch comes first, as in the newest layer that says so."""
+        """For sequences whether time or the batch comes first."""
         if axes not in ("ntc", "tnc"):
             return (axes,)
-        for seen in reversed(self.seen.values()):
-            if seen.batch_first is not None:
-                own: Axes = "ntc" if seen.batch_first else "tnc"
-                swapped: Axes = "tnc" if seen.batch_first else "ntc"
-                if shape[:2] != seen.shape[1::-1]:
-                    return (own,)
-                return (own, swapped) if shape[0] == shape[1] else (swapped,)
-        if len(self.batch_first) == 2:
-            return "ntc", "tnc"
+        found = in_time(shape, self._newest())
+        if found or len(self.batch_first) == 2:
+            return found or ("ntc", "tnc")
+        if self.batch_first:
+            self.assumed.append(shape)
+        return self._usual_order
+
+    @property
+    def _usual_order(self) -> tuple[Axes]:
         return ("tnc",) if self.batch_first == {False} else ("ntc",)
-
-
-def axes_of_output(layer: Layer, shape: tuple[int, ...]) -> Axes | None:
-    """The axes of an output of this shape, if the layer fixes them."""
-    axes = _place_of(layer, layer.outputs, shape)
-    return "tnc" if axes == "ntc" and layer.batch_first is False else axes
-
-
-def _place_of(layer: Layer, channels: tuple[int, ...], shape: tuple[int, ...]) -> Axes | None:
-    if layer.dim not in (0, len(shape)) or len(shape) < 2:
-        return None
-    kinds = {False: FIRST, True: LAST}
-    fitting = [
-        kind[len(shape)]
-        for is_last, kind in kinds.items()
-        if layer.features_last in (is_last, None)
-        and len(shape) in kind
-        and (not channels or shape[-1 if is_last else 1] in channels)
-    ]
-    return fitting[0] if len(set(fitting)) == 1 else None
-
-
-def _carried(seen: Seen, activation: Tensor) -> tuple[Axes, ...]:
-    """The axes of an activation that came, by functions that nobody saw, from an output: its own or channels moved.
-
-    They fit where the number of channels is that of the output, or all other sizes are (channels were joined or cut).
-    """
-    shape, stride = tuple(activation.shape), activation.stride()
-    if seen.axes is None or len(shape) != len(seen.shape):
-        return ()
-    is_last = seen.axes.endswith("c")
-    here, there = (-1, 1) if is_last else (1, -1)
-    moved: Axes | None = (FIRST if is_last else LAST).get(len(shape))
-    fits_own = _fits(shape, seen.shape, here)
-    fits_moved = moved is not None and _fits(shape, _moved(seen.shape, here, there), there)
-    if not (fits_own and fits_moved) or moved is None:
-        return (seen.axes,) if fits_own else (moved,) if fits_moved and moved is not None else ()
-    # A copy has the strides of any tensor of its shape: they then say nothing.
-    if seen.is_memory_of(activation) or not activation.is_contiguous():
-        if (shape, stride) == (seen.shape, seen.stride):
-            return (seen.axes,)
-        if (shape, stride) == (_moved(seen.shape, here, there), _moved(seen.stride, here, there)):
-            return (moved,)
-    return seen.axes, moved
-
-
-def _fits(shape: tuple[int, ...], other: tuple[int, ...], channel: int) -> bool:
-    rest, other_rest = (_without(each, channel) for each in (shape, other))
-    return shape[channel] == other[channel] or rest == other_rest
-
-
-def _without(sizes: tuple[int, ...], axis: int) -> list[int]:
-    return [size for place, size in enumerate(sizes) if place != axis % len(sizes)]
-
-
-def _moved(sizes: tuple[int, ...], here: int, there: int) -> tuple[int, ...]:
-    rest = _without(sizes, here)
-    rest.insert(there % len(sizes), sizes[here])
-    return tuple(rest)
-
-
-def shape_of_sample(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The `Site.shape` of activations of this shape: features first, then space."""
-    sizes = dict(zip(axes, shape, strict=True))
-    return sizes["c"], *(size for axis, size in sizes.items() if axis not in "nct")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+# What parametrizations made in the last forward pass, by their ids: see `LastPass`.
+_MADE: ContextVar[Mapping[int, Tensor] | None] = ContextVar("weights that a forward pass made", default=None)
+
+_ANY_DRAW: ContextVar[bool] = ContextVar("a weight that another read would not give will do", default=False)
 
 
 class MadeByHook(NamedTuple):
@@ -37,23 +45,132 @@ def _made_by(hook: object, module: nn.Module) -> Iterator[tuple[str, MadeByHook]
         yield name, MadeByHook(partial(hook.apply_mask, module), (f"{name}_orig",))
 
 
-def weight_in_use(module: nn.Module, name: str) -> Tensor:
-    """A weight of a module as its parameters make it now, behind parametrizations and the older hooks of
-    `torch.nn.utils` too; what makes it is left as it is.
+@contextmanager
+def made_in_pass(made: Mapping[int, Tensor]) -> Iterator[None]:
+    """Within it, `weight_in_use` gives what a forward pass has used where that cannot be made again.
+
+    Args:
+        made: what a parametrization (`ParametrizationList`) returned in the pass, by its id.
     """
-    if made := made_by_hooks(module).get(name):
-        return made.make()
-    if is_parametrized(module, name):
-        made_by: Any = module.parametrizations[name]  # type: ignore[index]
-        with _buffers_kept(made_by):
-            return getattr(module, name)  # type: ignore[no-any-return]
-    return getattr(module, name)  # type: ignore[no-any-return]
+    token = _MADE.set(made)
+    try:
+        yield
+    finally:
+        _MADE.reset(token)
 
 
 @contextmanager
-def _buffers_kept(parametrizations: nn.Module) -> Iterator[None]:
-    """Those that have buffers may change them in training mode: spectral_norm takes a power iteration at each read."""
-    training = [part for part in parametrizations.modules() if part.training and [*part.buffers(recurse=False)]]
+def any_draw() -> Iterator[None]:
+    """Within it, `weight_in_use` gives some weight where it cannot know which one trains: before training."""
+    token = _ANY_DRAW.set(True)
+    try:
+        yield
+    finally:
+        _ANY_DRAW.reset(token)
+
+
+def weight_in_use(module: nn.Module, name: str) -> Tensor:
+    """A weight of a module as its parameters make it now, behind parametrizations and the older hooks of
+    `torch.nn.utils` too. What makes it is left as it is: no buffer changes, and no random number is drawn.
+
+    Raises:
+        ValueError: it comes out differently each time, and it is not known what the forward pass has used; or two hooks
+            make it, one from what the other left behind.
+    """
+    if made := made_by_hooks(module).get(name):
+        for original in made.originals:
+            if original not in module._parameters:
+                raise ValueError(
+                    f"{name!r} of {type(module).__name__} is made from {original!r}, which another hook makes, in the "
+                    "pass before: prune the weight itself, or use torch.nn.utils.parametrize for one of the two"
+                )
+        with _on_copied_buffers([module]):
+            return made.make()
+    if is_parametrized(module, name):
+        return _parametrized(module, name)
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def is_function(made_by: ParametrizationList) -> bool:
+    """Whether it gives the same weight each time, up to a power iteration: those of torch are known for it."""
+    return all(map(_is_of_torch, made_by.children()))
+
+
+def _is_of_torch(part: nn.Module) -> bool:
+    return type(part).__module__ == parametrizations.__name__
+
+
+def weight_as_drawn(module: nn.Module, name: str) -> Any:
+    """`module.name` as reading it gives it, None if there is none; of a parametrized one for its shape alone, since the
+    forward pass reads another. As in `weight_in_use` nothing is moved.
+    """
+    if not is_parametrized(module, name):
+        return getattr(module, name, None)
+    with torch.no_grad():
+        return _made_anew(module.parametrizations[name])[0]  # type: ignore[index, arg-type]
+
+
+def _parametrized(module: nn.Module, name: str) -> Tensor:
+    made_by: ParametrizationList = module.parametrizations[name]  # type: ignore[index, assignment]
+    cached = parametrize._cache.get((id(module), name)) if parametrize._cache_enabled else None
+    if cached is not None:
+        return cached
+    weight, is_the_same_again = _made_anew(made_by)
+    if is_the_same_again or _ANY_DRAW.get():
+        return weight
+    noted = (_MADE.get() or {}).get(id(made_by))
+    if noted is None:
+        raise ValueError(
+            f"{name!r} of {type(module).__name__} is another weight each time that it is read, since its "
+            "parametrization draws random numbers or changes its buffers, and it is not known which one trains: call "
+            "penalty() after a training pass that reads it once (torch.nn.utils.parametrize.cached() sees to that), "
+            "before the optimiser steps, and without torch.compile"
+        )
+    return noted
+
+
+def _made_anew(made_by: ParametrizationList) -> tuple[Tensor, bool]:
+    """A weight, and whether the next read gives the same."""
+    # forward(), and not a call: hooks are for the reads of a forward pass.
+    with _on_copied_buffers(made_by.modules()) as are_as_before, _no_power_iteration(made_by):
+        if is_function(made_by):
+            return made_by.forward(), True
+        state = _RandomState(next(made_by.parameters()).device)
+        try:
+            weight = made_by.forward()
+            return weight, are_as_before() and state.is_as_before()
+        finally:
+            state.put_back()
+
+
+@contextmanager
+def _on_copied_buffers(modules: Any) -> Iterator[Callable[[], bool]]:
+    """Within it, modules have copies of their buffers: a graph may keep these, whatever a forward pass does to them.
+
+    Gives a function that says whether they are as they were.
+    """
+    own = [(part._buffers, name, value) for part in modules for name, value in part._buffers.items()]
+    held = [(buffers, name, value, value.clone()) for buffers, name, value in own if value is not None]
+    versions = [copied._version for *_, copied in held]
+
+    def are_as_before() -> bool:
+        return all(
+            buffers.get(name) is copied and copied._version == version
+            for (buffers, name, _, copied), version in zip(held, versions, strict=True)
+        )
+
+    try:
+        for buffers, name, _, copied in held:
+            buffers[name] = copied
+        yield are_as_before
+    finally:
+        for buffers, name, value, _ in held:
+            buffers[name] = value
+
+
+@contextmanager
+def _no_power_iteration(made_by: nn.Module) -> Iterator[None]:
+    training = [part for part in made_by.children() if _is_of_torch(part) and part.training]
     for part in training:
         part.training = False
     try:
@@ -61,3 +178,23 @@ def _buffers_kept(parametrizations: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+class _RandomState:
+    """The state of torch's global generators, of the CPU and of another device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = None if device.type in ("cpu", "meta") else device
+        self.before = self._now()
+
+    def is_as_before(self) -> bool:
+        return all(map(torch.equal, self._now(), self.before))
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self.before[0])
+        if self.device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.before[1], self.device)
+
+    def _now(self) -> list[Tensor]:
+        other = [torch.get_device_module(self.device).get_rng_state(self.device)] if self.device is not None else []
+        return [torch.get_rng_state(), *other]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+Named = tuple[str, nn.Module]
 _WALKED = (nn.Sequential, nn.ModuleList, nn.ModuleDict, ParametrizationList)
 
 
@@ -36,42 +39,89 @@ def _leaves(module: nn.Module, own: type[nn.Module]) -> Iterator[nn.Module]:
 
 
 class Links:
-    """How the modules with Sites hang in the model: one that is replaced takes its hooks along."""
+    """Where in the model the modules stand that hold hooks or Sites: one that is replaced takes them along."""
 
-    def __init__(self, model: nn.Module, named: Sequence[tuple[str, nn.Module]]) -> None:
-        self.model = model
-        self.named = [(name, module) for name, module in named if module is not model]
+    def __init__(self) -> None:
+        self.model = nn.Module()
+        self.hooked: list[Named] = []
+        self.filled: list[Named] = []
         self._look()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # a copy of the model has a hook that does nothing
+
+    def hook(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self.before_pass)
+
+    def watch(self, model: nn.Module, hooked: Sequence[Named], filled: Sequence[Named]) -> None:
+        """Begin.
+
+        Args:
+            model: which all of them are in.
+            hooked: modules whose activations pass Sites.
+            filled: what holds the Sites of those where a method has put something, in their `host_of`, each with the
+                name of the module that is hooked.
+        """
+        self.model = model
+        self.hooked = [(name, module) for name, module in hooked if module is not model]
+        self.filled = list(filled)
+        self._look()
+
+    def release(self) -> None:
+        """Watch no more."""
+        self.watch(nn.Module(), [], [])
+
+    def before_pass(self, model: nn.Module, arguments: Any) -> None:
+        """Forward pre-hook of the whole model: with what a method has put there, every pass is another one.
+
+        Passes of other models are looked at when a penalty asks.
+        """
+        if not torch.compiler.is_compiling() and self.filled:
+            self.refuse_replaced()
 
     def refuse_replaced(self) -> None:
         """
         Raises:
-            ValueError: a module is no part of the model any more.
+            ValueError: a module does not stand in as many places of the model any more.
         """
         if all(parent._modules.get(key) is child for parent, key, child in self.links):
             return
-        parts = set(map(id, self.model.modules()))
-        for name, module in self.named:
-            if id(module) not in parts:
+        places = _places(self.model)
+        for name, module in self.hooked:
+            if len(places[id(module)]) < self.counts[id(module)]:
                 raise ValueError(
                     f"module {name!r} was replaced after attach(), and its Sites with it: remove() the handle, and "
                     "attach() to the model as it is"
                 )
+        for name, tap in self.filled:
+            if len(places[id(tap)]) < self.counts[id(tap)]:
+                raise ValueError(
+                    f"module {self.hosts[id(tap)]!r} was replaced after attach(), and with it what the method put "
+                    f"there for module {name!r}: remove() the handle, and attach() to the model as it is"
+                )
         self._look()
 
     def _look(self) -> None:
-        self.links: list[tuple[nn.Module, str, nn.Module]] = []
-        seen: set[tuple[int, str]] = set()
-        for name, _ in self.named:
+        places = _places(self.model)
+        watched = [module for _, module in (*self.hooked, *self.filled)]
+        self.counts = {id(module): len(places[id(module)]) for module in watched}
+        self.hosts = {id(tap): places[id(tap)][0].rpartition(".")[0] for _, tap in self.filled}
+        found: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
+        for path in {path for module in watched for path in places[id(module)]}:
             parent = self.model
-            for key in name.split("."):
-                child = parent._modules.get(key)
-                if child is None:  # it hangs elsewhere now
-                    break
-                if (id(parent), key) not in seen:
-                    seen.add((id(parent), key))
-                    self.links.append((parent, key, child))
+            for key in path.split("."):
+                child: nn.Module = parent._modules[key]  # type: ignore[assignment]
+                found[id(parent), key] = parent, key, child
                 parent = child
+        self.links = list(found.values())
+
+
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """All names of each module, by its id."""
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        places[id(module)].append(name)
+    return places
 
 
 def forget_compiled() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reproduce.method.records import Record, without_masked
 
-Role = Literal["pre", "post", "dropped", "code"]
+Role = Literal["pre", "post", "dropped", "code", "gaussian"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
 Axes = Literal["nc", "ncl", "nchw", "ncdhw", "nhwc", "ndhwc", "tnc", "ntc"]
 _Of = TypeVar("_Of")
@@ -25,7 +25,8 @@ class Site(nn.Module):
 
     Args:
         role: ``"pre"`` before a non-linearity, ``"post"`` after it (a recurrent output counts as post),
-            ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's code.
+            ``"dropped"`` a recurrent output after its dropout mask, ``"code"`` an autoencoder's or classifier's code,
+            ``"gaussian"`` what gives means and then deviations of a code that is drawn (`gaussian_code`).
         axes: meaning of the tensor's axes: ``n`` batch, ``t`` time, ``c`` features, ``l`` ``d`` ``h`` ``w`` space.
         shape: shape of one sample, features first: ``(features,)`` without batch and time, or ``(channels, *space)``,
             where space is that of the first map met.
@@ -110,6 +111,7 @@ class Trace:
     def __init__(self, model: nn.Module, roles: frozenset[Role] = ROLES) -> None:
         self.model = model
         self.roles = roles
+        self.source_examples: int | None = None  # the batch's first ones, where others of a target domain follow
         self._records: list[Record] = []
         self._passed_over = False  # a Site of another role, in this step
         self._is_read_by_penalty = False
@@ -235,6 +237,24 @@ class Trace:
         for record in chosen:
             record.refuse_empty()
         return chosen
+
+    def domains(self, examples: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of a batch of two domains: first those of the source, then those of the target.
+
+        Raises:
+            ValueError: it is not known how many are of the source, or one of both has none.
+        """
+        if self.source_examples is None:
+            raise ValueError(
+                "this penalty needs a batch of two domains, examples of the source first: a task with the option "
+                "target_domain, or handle.penalty(source_examples=...)"
+            )
+        if not 0 < self.source_examples < len(examples):
+            raise ValueError(
+                f"a batch of two domains needs examples of both: source_examples = {self.source_examples} of "
+                f"{len(examples)} rows leaves one of them none"
+            )
+        return examples[: self.source_examples], examples[self.source_examples :]
 
     def zero(self) -> Tensor:
         """A 0-dim zero on the model's device."""

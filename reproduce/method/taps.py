@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.first_tensor import at_first_tensor
-from reproduce.method.layouts import UNKNOWN, Layouts, shape_of_sample
+from reproduce.method.known_layouts import KnownLayouts
+from reproduce.method.layouts import Layouts
 from reproduce.method.places import host_of
+from reproduce.method.readings import shape_of_sample, with_other_order
 from reproduce.method.sites import Axes, Role, Site
 from reproduce.method.step_trace import StepTrace
 
@@ -58,7 +60,9 @@ class Passes:
             self.end_watching()
 
     def end_watching(self) -> None:
-        self.layouts.end(all(tap.layouts_met for tap in self.taps))
+        for tap in self.taps:
+            tap.doubt_order()
+        self.layouts.end(all(tap.known.met for tap in self.taps))
 
     def release(self) -> None:
         self.trace = None
@@ -89,8 +93,8 @@ class Tap(nn.ModuleList):
         self.calls: list[int] = []
         self.place: tuple[nn.Module, str] | None = None  # in the model, while the method prepares it
         self.layouts = Layouts(nn.Module())  # of the whole model, from `watch_layouts`
-        # By the number of axes: the layouts met, and the shapes that had them.
-        self.layouts_met: dict[int, dict[tuple[Axes, ...], list[tuple[int, ...]]]] = {}
+        self.known = KnownLayouts(self.name)
+        self.assumes_order = False  # of batch and time, in this pass
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> None:
@@ -136,6 +140,14 @@ class Tap(nn.ModuleList):
                     f"module {self.name!r} has a packed sequence, and what the method put into Site {site.name!r} is "
                     "for padded ones: pad it before, by pad_packed_sequence, and name a module after that"
                 )
+
+    def doubt_order(self) -> None:
+        """A pass has ended in which layers were watched: take what it assumed of batch and time as a guess."""
+        if self.assumes_order and self.layouts.doubts_order and not self.is_filled:
+            self.known.doubt_order()
+            for site in self.sites():
+                site.could_be = with_other_order((site.axes, *site.could_be))[1:]
+        self.assumes_order = False
 
     def release(self) -> None:
         """Record no more: a removed handle, also where a compiled model still calls the hooks."""
@@ -261,65 +273,52 @@ class Tap(nn.ModuleList):
 
     def _guess(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         """The axes, and what else they may be: found while layers are watched, and remembered from then on."""
-        met = self.layouts_met.get(activation.dim())
-        is_known = self.layouts.misses_layers
-        if self.layouts.is_watching and not (is_known and met):
-            if is_known and activation.dim() > 2:
+        is_met, is_blind = activation.dim() in self.known.met, self.layouts.misses_layers
+        if self.layouts.is_watching and not (is_blind and is_met):
+            if is_blind and activation.dim() > 2:
                 self._refuse_unwatched(activation, "is met for the first time in a compiled model")
             return self._find(module, activation)
-        if met:
-            return self._met(met, tuple(activation.shape))
-        return self._find_unwatched(module, activation)
+        if not is_met:
+            return self._find_unwatched(module, activation)
+        found = self.known.fitting(activation, self.layouts)
+        if not found:
+            self.known.refuse_others(tuple(activation.shape))
+        return found
 
     @torch.compiler.disable
     def _find(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
-        shape = tuple(activation.shape)
-        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
-        found = own or self.layouts.beside(activation, self.name)
+        shape, layouts = tuple(activation.shape), self.layouts
+        layouts.was_asked = True
+        found = layouts.certain(activation) or self._of_output(module, activation)
+        if not found and layouts.is_partial and len(shape) in self.known.met:
+            found = self.known.fitting(activation, layouts)
+        found = found or layouts.beside(activation, self.name)
         if not found:
             raise ValueError(
                 f"module {self.name!r}: no layer says which axes activations {shape} have: give axes=, of "
                 f"{get_args(Axes)}"
             )
-        self.layouts.was_asked = True
-        self.layouts_met.setdefault(len(shape), {}).setdefault(found, []).append(shape)
+        found = self.known.narrowed(found)
+        self.assumes_order = self.assumes_order or bool(layouts.assumed)
+        if len(found) == 1 or not layouts.is_partial:  # else the next pass is looked at from its beginning
+            self.known.add(found, activation)
         return found
 
     @torch.compiler.disable
     def _find_unwatched(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
         """Axes for another number of axes than it had: where the module itself has no doubt about them."""
-        own = self.layouts.of_output(module, activation) if self.side == "output" else ()
+        own = self._of_output(module, activation)
         if activation.dim() > 2 and (not own or (own[0] in ("ntc", "tnc") and self.layouts.batch_first)):
             self._refuse_unwatched(activation, "had another number of axes before")
         return self._find(module, activation)
+
+    def _of_output(self, module: nn.Module, activation: Tensor) -> tuple[Axes, ...]:
+        return self.layouts.of_output(module, activation) if self.side == "output" else ()
 
     def _refuse_unwatched(self, activation: Tensor, why: str) -> None:
         raise ValueError(
             f"module {self.name!r}, activations {tuple(activation.shape)}: it {why}, and no layer beside it is watched "
             "any more: give axes=, or an example that meets it"
-        )
-
-    def _met(self, met: dict[tuple[Axes, ...], list[tuple[int, ...]]], shape: tuple[int, ...]) -> tuple[Axes, ...]:
-        """The layout whose activations had this size, or as many channels, or all other sizes, if it is one."""
-        if len(met) == 1 and (len(shape) == 2 or next(iter(met)) == UNKNOWN.get(len(shape))):
-            return next(iter(met))
-        of_size = [axes for axes, shapes in met.items() if any(shape[1:] == other[1:] for other in shapes)]
-        channels = {axes: axes[0].index("c") for axes in met}
-        of_width = [
-            axes for axes, shapes in met.items() if shape[channels[axes]] in [s[channels[axes]] for s in shapes]
-        ]
-        for fitting in (of_size, of_width):
-            if len(fitting) == 1:
-                return fitting[0]
-        if len(met) > 1:
-            raise ValueError(
-                f"module {self.name!r} meets activations of several layouts, and {shape} may be of any: give each call "
-                "a module of its own"
-            )
-        axes, shapes = next(iter(met.items()))
-        raise ValueError(
-            f"module {self.name!r} had activations {shapes[0]} with axes {axes[0]!r}, and those of {shape} may be "
-            "others: give axes=, an example that meets both, or each call a module of its own"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,23 @@ from reproduce.method.parts import current_part
 SELU_SATURATION = -1.0507009873554804934 * 1.6732632423543772848
 
 
-class Dropout(nn.Module):
+class Drawing(nn.Module):
+    """A module that draws from ``generator``, on the device of the activations; a deep copy of the model shares it."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if self.generator is not None:
+            memo[id(self.generator)] = self.generator  # shared: a run has one stream of draws
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+class Dropout(Drawing):
     """Zero each element with ``probability``, scale the others by 1 / (1 - probability); identity in eval.
 
     Args:
@@ -31,11 +47,10 @@ class Dropout(nn.Module):
     batch_axis = 0
 
     def __init__(self, probability: float, generator: torch.Generator | None) -> None:
-        super().__init__()
+        super().__init__(generator)
         if not 0.0 <= probability < 1.0:
             raise ValueError(f"a dropout probability lies in [0, 1), got {probability!r}")
         self.probability = probability
-        self.generator = generator
 
     def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
         """Shape of the mask for one call: that of the activation."""
@@ -58,14 +73,6 @@ class Dropout(nn.Module):
     def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
         """The activation with 1 in the mask kept and 0 dropped; the mask may be overwritten."""
         return activation * mask.div_(1.0 - self.probability)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dropout:
-        if self.generator is not None:
-            memo[id(self.generator)] = self.generator  # shared: a run has one stream of masks
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
 
     def extra_repr(self) -> str:
         return f"{self.probability}"

@@ -35,6 +35,7 @@ class Task(Protocol):
     model: nn.Module
     metric: Metric  # the one that counts
     steps_per_epoch: int
+    source_examples: int | None  # of a step's batch, its first ones; others of a target domain follow. None: no others
 
     def start_epoch(self) -> None:
         """Draw what an epoch needs (the order of the examples) and reset carried state."""

@@ -44,6 +44,7 @@ class Classification(Generic[Part]):
 
     metric: Metric = METRICS["error"]
     model: nn.Module  # a Task builds it
+    source_examples: int | None = None
     balanced_classes: int | None = None  # over so many classes the error is averaged too
     trains_in_parts = True  # the loss is a mean over examples
 
@@ -96,14 +97,24 @@ class Classification(Generic[Part]):
         self.mixing.draw(self.generators.order)
 
     def _batch_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch whose inputs were read: 0-dim."""
-        return F.cross_entropy(self._logits(inputs), labels)
+        """The loss of a batch whose inputs were read: 0-dim. Only those of the source have labels."""
+        logits = self._logits(inputs)
+        return F.cross_entropy(logits if self.source_examples is None else logits[: self.source_examples], labels)
+
+    def _with_target(self, inputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Stored inputs of the source, and behind them as many of a target domain; default: there is none.
+
+        Args:
+            rows: places in the epoch's order; None: the first ones that are stored.
+        """
+        return inputs
 
     def loss(self, index: Tensor) -> Tensor:
         size = self.recipe.batch_size
-        chosen = self.order.index_select(0, rows_of_batch(index, size))
+        rows = rows_of_batch(index, size)
+        chosen = self.order.index_select(0, rows)
         labels = self.train.labels[chosen]
-        inputs = self.augmented(self.read(self.epoch_inputs[chosen]))
+        inputs = self.augmented(self.read(self._with_target(self.epoch_inputs[chosen], rows)))
         if not self.mixing.mixes:
             return self._batch_loss(_own(inputs), _own(labels))
         partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
@@ -142,7 +153,8 @@ class Classification(Generic[Part]):
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         size = self.recipe.batch_size
-        inputs, labels = self._layout(self.read(self.train.inputs[:size])), self.train.labels[:size]
+        inputs = self._layout(self.read(self._with_target(self.train.inputs[:size])))
+        labels = self.train.labels[:size]
         return lambda: self._batch_loss(inputs, labels)
 
     @torch.no_grad()

@@ -109,6 +109,7 @@ class ActivationAutoencoding:
     """
 
     metric = METRICS["fvu"]
+    source_examples: int | None = None
 
     def __init__(
         self,

@@ -11,15 +11,17 @@ from torch.nn import functional as F
 
 from reproduce import models
 from reproduce.data import ImageData, Images
+from reproduce.data.rotations import rotated
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard
 from reproduce.experiment.recipe import Count, Recipe
 from reproduce.experiment.schema import HostSpec, Normalisation, TaskSpec
-from reproduce.experiment.shifts import OOD_AUROC, OOD_DENSITY_AUROC, CorruptedSpec
+from reproduce.experiment.shifts import OOD_AUROC, OOD_DENSITY_AUROC, SOURCE_ERROR, CorruptedSpec, TargetSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import TaskOptions
 from reproduce.tasks._classification import BALANCED_ERROR, Classification
+from reproduce.tasks._domains import TargetDomain, left_for_target
 from reproduce.tasks._outside import outside_aurocs
 from reproduce.tasks._shifts import corrupted_errors, long_tailed
 
@@ -60,18 +62,39 @@ class ImageOptions(TaskOptions):
 
 
 class Options(ImageOptions):
-    """A long tail of classes to train on, corrupted images to test on, and a model to begin with."""
+    """A long tail of classes to train on, corrupted images or another domain to test on, and a model to begin with."""
 
     host: HostSpec | None = None  # an autoencoder that is trained first, whose encoder the model begins with
     imbalance: float | None = None
     corrupted: CorruptedSpec | None = None
     out_of_distribution: str | None = None  # a card
+    target_domain: TargetSpec | None = None
 
     @model_validator(mode="after")
     def _host_reads_the_same_images(self) -> Options:
         if self.host is not None and self.imbalance is not None:
             raise ValueError("option 'imbalance' goes with no 'host', which would be trained on all images")
         return self
+
+    @model_validator(mode="after")
+    def _target_is_the_only_shift(self) -> Options:
+        others = [name for name in ("host", "corrupted", "out_of_distribution") if getattr(self, name) is not None]
+        if self.target_domain is not None and others:
+            raise ValueError(f"option 'target_domain' goes with no {others[0]!r}: its test images are of the target")
+        return self
+
+    def check_count(self, n_train: int) -> None:
+        super().check_count(n_train)
+        if self.target_domain is None:
+            return
+        left = n_train - (self.validation or 0) - (self.train_examples or n_train)
+        if left < (self.target_domain.examples or 1):
+            wanted = f"{self.target_domain.examples} are wanted" if self.target_domain.examples else "some are needed"
+            raise UserError(
+                f"target_domain: {max(0, left)} of the {n_train} training images are left for the target, and "
+                f"{wanted}: set train_examples, how many are the source's",
+                ["target_domain"],
+            )
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -80,7 +103,8 @@ class Options(ImageOptions):
     @property
     def test_metrics(self) -> frozenset[str]:
         of_others = frozenset[str]() if self.out_of_distribution is None else frozenset({OOD_AUROC, OOD_DENSITY_AUROC})
-        return of_others | (self.corrupted.metrics if self.corrupted else frozenset())
+        of_source = frozenset[str]() if self.target_domain is None else frozenset({SOURCE_ERROR})
+        return of_others | of_source | (self.corrupted.metrics if self.corrupted else frozenset())
 
 
 class ImageClassification(Classification[Images]):
@@ -90,10 +114,15 @@ class ImageClassification(Classification[Images]):
 
     Metrics of a split: ``loss``, ``error``, and ``balanced_error`` where training classes have a long tail. Test has
     those of `CorruptedSpec`, and areas under the ROC curve against other images, where the task asks for them.
+
+    With a target domain test is of the target, and has the ``source_error`` too; a step has examples of the source and
+    then as many of the target, in one forward pass, and its loss is of the source's.
     """
 
     corrupted: CorruptedSpec | None = None
     outside: Images | None = None
+    target: TargetDomain | None = None
+    source_test: Images | None = None
 
     def __init__(
         self,
@@ -112,6 +141,13 @@ class ImageClassification(Classification[Images]):
                 if data.outside is None:
                     raise ValueError("the images out of distribution were not loaded: `data.load_all` does")
                 self.outside = data.outside.to(device)
+            if options.target_domain is not None:
+                left = left_for_target(options.target_domain, data, len(train.labels), options.validation or 0)
+                self.target = TargetDomain(options.target_domain, left, recipe, device)
+                self.source_examples = recipe.batch_size
+                self.source_test = data.test.to(device)
+                turned = rotated(data.test.images, options.target_domain.rotation)
+                splits["test"] = Images(turned, data.test.labels)
             self.n_classes = data.classes
             if options.imbalance is not None:
                 train = long_tailed(train, options.imbalance, data.classes)
@@ -133,8 +169,15 @@ class ImageClassification(Classification[Images]):
     def augmented(self, inputs: Tensor) -> Tensor:
         return crop_flip(inputs, self.generators.augmentation) if self.recipe.augment == "crop_flip" else inputs
 
+    def _with_target(self, inputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        if self.target is None:
+            return inputs
+        return torch.cat([inputs, self.target.images[: len(inputs)] if rows is None else self.target.batch(rows)])
+
     def start_epoch(self) -> None:
         super().start_epoch()
+        if self.target is not None:
+            self.target.start_epoch(self.generators.order)
         if self.augments_epochs:
             self.epoch_seed.copy_(torch.randint(2**63 - 1, (), generator=self.generators.order))
             self._augment_epoch()
@@ -147,10 +190,13 @@ class ImageClassification(Classification[Images]):
             made.copy_(rand_augment(crop_flip(source, generator), generator))
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({"epoch_seed": self.epoch_seed} if self.augments_epochs else {})
+        state = super().state_dict() | ({"epoch_seed": self.epoch_seed} if self.augments_epochs else {})
+        return state | ({"target_order": self.target.order} if self.target else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        if self.target is not None:
+            self.target.order.copy_(state["target_order"])
         if self.augments_epochs:
             self.epoch_seed.copy_(state["epoch_seed"])
             self._augment_epoch()
@@ -160,6 +206,8 @@ class ImageClassification(Classification[Images]):
         found: dict[str, float] = {}
         if self.corrupted is not None:
             found |= corrupted_errors(self.corrupted, test, lambda part: self._evaluate_split(part)["error"])
+        if self.source_test is not None:
+            found[SOURCE_ERROR] = self._evaluate_split(self.source_test)["error"]
         if self.outside is not None:
             found |= outside_aurocs(self.model, self._logits_of, self.train, test, self.outside, self.n_classes)
         return found

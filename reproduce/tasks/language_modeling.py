@@ -40,6 +40,7 @@ class LanguageModeling:
     """
 
     metric = METRICS["perplexity"]
+    source_examples: int | None = None
 
     def __init__(
         self,

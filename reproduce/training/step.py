@@ -96,6 +96,7 @@ class Step:
         if group.part is not None:
             read_whole_batches(self.model, group.part, known)
         self.trace = watch(self.model, method.recorded_roles)
+        self.trace.source_examples = task.source_examples
         self.parameters = list(self.model.parameters())
         self.clip = recipe.clip
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch

@@ -68,7 +68,7 @@ def _noise(*shape: int) -> Tensor:
 
 
 KINDS = {
-    "perceptron": Kind(perceptron, _noise(16, 6), {"1": "post"}),
+    "perceptron": Kind(perceptron, _noise(16, 6), {"1": "post", "2": "gaussian"}),
     "convolutions": Kind(convolutions, _noise(16, 1, 6, 6), {"4": "post"}),
     "language": Kind(Sentences, torch.arange(5 * 16).view(5, 16) % 7, {"rnn": "post", "drop": "dropped"}),
     "transformer": Kind(transformer, _noise(16, 5, 8), {"layers.0.linear1": "post"}),
@@ -112,7 +112,7 @@ def _train(model: nn.Module, handle: Any, kind: Kind) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for step in range(2):
         optimizer.zero_grad()
-        (model(kind.example).square().mean() + handle.penalty(progress=step / 2)).backward()
+        (model(kind.example).square().mean() + handle.penalty(progress=step / 2, source_examples=8)).backward()
         optimizer.step()
         handle.after_step(optimizer)
 

@@ -41,6 +41,7 @@ def discovered() -> dict[str, Callable[..., Any]]:
 
 FUNCTIONS = discovered()
 MIXTURE = Mixture(seeded(3, 5, seed=21).softmax(0), seeded(3, 5, seed=22), seeded(3, 5, seed=23).exp())
+GAUSSIANS = seeded(7, 5, seed=24), seeded(7, 5, seed=25).exp()
 DIRECTIONS = torch.nn.functional.normalize(seeded(9, 5, seed=1), dim=1)
 # What a function is given beside its first argument; `Several` gets a list of two as that.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -54,6 +55,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         **{"target": seeded(12, 4, seed=18), "weight": seeded(4, 5, seed=19)},
     },
     "distribution_mismatch_correction.match_quantiles": {"reference": seeded(5, 8, seed=3).sort(dim=1).values},
+    "kl_domain_adaptation.mixture_divergence": {"own": GAUSSIANS, "other": (GAUSSIANS[1], GAUSSIANS[0].exp())},
+    "kl_domain_adaptation.mixture_log_density": {"mean": GAUSSIANS[0], "deviation": GAUSSIANS[1]},
     "energy_distance.attraction": {"dimension": 5},
     "energy_distance.energy_distances": {"feature_axes": 1, "n_groups": 2, "orders": [torch.arange(12).flip(0)] * 2},
     "energy_distance.sliced_energy_distance": {"directions": DIRECTIONS},

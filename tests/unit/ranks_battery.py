@@ -126,7 +126,7 @@ def stepped(method: Method, whole: nn.Module, handle: Any, rank: int | None) -> 
         optimizer.zero_grad()
         rows = rows_of(method, step, own)
         loss = (whole(rows) - rows).square().mean()
-        (loss + handle.penalty(progress=step / STEPS)).backward()
+        (loss + handle.penalty(progress=step / STEPS, source_examples=len(rows) // 2)).backward()
         optimizer.step()
         handle.after_step(optimizer)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def passed(method: Method, ranks: slice) -> tuple[Tensor, Tensor]:
     model = made(method)
     handle = attached(method, model)
     output = model(rows_of(method, 0, ranks)).detach()
-    return output, handle.penalty(progress=0.5).detach()
+    return output, handle.penalty(progress=0.5, source_examples=len(output) // 2).detach()
 
 
 def trained_in_shards(method: Method, rank: int, layers: dict[str, Any] | None, is_attached_first: bool) -> Any:

@@ -326,6 +326,38 @@ def test_an_optimiser_that_does_not_hold_what_was_added_is_refused(inputs: Tenso
     assert not torch.equal(handle.sites[0].beta, before)
 
 
+def test_two_optimisers_of_which_one_steps_less_often(inputs: Tensor) -> None:
+    """What the method added is held by the other, which has not stepped yet, as in adversarial training."""
+    model = nn.Sequential(*small(), nn.Linear(6, 2))
+    handle = attach(VCL(strength=1.0), model, sites="pre", example=inputs)
+    often = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    rarely = torch.optim.SGD([*model[1].parameters(), *model[2].parameters()], lr=0.1)
+    before = handle.sites[0].beta.detach().clone()
+    for step in range(4):
+        (model(inputs).square().mean() + handle.penalty()).backward()
+        often.step()
+        if step % 2:
+            rarely.step()
+            often.zero_grad()
+            rarely.zero_grad()
+    assert not torch.equal(handle.sites[0].beta, before)
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+def test_a_lazy_model_that_has_no_shapes_yet(inputs: Tensor, with_example: bool) -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(3))
+    handle = attach(L2, model, example=inputs if with_example else None)
+    model(inputs)
+    assert_penalty(handle, by_row(model[1](model[0](inputs))))
+    handle.remove()
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    unmet = nn.Sequential(nn.LazyLinear(6), nn.ReLU())
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: call the model once"):
+        attach(WeightNormPenalty(strength=1.0), unmet).penalty()
+    with pytest.raises(ValueError, match="has not seen a batch yet: give attach"):
+        attach(VCL(strength=1.0), unmet, sites="pre")
+
+
 def test_a_module_that_was_replaced_is_refused(inputs: Tensor) -> None:
     for path in ("1", "0.1", "0"):
         model = two_blocks()

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.activity_norm.method import ActivityNorm
 from methods.vcreg.method import VCReg
 from reproduce.method.attach import Handle, attach
-
-L2 = ActivityNorm(kind="l2", strength=1.0)  # a sum over a sample, the mean over samples
+from tests.unit.own_models import L2, assert_penalty, by_map, by_step, layouts
 
 
 @pytest.fixture(autouse=True)
@@ -23,22 +21,6 @@ def fresh() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.compiler.reset()
-
-
-def by_map(activation: Tensor) -> Tensor:
-    return activation.double().square().flatten(1).sum(1).mean()
-
-
-def by_step(activation: Tensor) -> Tensor:
-    return activation.double().square().sum(-1).mean()
-
-
-def layouts(handle: Handle) -> list[tuple[str, int]]:
-    return [(site.axes, site.features) for site in handle.sites]
-
-
-def assert_penalty(handle: Handle, expected: Tensor) -> None:
-    torch.testing.assert_close(handle.penalty().double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("before", ["eval", "no_grad", "part", "error"])

@@ -90,6 +90,7 @@ class Squares:
 
     metric = METRICS["loss"]
     steps_per_epoch = 2
+    source_examples = None
 
     def __init__(self) -> None:
         self.model: Any = nn.Sequential(nn.Linear(3, 2), Site("pre", "nc", (2,)), nn.Tanh(), Site("post", "nc", (2,)))

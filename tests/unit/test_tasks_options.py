@@ -25,6 +25,7 @@ VALUES: dict[str, Any] = {
     "imbalance": 10.0,
     "corrupted": {"kinds": ("contrast",), "examples": 3},
     "out_of_distribution": "mnist",
+    "target_domain": {"rotation": 30.0},
     "normalise": "unit",
     "reconstruction": "pixel_mean",
     "objective": "with_penalty",
@@ -36,7 +37,7 @@ VALUES: dict[str, Any] = {
 }
 IMAGES = {"validation", "train_examples", "normalise"}
 USED = {
-    "image_classification": IMAGES | {"host", "imbalance", "corrupted", "out_of_distribution"},
+    "image_classification": IMAGES | {"host", "imbalance", "corrupted", "out_of_distribution", "target_domain"},
     "regression": IMAGES,
     "autoencoding": IMAGES | {"reconstruction", "objective", "classifier_iterations", "classifier_strength"},
     "language_modeling": {"train_examples", "symbols"},
@@ -59,7 +60,14 @@ def test_every_option_has_a_value_here() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_are_taken_or_refused(kind: str) -> None:
     used = USED[kind]
-    for apart in ({"host"}, {"imbalance"}) if {"host", "imbalance"} <= used else [set[str]()]:  # not both at once
+    together = [set[str]()]
+    if kind == "image_classification":  # not all at once
+        together = [
+            {"host", "target_domain"},
+            {"imbalance", "target_domain"},
+            {"host", "corrupted", "out_of_distribution"},
+        ]
+    for apart in together:
         taken = tasks.check_options(spec(kind, **{name: VALUES[name] for name in used - apart}))
         assert set(type(taken).model_fields) == used
     for name in NEEDED.get(kind, set()):

@@ -35,6 +35,7 @@ class Descent:
     """The task loss ``|w|^2 / 2``, whose gradient is ``w``."""
 
     steps_per_epoch = 2
+    source_examples = None
 
     def __init__(self) -> None:
         self.model = Valley()

@@ -28,6 +28,7 @@ class Rehearsed:
 
     metric = METRICS["error"]
     steps_per_epoch = 2
+    source_examples = None
 
     def __init__(self, validation: list[float]) -> None:
         self.model: Any = nn.Linear(1, 1)

@@ -25,6 +25,7 @@ class Squares:
 
     metric = METRICS["loss"]
     steps_per_epoch = 6
+    source_examples = None
 
     def __init__(self) -> None:
         self.model: Any = nn.Sequential(nn.Linear(3, 2), Site("post", "nc", (2,)))
