@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,17 @@ class Drawing(nn.Module):
     def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
         self.generator = generator
+
+    def _drawn(
+        self, like: Tensor, shape: Sequence[int], draw: Callable[[Tensor], Tensor], batch_axis: int = 0
+    ) -> Tensor:
+        """What ``draw`` fills, of this shape; where a part of a batch passes, its part of what the whole one draws."""
+        part = current_part()
+        if part is None:
+            return draw(like.new_empty(shape))
+        whole = list(shape)
+        whole[batch_axis] *= part.size
+        return part.own(draw(like.new_empty(whole)), batch_axis).clone()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if self.generator is not None:
@@ -61,14 +73,11 @@ class Dropout(Drawing):
             return activation
         if self.generator is None:  # bernoulli_ would silently take torch's global generator
             raise ValueError(f"dropout {self.probability} needs a generator while training, got None")
-        return self.masked(activation, self._drawn(activation))
+        mask = self._drawn(activation, self.mask_shape(activation), self._bernoulli, self.batch_axis)
+        return self.masked(activation, mask)
 
-    def _drawn(self, activation: Tensor) -> Tensor:
-        """A mask; where a part of a batch passes, its part of the whole batch's, as one process draws it."""
-        shape, part = list(self.mask_shape(activation)), current_part()
-        shape[self.batch_axis] *= 1 if part is None else part.size
-        mask = activation.new_empty(shape).bernoulli_(1.0 - self.probability, generator=self.generator)
-        return mask if part is None else part.own(mask, self.batch_axis).clone()
+    def _bernoulli(self, mask: Tensor) -> Tensor:
+        return mask.bernoulli_(1.0 - self.probability, generator=self.generator)
 
     def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
         """The activation with 1 in the mask kept and 0 dropped; the mask may be overwritten."""

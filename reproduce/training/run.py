@@ -214,13 +214,18 @@ def _check_parts(run: PlannedRun, task: Task, group: Group) -> None:
     """Refuse a Run that several processes cannot train together.
 
     Raises:
-        UserError: a Task whose loss is not known to be the mean of its parts', or a batch without equal parts.
+        UserError: a Task whose loss is not known to be the mean of its parts', a batch of two domains, which has one
+            behind the other, or one without equal parts.
     """
     if group.part is None:
         return
     if not getattr(task, "trains_in_parts", False):
         kind = run.config.task.kind.replace("_", " ")
         raise UserError(f"{kind} trains in one process, and torchrun has started {group.size}: leave torchrun out")
+    if task.source_examples is not None:
+        raise UserError(
+            f"batches with a target domain are trained on in one process, not {group.size}: leave torchrun out"
+        )
     if run.config.recipe.batch_size % group.size:
         raise UserError(
             f"batch_size {run.config.recipe.batch_size} cannot be cut into {group.size} equal parts: start a number of "

@@ -40,6 +40,7 @@ OTHERS = [
     problem_like("dropout", "mlp", {"width": 8, "depth": 2, "dropout": 0.3}, augment="crop_flip"),
     problem_like("mixed", "mlp", {"width": 8, "depth": 2}, mixup=0.8, cutmix=1.0),
     problem_like("rows", "row_rnn", {"hidden": 5}),
+    problem_like("code", "mnist_cnn", {"width": 8, "code": 8, "gaussian": True, "evaluation_draws": 3}),
 ]
 PROBLEMS_IN_PARTS = {problem.name: problem for problem in (UNITS, *OTHERS)}
 
@@ -51,6 +52,7 @@ class Maps:
 
     metric = METRICS["error"]
     steps_per_epoch = STEPS
+    source_examples = None
 
     def __init__(self, generators: Generators) -> None:
         with torch.random.fork_rng():

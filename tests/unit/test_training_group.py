@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reproduce.bench.tiny_tasks import CPU, PROBLEMS
 from reproduce.errors import UserError
+from reproduce.experiment.schema import Arm
 from reproduce.method import Site
 from reproduce.method.parts import Part, current_part, passing, read_whole_batches
+from reproduce.method.rng import Generators
 from reproduce.report.method_card import MethodCard
 from reproduce.training.group import ALONE, Group, _buckets
+from reproduce.training.run import _check_parts
 from tests.unit.ranks_group import (
     CONFIGURATIONS,
     FOLDERS,
@@ -26,6 +30,7 @@ from tests.unit.ranks_group import (
     trained,
     trained_on_maps,
 )
+from tests.unit.small_runs import planned
 
 TRAINED = {name: (problem, method) for name, problem, method in pairs()}
 ELSEWHERE = [name for name in TRAINED if name.startswith("recurrent_batchnorm-")]  # it normalizes within an LSTM
@@ -46,7 +51,7 @@ def compare(found: list[dict[str, Any]], wanted: dict[str, Any], tolerance: floa
 def test_every_method_and_every_task_is_tried() -> None:
     tried = {name.partition("-")[0] for name in TRAINED}
     on_maps = {name.partition("-")[0] for name, method in CONFIGURATIONS.items() if can_read_maps(method)}
-    assert FOLDERS.keys() - tried == {"sparse_autoencoder"}  # whose loss is of codes
+    assert FOLDERS.keys() - tried == {"sparse_autoencoder", "kl_domain_adaptation"}  # on tasks that are refused
     assert {"batchnorm", "vcl", "sigreg", "energy_distance", "per"} <= on_maps
     assert {name.rpartition(" on ")[2] for name in TRAINED} == PROBLEMS_IN_PARTS.keys()
 
@@ -146,6 +151,15 @@ def test_a_part_passes_only_within(part: Part) -> None:
     with passing(part):
         assert current_part() is part
     assert current_part() is None
+
+
+def test_a_batch_of_two_domains_is_refused(part: Part) -> None:
+    problem = next(one for one in PROBLEMS if one.spec.options.get("target_domain"))
+    task = problem.build(Generators.seeded(0, CPU))
+    (run,) = planned({"vanilla": Arm()})
+    _check_parts(run, task, ALONE)
+    with pytest.raises(UserError, match="a target domain is trained with in one process, not 2"):
+        _check_parts(run, task, Group(part))
 
 
 class Doubled(nn.Module):
