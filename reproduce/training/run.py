@@ -223,9 +223,7 @@ def _check_parts(run: PlannedRun, task: Task, group: Group) -> None:
         kind = run.config.task.kind.replace("_", " ")
         raise UserError(f"{kind} trains in one process, and torchrun has started {group.size}: leave torchrun out")
     if task.source_examples is not None:
-        raise UserError(
-            f"batches with a target domain are trained on in one process, not {group.size}: leave torchrun out"
-        )
+        raise UserError(f"a target domain is trained with in one process, not {group.size}: leave torchrun out")
     if run.config.recipe.batch_size % group.size:
         raise UserError(
             f"batch_size {run.config.recipe.batch_size} cannot be cut into {group.size} equal parts: start a number of "
