@@ -95,6 +95,10 @@ class ActivityNorm(Method):
         weights: dict[Role, float] = {"dropped": self.strength, "post": self.temporal_strength}
         return frozenset(role for role, weight in weights.items() if weight)
 
+    @property
+    def is_mean_over_samples(self) -> bool:
+        return True
+
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted penalty."""
         if self.kind == "ar_tar":

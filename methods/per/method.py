@@ -388,6 +388,10 @@ class PER(Method):
     features: Features = "flatten"  # a sample of a map: all of it, or one location
     reduction: Literal["mean", "sum"] = "mean"
 
+    @property
+    def is_mean_over_samples(self) -> bool:
+        return self.reduction == "mean"
+
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:
         """The weighted loss."""
         records = trace.select(self.sites)

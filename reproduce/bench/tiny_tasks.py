@@ -25,6 +25,7 @@ from reproduce.experiment.schema import HostSpec, TaskSpec
 from reproduce.experiment.shifts import TargetSpec
 from reproduce.method import Method
 from reproduce.method.rng import Generators
+from reproduce.training.group import ALONE, Group
 from reproduce.training.host import build_task
 from reproduce.training.step import Step
 
@@ -74,6 +75,7 @@ class Session:
         captured: bool = False,
         rate_on_device: bool | None = None,
         device: torch.device = CPU,
+        group: Group = ALONE,
         **recipe: Any,
     ) -> None:
         self.method, self.device = method, device
@@ -81,7 +83,7 @@ class Session:
         self.task = problem.build(self.generators, device, **recipe)
         chosen = problem.recipe.model_copy(update=recipe)
         make_recording = functools.partial(recording, self.generators, device) if captured else None
-        self.step = Step(self.task, method, chosen, self.generators, device, make_recording, rate_on_device)
+        self.step = Step(self.task, method, chosen, self.generators, device, make_recording, rate_on_device, group)
         self.model, self.trace = self.step.model, self.step.trace
         self.task.start_epoch()
 

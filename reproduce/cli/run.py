@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from reproduce.cli import processes
 from reproduce.cli.campaign import (
     ORDER,
     ArmsOption,
@@ -95,6 +97,10 @@ def run(
     started = time.monotonic()
     allowed = parse_budget(budget)  # before anything is loaded
     _check_looks(until_decided, max_seeds, seeds)
+    chosen_engine = EngineChoice(engine, address, resources, store)
+    group = None
+    if processes.are_several():
+        group = processes.joined(context, device, jobs, mode, chosen_engine.is_local, budget)
     broken: list[str] = []
     with waiting("reading experiments, loading torch"):
         experiments = chosen_experiments(method, scale, only, broken)  # a wrong name is said before torch is loaded
@@ -104,7 +110,6 @@ def run(
         from reproduce.training.plan import most_valuable_first
 
         check_copy()
-        chosen_engine = EngineChoice(engine, address, resources, store)
         chosen_engine.check(device, jobs, mode)  # bad input is said before anything is read
         in_store = chosen_engine.fetch_results(runs)
         sealed, damaged = local_results(runs)
@@ -124,9 +129,11 @@ def run(
         print(f"not a Result, as if not trained: {problem}", file=sys.stderr)
     if not chosen_engine.is_local and not missing and not until_decided:
         chosen_engine, device, mode = EngineChoice(), "", ""  # nothing to start a cluster for
-    workers = chosen_engine.workers(context, device, jobs, len(planned), mode)
+    workers = group or chosen_engine.workers(context, device, jobs, len(planned), mode)
     runs.mkdir(parents=True, exist_ok=True)
     settings = settings_of(workers, data, runs, len(missing))
+    if group:
+        settings = replace(settings, group=group.group)
     say: Callable[[str], None] = (lambda line: None) if as_json else print
     say(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
     if missing and workers.how.said:

@@ -72,6 +72,15 @@ class Method(BaseModel):
         """Whether `after_step` does something: a method of which only some configurations do overrides this."""
         return type(self).after_step is not Method.after_step
 
+    @property
+    def is_mean_over_samples(self) -> bool:
+        """Whether the mean of the penalties of a batch's parts, equally large, is that of the batch. Default: no.
+
+        Where several processes train a Run, the penalty is then that of each one's own part; else all parts are
+        gathered for it, which is right for every method, and costs memory and time.
+        """
+        return False
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         """Change the network before training (fill Sites, add parameters). Default: change nothing."""
 

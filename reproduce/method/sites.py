@@ -210,6 +210,10 @@ class Trace:
         finally:
             _OWNER.reset(token)
 
+    def replace_activations(self, made: Callable[[Tensor, int], Tensor]) -> None:
+        """Put into each record what is made of its activation, and of the place of its axis of examples."""
+        self._records = [Record(one.site, made(one.activation, one.site.axes.index("n"))) for one in self._records]
+
     def clear(self) -> None:
         self._records.clear()
         self._passed_over = False

@@ -23,6 +23,10 @@ class Started(Method):
     def acts_after_step(self) -> bool:
         return self.start.acts_after_step or self.method.acts_after_step
 
+    @property
+    def is_mean_over_samples(self) -> bool:
+        return self.method.is_mean_over_samples and not (self.start.acts_after_step and self.start.recorded_roles)
+
     def prepare(self, model: nn.Module, generator: torch.Generator) -> None:
         self.start.prepare(model, generator)
         self.method.prepare(model, generator)

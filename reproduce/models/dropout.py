@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from reproduce.method.parts import current_part
 
 # What SELU tends to for very negative inputs: -lambda * alpha of Klambauer et al. 2017.
 SELU_SATURATION = -1.0507009873554804934 * 1.6732632423543772848
@@ -19,6 +22,17 @@ class Drawing(nn.Module):
     def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
         self.generator = generator
+
+    def _drawn(
+        self, like: Tensor, shape: Sequence[int], draw: Callable[[Tensor], Tensor], batch_axis: int = 0
+    ) -> Tensor:
+        """What ``draw`` fills, of this shape; where a part of a batch passes, its part of what the whole one draws."""
+        part = current_part()
+        if part is None:
+            return draw(like.new_empty(shape))
+        whole = list(shape)
+        whole[batch_axis] *= part.size
+        return part.own(draw(like.new_empty(whole)), batch_axis).clone()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if self.generator is not None:
@@ -42,6 +56,8 @@ class Dropout(Drawing):
     Source: Srivastava et al. 2014, in the scaling of ``torch.nn.Dropout``.
     """
 
+    batch_axis = 0
+
     def __init__(self, probability: float, generator: torch.Generator | None) -> None:
         super().__init__(generator)
         if not 0.0 <= probability < 1.0:
@@ -57,9 +73,11 @@ class Dropout(Drawing):
             return activation
         if self.generator is None:  # bernoulli_ would silently take torch's global generator
             raise ValueError(f"dropout {self.probability} needs a generator while training, got None")
-        mask = activation.new_empty(self.mask_shape(activation))
-        mask.bernoulli_(1.0 - self.probability, generator=self.generator)
+        mask = self._drawn(activation, self.mask_shape(activation), self._bernoulli, self.batch_axis)
         return self.masked(activation, mask)
+
+    def _bernoulli(self, mask: Tensor) -> Tensor:
+        return mask.bernoulli_(1.0 - self.probability, generator=self.generator)
 
     def masked(self, activation: Tensor, mask: Tensor) -> Tensor:
         """The activation with 1 in the mask kept and 0 dropped; the mask may be overwritten."""
@@ -74,6 +92,8 @@ class LockedDropout(Dropout):
 
     Source: Gal & Ghahramani 2016 (variational dropout).
     """
+
+    batch_axis = 1
 
     def mask_shape(self, activation: Tensor) -> tuple[int, ...]:
         """One mask for all times: (1, B, d)."""

@@ -47,7 +47,7 @@ class GaussianDraw(Drawing):
             return mean + deviation * self.noise
         if self.generator is None:  # normal_ would silently take torch's global generator
             raise ValueError("a Gaussian code needs a generator while training, got None")
-        return mean + deviation * torch.empty_like(mean).normal_(generator=self.generator)
+        return mean + deviation * self._drawn(mean, mean.shape, lambda noise: noise.normal_(generator=self.generator))
 
 
 class MnistCNN(nn.Module):

@@ -82,11 +82,15 @@ class Environment(_Frozen):
     fp32_precision: Added[dict[str, str]] = None  # in which float32 convolutions, RNNs and matrix products are computed
     cudnn_benchmark: Added[bool] = None  # whether cuDNN chose algorithms by timing them, which may differ next time
     runs_on_device: Added[int] = None  # at most so many trained on the device at once, this one among them
+    processes: Added[int] = None  # that trained it together, each on its part of every batch; None: one
     peak_memory_of: Added[Literal["run", "process"]] = None  # the process: other Runs in it count as well
 
 
 def device_kind(device: str) -> str:
-    """What the devices of one kind have in common in `Environment.device`: "cuda:1 (NVIDIA H100)" is an NVIDIA H100."""
+    """What the devices of one kind have in common in `Environment.device`: "cuda:1 (NVIDIA H100)" is an NVIDIA H100.
+
+    Several processes that trained together are a kind of their own: "cuda:0 (NVIDIA H100, 2 processes)".
+    """
     name = device.partition(" (")[2].removesuffix(")")
     return name or device
 

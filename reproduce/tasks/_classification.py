@@ -13,6 +13,7 @@ from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS, Metric
 from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import TaskSpec
+from reproduce.method.parts import current_part
 from reproduce.method.rng import Generators
 from reproduce.tasks import Metrics, check_validation, rows_of_batch
 from reproduce.tasks._mixing import Mixing
@@ -45,6 +46,7 @@ class Classification(Generic[Part]):
     model: nn.Module  # a Task builds it
     source_examples: int | None = None
     balanced_classes: int | None = None  # over so many classes the error is averaged too
+    trains_in_parts = True  # the loss is a mean over examples
 
     def __init__(
         self,
@@ -114,11 +116,12 @@ class Classification(Generic[Part]):
         labels = self.train.labels[chosen]
         inputs = self.augmented(self.read(self._with_target(self.epoch_inputs[chosen], rows)))
         if not self.mixing.mixes:
-            return self._batch_loss(inputs, labels)
+            return self._batch_loss(_own(inputs), _own(labels))
         partner = torch.randperm(size, generator=self.generators.augmentation, device=self.device)
         mixed, weight = self.mixing.mixed(inputs, inputs[partner], index)
-        logits = self._logits(mixed)
-        return weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
+        logits = self._logits(_own(mixed))
+        own, partners = _own(labels), _own(labels[partner])
+        return weight * F.cross_entropy(logits, own) + (1 - weight) * F.cross_entropy(logits, partners)
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -164,6 +167,12 @@ class Classification(Generic[Part]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order.copy_(state["order"])
         self.mixing.load_state_dict(state)
+
+
+def _own(whole: Tensor) -> Tensor:
+    """Of a batch that was drawn whole, the examples that pass the model in this process."""
+    part = current_part()
+    return whole if part is None else part.own(whole)
 
 
 def balanced_error(missed: Tensor, labels: Tensor, classes: int) -> float:

@@ -52,6 +52,8 @@ class Autoencoding(ImageClassification):
     of the training images, which is then the metric that counts.
     """
 
+    trains_in_parts = False
+
     def __init__(
         self,
         spec: TaskSpec,

@@ -75,6 +75,7 @@ class Regression(ImageClassification):
     """
 
     metric = METRICS["mse"]
+    trains_in_parts = False
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from reproduce.results.record import EpochRecord, Final
 from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import REMEDY, CheckpointError, read_checkpoint, write_checkpoint
+from reproduce.training.group import ALONE, Group
 from reproduce.training.objective import objectives
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
@@ -68,22 +69,26 @@ def train(
     make_recording: Callable[[], Recording] | None = None,
     rate_on_device: bool | None = None,
     note: Callable[[str], None] = lambda line: None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train ``task`` with ``method`` until the recipe's end, from the last checkpoint if there is one.
 
-    ``make_recording`` and ``rate_on_device`` are those of `Step`; ``note`` is told what the user should know.
+    ``make_recording``, ``rate_on_device`` and ``group`` are those of `Step`; ``note`` is told what the user should
+    know. Every process of a group reads the checkpoint, and the first one writes it, logs, and decides.
 
     Raises:
         Interrupted: when ``should_stop()`` turned true; a checkpoint was written first.
         CheckpointError: the checkpoint in ``folder`` belongs to another version or cannot be read.
+        Abandoned: in another process than the group's first, what is an error there.
     """
-    step = Step(task, method, recipe, generators, device, make_recording, rate_on_device)
     outcome = Outcome()
-    number = _resume(folder / CHECKPOINT, run_id, step, outcome, note)  # of steps taken
+    with group.together():
+        step = Step(task, method, recipe, generators, device, make_recording, rate_on_device, group)
+        number = _resume(folder / CHECKPOINT, run_id, step, outcome, note)  # of steps taken
     began_at = number
     total_steps, steps_per_epoch = step.total_steps, task.steps_per_epoch
     period = recipe.evaluate_every * steps_per_epoch
-    writer = SummaryWriter(str(folder), purge_step=number + 1, flush_secs=10)  # that of the checkpoint was logged
+    writer = _writer(folder, number) if group.is_first else None
     clock = _Clock(before=outcome.seconds)
     try:
         while number < total_steps:
@@ -95,7 +100,8 @@ def train(
 
             at_end = number == total_steps
             evaluating = number % period == 0 or at_end
-            if evaluating or clock.since_logged() > LOG_SECONDS:
+            (logging,) = group.agreed(evaluating or clock.since_logged() > LOG_SECONDS)
+            if logging:
                 clock.logged()
                 _write_step(writer, step, number)
                 metric = _newest(outcome.epochs, task.metric)
@@ -105,7 +111,7 @@ def train(
                     break
             if evaluating:
                 with step.evaluated_weights():
-                    record = _evaluate(step, number, period, clock.seconds_per_step())
+                    record = group.of_first(_evaluate(step, number, period, clock.seconds_per_step()))
                 outcome.epochs.append(record)
                 _write_evaluation(writer, record)
                 if not all(map(math.isfinite, (*record.validation.values(), *record.test.values()))):
@@ -116,17 +122,28 @@ def train(
                     step.after_evaluation(metric, record.epoch)
                 step.sums.reset()
                 clock.begin_period()
-            stopping = should_stop()
-            if stopping or clock.since_saved() > CHECKPOINT_SECONDS:
-                _save(folder, run_id, step, outcome, clock.total())
+            stopping, saving = group.agreed(should_stop(), clock.since_saved() > CHECKPOINT_SECONDS)
+            if stopping or saving:
+                if group.is_first:
+                    _save(folder, run_id, step, outcome, clock.total())
                 clock.saved()
             if stopping and not at_end:
                 raise Interrupted(f"stopped at step {number} of {total_steps}")
+    except Interrupted:  # at the same step in every process
+        raise
+    except BaseException:
+        group.lose()
+        raise
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
     outcome.seconds = clock.total()
     outcome.mode = step.mode
     return outcome
+
+
+def _writer(folder: Path, number: int) -> SummaryWriter:
+    return SummaryWriter(str(folder), purge_step=number + 1, flush_secs=10)  # that of the checkpoint was logged
 
 
 class _Clock:
@@ -192,6 +209,7 @@ def _save(folder: Path, run_id: str, step: Step, outcome: Outcome, seconds: floa
         "seconds": seconds,
         "resumed": outcome.resumed,
         "threads": torch.get_num_threads(),
+        "processes": step.group.size,
     }
     write_checkpoint(folder / CHECKPOINT, run_id, step.state_dict() | progress)
 
@@ -222,13 +240,17 @@ def _newest(epochs: list[EpochRecord], metric: Metric) -> float | None:
     return (epochs[-1].validation or epochs[-1].test).get(metric.name)
 
 
-def _write_step(writer: SummaryWriter, step: Step, number: int) -> None:
+def _write_step(writer: SummaryWriter | None, step: Step, number: int) -> None:
+    if writer is None:
+        return
     writer.add_scalar("loss/task", float(step.loss), number)
     writer.add_scalar("loss/penalty", float(step.penalty), number)
     writer.add_scalar("learning_rate", step.schedule.rate, number)
 
 
-def _write_evaluation(writer: SummaryWriter, record: EpochRecord) -> None:
+def _write_evaluation(writer: SummaryWriter | None, record: EpochRecord) -> None:
+    if writer is None:
+        return
     for split in ("validation", "test"):
         for name, value in getattr(record, split).items():
             writer.add_scalar(f"{name}/{split}", value, record.step)

@@ -24,8 +24,10 @@ from reproduce.method.rng import Generators
 from reproduce.results.record import Environment, Final, Result
 from reproduce.results.source import git_state
 from reproduce.results.store import NewerResult, ResultError, read_result, write_result
+from reproduce.tasks import Task
 from reproduce.training.capture import WARM_UP_STEPS, Mode, recording_in
-from reproduce.training.checkpoints import read_checkpoint, remove_checkpoint
+from reproduce.training.checkpoints import CheckpointError, read_checkpoint, remove_checkpoint
+from reproduce.training.group import ALONE, Group
 from reproduce.training.host import build_task
 from reproduce.training.loop import CHECKPOINT, Event, Outcome, select, train
 from reproduce.training.plan import PlannedRun
@@ -49,6 +51,7 @@ class RunSettings:
     at_once: int = 1  # Runs that share the device
     shares_process: bool = False  # some of them train in threads of this process
     mode: Mode = "eager"  # how steps are taken
+    group: Group = ALONE  # of processes that train each Run together
 
 
 def result_path(runs: Path, config: RunConfig) -> Path:
@@ -149,28 +152,14 @@ def _train_and_seal(
     note: Callable[[str], None],
 ) -> Result:
     config = run.config
-    settings = _with_threads_of(path.parent / CHECKPOINT, config.id, settings, note)
+    settings = _as_begun(path.parent / CHECKPOINT, config.id, settings, note)
     torch.set_num_threads(settings.threads)  # of this thread: others of the process keep theirs
     peak_is_own = not settings.shares_process and _reset_peak_memory(device)
     environment = _environment(config, settings, device, peak_is_own)
     _rehearse_sealing(run, environment, path)
-    generators = Generators.seeded(config.seed, device)
-    loaded = load_data(config.task.datasets, settings.root, settings.cache)
-    task = build_task(config.task, config.recipe, loaded, generators, device, should_stop)
-    method = run.method()
-    outcome = train(
-        config.id,
-        config.recipe,
-        task,
-        method,
-        generators,
-        device,
-        path.parent,
-        on_event,
-        _telling_when_settled(should_stop, on_settled),
-        recording_in(settings.mode, generators),
-        note=note,
-    )
+    settings.group.begin((run, replace(settings, group=ALONE)))
+    told = _telling_when_settled(should_stop, on_settled)
+    task, outcome = train_here(run, settings, device, path.parent, on_event, should_stop, told, note)
     finished = {
         "wall_seconds": outcome.seconds,
         "peak_memory_bytes": _peak_memory(device),
@@ -186,12 +175,77 @@ def _train_and_seal(
     return result
 
 
-def _with_threads_of(checkpoint: Path, run_id: str, settings: RunSettings, note: Callable[[str], None]) -> RunSettings:
+def train_here(
+    run: PlannedRun,
+    settings: RunSettings,
+    device: torch.device,
+    folder: Path,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stops_host: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[Task, Outcome]:
+    """Train a Run in this process, or this process's part of it, and write nothing but what `train` writes."""
+    config, group = run.config, settings.group
+    generators = Generators.seeded(config.seed, device)
+    with group.together():
+        loaded = load_data(config.task.datasets, settings.root, settings.cache)
+        task = build_task(config.task, config.recipe, loaded, generators, device, stops_host)
+        _check_parts(run, task, group)
+        method = run.method()
+    outcome = train(
+        config.id,
+        config.recipe,
+        task,
+        method,
+        generators,
+        device,
+        folder,
+        on_event,
+        should_stop,
+        recording_in(settings.mode, generators),
+        note=note,
+        group=group,
+    )
+    return task, outcome
+
+
+def _check_parts(run: PlannedRun, task: Task, group: Group) -> None:
+    """Refuse a Run that several processes cannot train together.
+
+    Raises:
+        UserError: a Task whose loss is not known to be the mean of its parts', a batch of two domains, which has one
+            behind the other, or one without equal parts.
+    """
+    if group.part is None:
+        return
+    if not getattr(task, "trains_in_parts", False):
+        kind = run.config.task.kind.replace("_", " ")
+        raise UserError(f"{kind} trains in one process, and torchrun has started {group.size}: leave torchrun out")
+    if task.source_examples is not None:
+        raise UserError(f"a target domain is trained with in one process, not {group.size}: leave torchrun out")
+    if run.config.recipe.batch_size % group.size:
+        raise UserError(
+            f"batch_size {run.config.recipe.batch_size} cannot be cut into {group.size} equal parts: start a number of "
+            "processes that divides it"
+        )
+
+
+def _as_begun(checkpoint: Path, run_id: str, settings: RunSettings, note: Callable[[str], None]) -> RunSettings:
     """As many threads as the checkpoint was made with: sums are split by thread, and so rounded differently.
 
     Before the Task is built, since its host is trained anew.
+
+    Raises:
+        CheckpointError: it was made by another number of processes, by which sums are split too.
     """
     saved = read_checkpoint(checkpoint, run_id)
+    began_with = saved.get("processes", 1) if saved else settings.group.size
+    if began_with != settings.group.size:
+        raise CheckpointError(
+            f"{checkpoint}: its run began with {began_with} processes, and this is {settings.group.size}, which would "
+            f"move numbers: start {began_with} again, or delete that file to begin anew"
+        )
     threads = saved.get("threads") if saved else None
     if not isinstance(threads, int) or threads < 1 or threads == settings.threads:
         return settings
@@ -251,7 +305,7 @@ def _environment(config: RunConfig, settings: RunSettings, device: torch.device,
         packages={name: _version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
-        device=device_name(device),
+        device=device_name(device, settings.group.size),
         precision=config.recipe.precision,
         threads=settings.threads,
         wall_seconds=0.0,
@@ -261,6 +315,7 @@ def _environment(config: RunConfig, settings: RunSettings, device: torch.device,
         fp32_precision=fp32_precision(device),
         cudnn_benchmark=torch.backends.cudnn.benchmark if device.type == "cuda" else None,
         runs_on_device=settings.at_once,
+        processes=settings.group.size if settings.group.size > 1 else None,
         peak_memory_of="run" if peak_is_own else "process",
     )
 
@@ -376,10 +431,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """The device and what it is; several processes, each on one, are another kind of device (`device_kind`)."""
+    several = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_processor()})"
+        return f"{device} ({torch.cuda.get_device_name(device)}{several})"
+    return f"cpu ({_processor()}{several})"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from reproduce.experiment.recipe import Recipe
 from reproduce.method import Method
+from reproduce.method.parts import read_whole_batches
 from reproduce.method.rng import Generators
 from reproduce.method.sites import watch
 from reproduce.tasks import Task
 from reproduce.training.averaging import Averager
 from reproduce.training.capture import Mode, Recording, Repeated
+from reproduce.training.group import ALONE, Group
 from reproduce.training.optim import RateSchedule, ScalesRate, build_optimizer, clip_gradients
 
 
@@ -70,9 +72,11 @@ class Step:
         make_recording: records a step after the first WARM_UP_STEPS, see `Repeated`; None: every step is eager.
         rate_on_device: the learning rate is a float32 tensor there, which a recorded step needs. It moves last bits;
             so by default it is one on CUDA alone, for eager and captured steps alike.
+        group: of processes that take the step together. What is said of a step here, its loss and its penalty too, is
+            then of the whole batch.
 
     Raises:
-        ValueError: the method refuses the Task's model.
+        ValueError: the method refuses the Task's model, or the group what the method has made of it.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class Step:
         device: torch.device,
         make_recording: Callable[[], Recording] | None = None,
         rate_on_device: bool | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.task, self.method, self.generators = task, method, generators
+        self.task, self.method, self.generators, self.group = task, method, generators, group
         self.model = task.model
+        known = set(self.model.modules())
         method.prepare(self.model, generators.method)
         self.model.to(device).train()
+        if group.part is not None:
+            read_whole_batches(self.model, group.part, known)
         self.trace = watch(self.model, method.recorded_roles)
         self.trace.source_examples = task.source_examples
         self.parameters = list(self.model.parameters())
@@ -127,10 +135,14 @@ class Step:
 
     def _act(self) -> None:
         """What happens on the device."""
-        loss = self.task.loss(self.index)
+        with self.group.passing():
+            loss = self.task.loss(self.index)
+        if not self.method.is_mean_over_samples:
+            self.group.complete(self.trace)
         penalty = self.method.penalty(self.trace, self.progress, self.generators.method)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + penalty).backward()
+        loss, penalty = self.group.average(self.parameters, loss.detach(), penalty.detach())
         clip_gradients(self.parameters, self.clip)
         with self.schedule.scaled(self.task.rate_factor) if isinstance(self.task, ScalesRate) else nullcontext():
             self.optimizer.step()
@@ -138,9 +150,9 @@ class Step:
         if self.averager is not None:
             self.averager.mean.add()
         self.trace.clear()  # no activation outlives its step
-        self.loss.copy_(loss.detach())
-        self.penalty.copy_(penalty.detach())
-        self.sums.add(loss.detach(), penalty.detach(), self.number)
+        self.loss.copy_(loss)
+        self.penalty.copy_(penalty)
+        self.sums.add(loss, penalty, self.number)
         self.number += 1
         self._place()
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +103,11 @@ class Checkout:
 
     path: Path
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """`python -m reproduce` in a process group of its own."""
+    def start(self, *arguments: str, by: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
+        """`python -m reproduce`, by Python or by a program that starts it, in a process group of its own."""
         with one_core():
             return subprocess.Popen(
-                [sys.executable, "-m", "reproduce", *arguments],
+                [*by, "-m", "reproduce", *arguments],
                 cwd=self.path,
                 env=self.environment,
                 stdout=subprocess.PIPE,
@@ -116,9 +116,9 @@ class Checkout:
                 start_new_session=True,
             )
 
-    def run(self, *arguments: str) -> Answer:
+    def run(self, *arguments: str, by: Sequence[str] = (sys.executable,)) -> Answer:
         before = time.monotonic()
-        process = self.start(*arguments)
+        process = self.start(*arguments, by=by)
         try:
             stdout, stderr = process.communicate(timeout=PATIENCE)
         finally:

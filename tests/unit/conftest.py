@@ -270,12 +270,26 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         sys.path.insert(0, root)
     from tests.unit.ranks import RANKS, process
 
+    return _found_by(process, RANKS, tmp_path_factory, "ranks")
+
+
+@pytest.fixture(scope="session")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found that train Runs together: `tests/unit/ranks_group.py`."""
+    from tests.unit.ranks_group import RANKS, process
+
+    return _found_by(process, RANKS, tmp_path_factory, "grouped")
+
+
+def _found_by(
+    process: Callable[[int, str], None], count: int, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> list[dict[str, Any]]:
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # of all workers: the first that asks starts the processes
-    folder = shared / "ranks"
-    with FileLock(shared / "ranks.lock"):
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
         if not folder.exists():
             folder.mkdir()
-            torch.multiprocessing.spawn(process, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+            torch.multiprocessing.spawn(process, (str(folder),), nprocs=count)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]

@@ -99,6 +99,7 @@ ADDED = {
     "fp32_precision": {"convolution": "tf32", "rnn": "tf32", "matrix product": "ieee"},
     "cudnn_benchmark": False,
     "runs_on_device": 8,
+    "processes": 2,
     "peak_memory_of": "process",
 }
 

@@ -203,7 +203,7 @@ def test_what_cannot_be_sealed_is_not_trained(settings: RunSettings, monkeypatch
     with pytest.raises(UserError, match="could not be sealed"):
         execute(unreadable, settings)
 
-    def unnamed(device: torch.device) -> str:
+    def unnamed(device: torch.device, processes: int) -> str:
         raise RuntimeError("no driver")
 
     monkeypatch.setattr(module, "device_name", unnamed)
