@@ -51,6 +51,8 @@ class EpochRecord(_Frozen):
     validation: dict[str, float] = {}
     test: dict[str, float] = {}
     sites: dict[str, SiteStatistics] = {}  # of a Run with many evaluations, at some of them
+    # Of each kernel its singular values, largest first; by name, in the model's order; where the recipe asks for them.
+    kernels: Added[dict[str, tuple[float, ...]]] = None
     seconds_per_step: float
 
 
