@@ -83,8 +83,9 @@ def write_pages(
         texts = of_method(evaluated[0])
     else:
         largest_first = sorted(evaluated, key=lambda method: -sum(finding.n_done for finding in method.findings))
+        parts: list[Callable[[], Texts]] = [partial(of_method, method) for method in largest_first]
         made = all_made(
-            [*(partial(of_method, method) for method in largest_first), over_methods],
+            [*parts, over_methods],
             processes,
             meanwhile=lambda: write_data(evaluated, results, output, address),
         )

@@ -25,7 +25,7 @@ from reproduce.report.curves import (
 from reproduce.report.site_plots import short_name, spread_over
 from reproduce.report.style import ArmColors
 from reproduce.results.evaluate import TaskFinding
-from reproduce.results.record import Result
+from reproduce.results.record import EpochRecord, Result
 
 MOST = 3  # kernels, from first to last
 HEIGHT = 2.0  # inches of a panel
@@ -87,6 +87,9 @@ def _at_the_end(name: str) -> Callable[[Result], Points]:
 
 def _deviation(name: str) -> ValueOf:
     """The spectral norm of the smaller Gram matrix less the identity; the extreme singular values decide it."""
-    return lambda record: (
-        max(abs(value**2 - 1) for value in record.kernels[name]) if name in (record.kernels or {}) else None
-    )
+
+    def of(record: EpochRecord) -> float | None:
+        values = (record.kernels or {}).get(name)
+        return max(abs(value**2 - 1) for value in values) if values else None
+
+    return of

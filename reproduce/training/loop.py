@@ -211,7 +211,7 @@ def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> 
         validation=metrics.get("validation", {}),
         test=metrics.get("test", {}),
         sites=site_statistics(step.task, step.generators, step.trace) if describes else {},
-        kernels=kernel_spectra(step.task.model) if describes and step.task.recipe.kernel_spectra else None,
+        kernels=kernel_spectra(step.task.model) if describes and step.keeps_spectra else None,
         seconds_per_step=seconds_per_step,
     )
 

@@ -90,6 +90,7 @@ class Step:
         self.trace = watch(self.model, method.recorded_roles)
         self.parameters = list(self.model.parameters())
         self.clip = recipe.clip
+        self.keeps_spectra = recipe.kernel_spectra is not None
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
         self.optimizer = build_optimizer(self.model, recipe)
         self.schedule = RateSchedule(
