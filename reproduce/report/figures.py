@@ -120,7 +120,8 @@ FIGURES = {
         add=_grey,
     ),
     "kernel_spectra": ExperimentFigure(
-        "Singular values of kernels from input to output at the end of training, the largest first: means of seeds.",
+        "Singular values of kernels from input to output at the end of training, the largest first: means of seeds. "
+        "Arrows: values beyond the panel.",
         kernel_spectra,
         add=_grey,
     ),

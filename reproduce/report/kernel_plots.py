@@ -72,14 +72,18 @@ def _row(names: Sequence[str], panels: Sequence[Sequence[ArmLine]], label: str, 
 def _shown(task: TaskFinding) -> list[str]:
     """At most MOST kernels that some Result keeps, in the order of its model."""
     results = [result for arm in arms_that_ran(task) for result in chosen_results(arm)]
-    names = dict.fromkeys(name for result in results for record in result.epochs for name in record.kernels or {})
+    names = dict.fromkeys(one.name for result in results for record in result.epochs for one in record.kernels or ())
     return spread_over(list(names), MOST)
+
+
+def _values(record: EpochRecord, name: str) -> tuple[float, ...]:
+    """The kernel's singular values; none where they were not kept."""
+    return next((one.singular_values for one in record.kernels or () if one.name == name), ())
 
 
 def _at_the_end(name: str) -> Callable[[Result], Points]:
     def of(result: Result) -> Points:
-        kept = [record.kernels[name] for record in result.epochs if record.kernels and name in record.kernels]
-        values = kept[-1] if kept else ()
+        values = next((found for record in reversed(result.epochs) if (found := _values(record, name))), ())
         return [(place / max(1, len(values) - 1), value) for place, value in enumerate(values) if np.isfinite(value)]
 
     return of
@@ -87,9 +91,4 @@ def _at_the_end(name: str) -> Callable[[Result], Points]:
 
 def _deviation(name: str) -> ValueOf:
     """The spectral norm of the smaller Gram matrix less the identity; the extreme singular values decide it."""
-
-    def of(record: EpochRecord) -> float | None:
-        values = (record.kernels or {}).get(name)
-        return max(abs(value**2 - 1) for value in values) if values else None
-
-    return of
+    return lambda record: max((abs(value**2 - 1) for value in _values(record, name)), default=None)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from reproduce.method.kernels import kernels_of
+from reproduce.results.record import KernelSpectrum
 
 MOST = 64  # singular values of a kernel that are kept, evenly by their rank
 DIGITS = 5  # that are kept of each
@@ -13,8 +14,8 @@ NO_MATRIX = frozenset({"embedding", "unknown"})  # tables that are looked up; we
 
 
 @torch.no_grad()
-def kernel_spectra(model: nn.Module) -> dict[str, tuple[float, ...]]:
-    """By name, the singular values of every kernel (out, ...) as a matrix (out, fan_in), the largest first.
+def kernel_spectra(model: nn.Module) -> tuple[KernelSpectrum, ...]:
+    """The singular values of every kernel (out, ...) as a matrix (out, fan_in), in the order of the model's modules.
 
     A kernel that holds several, as the gates of an LSTM and the groups of a convolution, gives one entry for each,
     `name.0` and on. Of more than MOST values some are kept, evenly by their rank, the largest and the smallest among
@@ -23,14 +24,15 @@ def kernel_spectra(model: nn.Module) -> dict[str, tuple[float, ...]]:
     Raises:
         ValueError: as `kernels_of`.
     """
-    found: dict[str, tuple[float, ...]] = {}
+    found = []
     for kernel in kernels_of(model):
         if kernel.kind in NO_MATRIX or kernel.weight.numel() == 0:
             continue
         blocks = kernel.outputs_first.flatten(1).double().chunk(kernel.blocks)
         for place, matrix in enumerate(blocks):
-            found[kernel.name if len(blocks) == 1 else f"{kernel.name}.{place}"] = _singular_values(matrix)
-    return found
+            name = kernel.name if len(blocks) == 1 else f"{kernel.name}.{place}"
+            found.append(KernelSpectrum(name=name, singular_values=_singular_values(matrix)))
+    return tuple(found)
 
 
 def _singular_values(matrix: torch.Tensor) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from reproduce.experiment.schema import FigureName
 from reproduce.report import figures, style
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
+from reproduce.results.record import KernelSpectrum
 
 
 def evaluated(experiment, results):
@@ -291,11 +292,13 @@ def test_variance_by_layer_shows_the_end_of_training_of_deep_networks(make_exper
 
 
 def with_kernels(results):
-    """Two evaluations each: the second kernel's singular values come nearer to 1."""
-    first, last = (
-        {"a.weight": (2.0, 1.0), "b.weight": (3.0, 2.0, 0.5)},
-        {"a.weight": (2.0, 1.0), "b.weight": (1.5, 1, 0.0)},
-    )
+    """Two kernels, of which the singular values of the second come nearer to 1 with the last evaluation."""
+
+    def kernels(second):
+        spectra = {"b.weight": (2.0, 1.0), "a.weight": second}
+        return tuple(KernelSpectrum(name=name, singular_values=values) for name, values in spectra.items())
+
+    first, last = kernels((3.0, 2.0, 0.5)), kernels((1.5, 1.0, 0.0))
     return [
         result.model_copy(
             update={
@@ -314,7 +317,7 @@ def test_spectra_of_kernels_are_those_at_the_end_and_their_deviation_goes_over_t
     colors = style.arm_colors([experiment])
     task = evaluated(experiment, with_kernels(make_results(experiment)))
     panels = panels_of(figures.draw("kernel_spectra", task, colors))
-    assert [axis.get_title(loc="left") for axis in panels] == ["a", "b"]
+    assert [axis.get_title(loc="left") for axis in panels] == ["b", "a"]  # in the order of the model
     line = next(line for line in panels[1].lines if line.get_label() == "Vanilla")
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 0.5, 1], [1.5, 1, 0])
     deviation = panels_of(figures.draw("kernel_deviation", task, colors))[1]

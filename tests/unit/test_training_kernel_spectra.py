@@ -14,6 +14,10 @@ from reproduce.training.run import RunSettings, execute
 from tests.unit.small_runs import ARMS, RECIPE, planned
 
 
+def spectra(model):
+    return {one.name: one.singular_values for one in kernel_spectra(model)}
+
+
 def orthonormal(rows, columns, seed):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((rows, columns)))[0]
 
@@ -23,12 +27,12 @@ def test_a_kernel_has_the_singular_values_that_it_was_made_of():
     layer = nn.Conv2d(2, 4, 3)
     made = orthonormal(4, 4, 0) @ np.diag(expected) @ orthonormal(18, 4, 1).T
     layer.weight.data = torch.tensor(made, dtype=torch.float32).reshape(4, 2, 3, 3)
-    assert kernel_spectra(layer)["weight"] == pytest.approx(expected, abs=1e-5)
+    assert spectra(layer)["weight"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_gates_and_groups_are_kernels_of_their_own_and_tables_are_none():
     model = nn.ModuleDict({"table": nn.Embedding(9, 3), "lstm": nn.LSTM(3, 5), "groups": nn.Conv1d(4, 6, 2, groups=2)})
-    found = kernel_spectra(model)
+    found = spectra(model)
     gates = [f"lstm.weight_{part}_l0.{gate}" for part in ("ih", "hh") for gate in range(4)]
     assert list(found) == [*gates, "groups.weight.0", "groups.weight.1"]
     weight = model["lstm"].weight_hh_l0.detach().double().numpy()
@@ -40,7 +44,7 @@ def test_gates_and_groups_are_kernels_of_their_own_and_tables_are_none():
 def test_of_many_singular_values_some_are_kept_evenly_with_both_ends():
     model = nn.Linear(200, 150, bias=False)
     model.weight.data = torch.zeros(150, 200).diagonal_scatter(torch.arange(150.0, 0, -1))
-    values = kernel_spectra(model)["weight"]
+    values = spectra(model)["weight"]
     assert (len(values), values[0], values[-1]) == (MOST, 150, 1)
     assert set(np.diff(values)) == {-2, -3}
 
@@ -48,7 +52,7 @@ def test_of_many_singular_values_some_are_kept_evenly_with_both_ends():
 def test_a_kernel_without_finite_numbers_has_no_singular_values():
     model = nn.Linear(3, 2)
     model.weight.data[0, 0] = torch.inf
-    assert np.isnan(kernel_spectra(model)["weight"]).tolist() == [True, True]
+    assert np.isnan(spectra(model)["weight"]).tolist() == [True, True]
 
 
 def test_a_run_that_keeps_them_trains_to_the_same_bits_and_reads_back(tmp_path: Path):
@@ -61,5 +65,6 @@ def test_a_run_that_keeps_them_trains_to_the_same_bits_and_reads_back(tmp_path: 
     assert [e.sites for e in before.epochs] == [e.sites for e in after.epochs]
     assert before.epochs[-1].kernels is None
     read = read_result(tmp_path / with_spectra.config.folder / "result.json")
-    assert all(len(values) for record in read.epochs for values in record.kernels.values())
+    names = [f"{name}.weight" for name in ("layers.0.layer", "layers.1.layer", "classifier")]
+    assert [[one.name for one in record.kernels] for record in read.epochs] == [names] * len(read.epochs)
     assert read == after
