@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from reproduce.experiment.schema import Experiment
 from reproduce.report.data_files import FOLDER, write_data
 from reproduce.report.drawings import complete
 from reproduce.report.evidence import Address, beside_pages
-from reproduce.report.front import front
+from reproduce.report.front import Front, front
 from reproduce.report.index import index_pages
 from reproduce.report.method_card import MethodCard
 from reproduce.report.page import method_pages
-from reproduce.report.render import Page
+from reproduce.report.processes import all_made
+from reproduce.report.render import Page, write
 from reproduce.report.waiting import Timing
 from reproduce.results.cache import kept_folder
 from reproduce.results.columns import find_all
@@ -49,7 +51,7 @@ def write_pages(
         problems: one line for each Result file that could not be read.
         hear: is told of each method's findings, before anything is written.
         known: experiments of all methods, whose arms share the tables of the matrix; ``methods`` by default.
-        processes: at most so many draw figures side by side.
+        processes: at most so many make pages, or draw the figures of one, side by side.
         address: where a Result lies, relative to ``output``.
         broken: of several methods, those with a card that does not read get no page, and are told here; None: that is
             an error.
@@ -64,27 +66,43 @@ def write_pages(
         everything[folder.name] = {**everything.get(folder.name, {}), **experiments}
     evaluated, merged = find_all(methods, everything, ResultIndex(results))
     timing = timing_of(results)
-    pages: list[Page] = []
     for method in evaluated:
         hear(method)
-        pages += method_pages(method, problems, address, timing, alone=len(methods) == 1)
-    beside = None
-    if len(methods) > 1:
-        pages += index_pages(evaluated, merged, problems, f"{FOLDER}/")
+    is_alone = len(methods) == 1
+
+    def of_method(method: MethodFindings) -> Texts:
+        pages = method_pages(method, problems, address, timing, alone=is_alone)
+        return _texts(pages, processes if is_alone else 1)
+
+    def over_methods() -> Texts:
+        pages = index_pages(evaluated, merged, problems, f"{FOLDER}/")
         matrix = next((page.content["overview"] for page in pages if page.name == "matrix"), None)
-        beside = front(evaluated, merged, matrix)
-    drawings = [drawing for page in (*pages, beside) if page is not None for drawing in page.drawings]
+        return _texts([*pages, front(evaluated, merged, matrix)])
 
-    def tables() -> None:
-        if beside is not None:
-            write_data(evaluated, results, output, address)
+    if is_alone:
+        texts = of_method(evaluated[0])
+    else:
+        largest_first = sorted(evaluated, key=lambda method: -sum(finding.n_done for finding in method.findings))
+        parts: list[Callable[[], Texts]] = [partial(of_method, method) for method in largest_first]
+        made = all_made(
+            [*parts, over_methods],
+            processes,
+            meanwhile=lambda: write_data(evaluated, results, output, address),
+        )
+        texts = {name: text for of_one in made for name, text in of_one.items()}
+    for name, text in texts.items():
+        write(output / name, text)
+    names = [f"{method.folder.name}.html" for method in evaluated]
+    return [output / name for name in (names if is_alone else [*names, "index.html"])]
 
-    complete(drawings, processes, kept_folder("figures"), tables)
-    written = [page.write(output) for page in pages]
-    if beside is not None:
-        beside.write(output)
-    main = {method.folder.name for method in evaluated} | {"index"}
-    return [path for path in written if path.stem in main]
+
+Texts = dict[str, str]  # of files, by their names
+
+
+def _texts(pages: Sequence[Page | Front], processes: int = 1) -> Texts:
+    """Pages with their figures drawn, at most so many at once."""
+    complete([drawing for page in pages for drawing in page.drawings], processes, kept_folder("figures"))
+    return {name: text for page in pages for name, text in page.texts().items()}
 
 
 def _with_cards(

@@ -154,6 +154,9 @@ class Recipe(Strict):
     )
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
     probe_examples: Count = Field(default=256, description="On so many examples the statistics of Sites are taken.")
+    kernel_spectra: Literal[True] | None = Field(
+        default=None, description="Keep the singular values of every kernel, where Sites are described. Left out: none."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:

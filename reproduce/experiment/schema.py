@@ -34,6 +34,8 @@ FigureName = Literal[
     "distance_to_normal",
     "unit_quantiles",
     "variance_by_layer",
+    "kernel_spectra",
+    "kernel_deviation",
 ]
 
 

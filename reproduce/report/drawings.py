@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from matplotlib.figure import Figure
 
 from reproduce.report import style
 from reproduce.report.kept import code, keep, key_of, read_kept, remove_oldest
+from reproduce.report.processes import all_made
 from reproduce.report.said import ends_described, ends_table, line_ends
 from reproduce.results.cache import files_digest
 from reproduce.results.evaluate import TaskFinding
@@ -80,18 +77,12 @@ class Drawing:
         return style.svg(figure, description) + ends_table(ends)
 
 
-def complete(
-    drawings: Iterable[Drawing],
-    processes: int = 1,
-    kept: Path | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> None:
+def complete(drawings: Iterable[Drawing], processes: int = 1, kept: Path | None = None) -> None:
     """Give each drawing its figure: as it is kept, else drawn, and kept from then on.
 
     Args:
         processes: at most so many draw side by side.
         kept: a folder; without one, nothing is kept.
-        meanwhile: what this process does while others draw.
     """
     missing = []
     for drawing in drawings:
@@ -100,7 +91,7 @@ def complete(
             missing.append(drawing)
         else:
             drawing.text = text
-    for drawing, text in zip(missing, _all_drawn(missing, processes, meanwhile), strict=True):
+    for drawing, text in zip(missing, all_made([drawing.drawn for drawing in missing], processes), strict=True):
         drawing.text = text
         if text.startswith(UNDRAWN):
             print(f"not drawn: {Markup(text).striptags()}", file=sys.stderr)
@@ -108,42 +99,6 @@ def complete(
             keep(kept / drawing.key, text)
     if kept is not None and missing:
         remove_oldest(kept)
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_missing: list[Drawing] = []  # what a forked process finds: drawings hold Results, which are long to send
-
-
-def _all_drawn(missing: list[Drawing], processes: int, meanwhile: Callable[[], None]) -> list[str]:
-    """Python looks for garbage after each figure, in nothing but that figure: Results are long to look through."""
-    processes = min(processes, len(missing))
-    is_enabled = gc.isenabled()
-    gc.disable()
-    gc.freeze()
-    _missing[:] = missing
-    try:
-        if processes < 2 or sys.platform != "linux":  # elsewhere, a fork of a process with threads may hang
-            meanwhile()
-            return [_drawn(place) for place in range(len(missing))]
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            texts = pool.map(_drawn, range(len(missing)))
-            meanwhile()
-            return list(texts)
-    finally:
-        _missing.clear()
-        gc.unfreeze()
-        if is_enabled:
-            gc.enable()
-
-
-def _drawn(place: int) -> str:
-    text = _missing[place].drawn()
-    gc.collect()
-    return text
 
 
 # What keys are made of.

@@ -12,6 +12,7 @@ from reproduce.report.arm_rows import paired_differences, seeds
 from reproduce.report.curves import learning_curves
 from reproduce.report.drawings import Drawing, finding_digest
 from reproduce.report.fronts import front
+from reproduce.report.kernel_plots import kernel_deviation, kernel_spectra
 from reproduce.report.said import differences_described, seeds_described
 from reproduce.report.site_plots import distance_to_normal, has_moments, site_statistics, unit_laws, variance_by_layer
 from reproduce.report.style import ArmColors, look
@@ -116,6 +117,18 @@ FIGURES = {
     "variance_by_layer": ExperimentFigure(
         "From input to output at the end of training: how much varies over samples.",
         variance_by_layer,
+        add=_grey,
+    ),
+    "kernel_spectra": ExperimentFigure(
+        "Singular values of kernels from input to output at the end of training, the largest first: means of seeds. "
+        "Arrows: values beyond the panel.",
+        kernel_spectra,
+        add=_grey,
+    ),
+    "kernel_deviation": ExperimentFigure(
+        "How far kernels are from having orthonormal rows, or columns where these are fewer, over training: "
+        "the largest |s² - 1| of their singular values s. Arrows: values beyond the panel.",
+        kernel_deviation,
         add=_grey,
     ),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from reproduce.report.answer import answer
 from reproduce.report.block import BEGIN, CHOICE, END, marks
@@ -15,7 +14,7 @@ from reproduce.report.drawings import Drawing
 from reproduce.report.gaps import alone, gaps_drawing, heading
 from reproduce.report.method_card import MethodCard
 from reproduce.report.numbers import NOTHING, number
-from reproduce.report.render import filled, write
+from reproduce.report.render import filled
 from reproduce.report.tables import TextTable, decimals_of_rows
 from reproduce.results.columns import Column
 from reproduce.results.evaluate import ArmRow, MethodFindings
@@ -33,16 +32,11 @@ class Front:
     content: dict[str, object]
     drawings: tuple[Drawing, ...]  # one at most
 
-    def write(self, output: Path) -> None:
-        """Write the page and its figure, which is drawn by then.
-
-        Raises:
-            UserError: no permission to write.
-        """
+    def texts(self) -> dict[str, str]:
+        """What is to be written, by the names of files: the page, and its figure, which is drawn by then."""
         figure = "".join(drawing.svg for drawing in self.drawings)
-        for name, dark in FIGURES.items() if figure else ():
-            write(output / name, alone(figure, dark))
-        write(output / "README.md", filled("front.md.j2", {**self.content, "has_figure": bool(figure)}))
+        figures = {name: alone(figure, dark) for name, dark in FIGURES.items()} if figure else {}
+        return {**figures, "README.md": filled("front.md.j2", {**self.content, "has_figure": bool(figure)})}
 
 
 def front(methods: Sequence[MethodFindings], columns: Sequence[Column], matrix: TextTable | None) -> Front:

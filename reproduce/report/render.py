@@ -20,6 +20,7 @@ from reproduce.report.method_card import inline, to_html
 from reproduce.report.numbers import metric_text
 from reproduce.report.svg import rules_once
 
+HTML_AND_MD = (".html", ".md")
 RIGHT_TO_LEFT = r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
 # Signs that turn what follows them, until another one or the paragraph ends: in no text of a page are they needed.
 OVERRIDES = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -43,21 +44,15 @@ class Page:
         Raises:
             UserError: no permission to write.
         """
-        path = output / f"{self.name}.html"
-        write_template(path, self.template, self.content)
-        if self.csv is not None:
-            write(path.with_suffix(".csv"), self.csv)
-        return path
+        texts = self.texts()
+        for name, text in texts.items():
+            write(output / name, text)
+        return output / next(iter(texts))
 
-
-def write_template(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Fill the HTML and the Markdown template of that name, into ``path`` and the file beside it.
-
-    Raises:
-        UserError: no permission to write.
-    """
-    for suffix in (".html", ".md"):
-        write(path.with_suffix(suffix), filled(f"{template}{suffix}.j2", content))
+    def texts(self) -> dict[str, str]:
+        """What is to be written, by the names of files; that of the HTML is the first."""
+        texts = {f"{self.name}{suffix}": filled(f"{self.template}{suffix}.j2", self.content) for suffix in HTML_AND_MD}
+        return texts if self.csv is None else {**texts, f"{self.name}.csv": self.csv}
 
 
 def write(path: Path, text: str) -> None:

@@ -65,7 +65,7 @@ def _over_training(task: TaskFinding, colors: ArmColors, statistics: Mapping[str
             axis.tick_params(labelbottom=row is grid[-1])
         row[0].set_ylabel(label)
     for top, bottom, site in zip(grid[0], grid[-1], sites, strict=True):
-        top.set_title(_short_name(site))
+        top.set_title(short_name(site))
         step_ticks(bottom, by_step(task), 4)
     write_labels(column, grid[0][last], labels, height - 0.2, below=1.0 if len(rows) > 1 else 0.1)
     return figure
@@ -94,7 +94,7 @@ def unit_laws(task: TaskFinding, colors: ArmColors) -> Figure | None:
         _bands(row[: len(arms)], site, arms, colors, task)
         for axis, moment in zip(row[len(arms) :], moments, strict=True):
             _moment(axis, site, moment, arms, colors, task)
-        row[0].set_ylabel(_short_name(site))
+        row[0].set_ylabel(short_name(site))
     titles = [arm.label for arm, _ in arms] + [one.label for one in moments]
     for top, bottom, title in zip(grid[0], grid[-1], titles, strict=True):
         top.set_title(plain(title if len(title) <= ACROSS else f"{title[: ACROSS - 1].rstrip()}…"))
@@ -217,7 +217,7 @@ def variance_by_layer(task: TaskFinding, colors: ArmColors) -> Figure | None:
     figure, (row,), column = grid_with_names(1, len(panels), 2.0, [one.text for one in labels], after=1)
     for axis, (label, lines) in zip(row, panels, strict=True):
         draw_lines(axis, lines, colors, "lines")
-        axis.set(ylabel=label, xlabel=f"layer, {_short_name(sites[0])} to {_short_name(sites[-1])}")
+        axis.set(ylabel=label, xlabel=f"layer, {short_name(sites[0])} to {short_name(sites[-1])}")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     write_labels(column, row[0], labels, 1.8)
     return figure
@@ -254,7 +254,7 @@ def shown_sites(results: Sequence[Result], count: int, role: str = "post") -> li
     sites = in_order(results)
     roles = Counter(str(result.config.params["sites"]) for result in results if "sites" in result.config.params)
     wanted = roles.most_common(1)[0][0] if roles else role
-    return _spread([site for site in sites if _role(site) == wanted] or sites, count)
+    return spread_over([site for site in sites if _role(site) == wanted] or sites, count)
 
 
 def in_order(results: Sequence[Result]) -> list[str]:
@@ -278,12 +278,12 @@ def _depth(site: str) -> tuple[bool, list[str], str, int]:
     return not layers, [part.zfill(4) for part in layers], last.partition("_")[2].zfill(4), place
 
 
-def _spread(names: Sequence[str], count: int) -> list[str]:
+def spread_over(names: Sequence[str], count: int) -> list[str]:
     """At most ``count`` names, evenly from first to last."""
     if len(names) <= count:
         return list(names)
     return [names[round(index * (len(names) - 1) / (count - 1))] for index in range(count)]
 
 
-def _short_name(site: str) -> str:
+def short_name(site: str) -> str:
     return plain(site if len(site) <= ACROSS else f"…{site[1 - ACROSS :]}")

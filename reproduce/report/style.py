@@ -112,15 +112,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
+_looks: list[bool] = []  # that are on
+
+
 @contextmanager
 def look() -> Iterator[None]:
     """Matplotlib's defaults with `STYLE` over them, whatever a reader's own settings say."""
+    if _looks:  # inside another one: it takes milliseconds
+        yield
+        return
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The font only measures what the reader's fonts then draw.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        yield
+        _looks.append(True)
+        try:
+            yield
+        finally:
+            _looks.pop()
 
 
 def plain(label: str) -> str:

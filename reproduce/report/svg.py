@@ -27,6 +27,8 @@ from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D, Bbox, Transform
 
+from reproduce.report.computed_once import computed_once
+
 ANCHORS = {"left": "", "right": "end", "center": "middle"}
 CAPS = {"butt": "", "round": "round", "projecting": "square"}
 COLORS = re.compile(r"(?:fill|stroke):([^;]*)")
@@ -57,7 +59,8 @@ def inline_svg(figure: Figure, description: str, color: Callable[[str], str]) ->
     width, height = figure.bbox.size
     renderer = _Renderer(width, height, color)
     _Canvas(figure, renderer)
-    figure.draw(renderer)
+    with computed_once():
+        figure.draw(renderer)
     return renderer.text(description)
 
 

@@ -59,7 +59,7 @@ def read_briefly(paths: Iterable[Path]) -> tuple[dict[Path, Result], list[str]]:
 
 def brief(result: Result) -> Result:
     """A Result without what its evaluations measured."""
-    nothing: dict[str, dict[str, object]] = {"validation": {}, "test": {}, "sites": {}}
+    nothing: dict[str, dict[str, object] | None] = {"validation": {}, "test": {}, "sites": {}, "kernels": None}
     return result.model_copy(update={"epochs": tuple(epoch.model_copy(update=nothing) for epoch in result.epochs)})
 
 

@@ -40,6 +40,13 @@ BINS = 24
 PROJECTIONS = 64
 
 
+class KernelSpectrum(_Frozen):
+    """The singular values of one kernel, the largest first."""
+
+    name: str
+    singular_values: tuple[float, ...]
+
+
 class EpochRecord(_Frozen):
     """One evaluation: after this many epochs and optimiser steps."""
 
@@ -51,6 +58,7 @@ class EpochRecord(_Frozen):
     validation: dict[str, float] = {}
     test: dict[str, float] = {}
     sites: dict[str, SiteStatistics] = {}  # of a Run with many evaluations, at some of them
+    kernels: Added[tuple[KernelSpectrum, ...]] = None  # in the model's order, where the recipe asks for them
     seconds_per_step: float
 
 

@@ -20,6 +20,7 @@ from reproduce.tasks import Task
 from reproduce.training.capture import Mode, Recording
 from reproduce.training.checkpoints import REMEDY, CheckpointError, read_checkpoint, write_checkpoint
 from reproduce.training.group import ALONE, Group
+from reproduce.training.kernel_spectra import kernel_spectra
 from reproduce.training.objective import objectives
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
@@ -229,6 +230,7 @@ def _evaluate(step: Step, number: int, period: int, seconds_per_step: float) -> 
         validation=metrics.get("validation", {}),
         test=metrics.get("test", {}),
         sites=site_statistics(step.task, step.generators, step.trace) if describes else {},
+        kernels=kernel_spectra(step.task.model) if describes and step.keeps_spectra else None,
         seconds_per_step=seconds_per_step,
     )
 

@@ -101,6 +101,7 @@ class Step:
         self.trace.source_examples = task.source_examples
         self.parameters = list(self.model.parameters())
         self.clip = recipe.clip
+        self.keeps_spectra = recipe.kernel_spectra is not None
         self.total_steps = recipe.steps or (recipe.epochs or 1) * task.steps_per_epoch
         self.optimizer = build_optimizer(self.model, recipe)
         better = task.metric.better == "higher"

@@ -1,10 +1,12 @@
 """Figures that are kept: only ever those that would be drawn; and pages that are written whole or not at all."""
 
 import contextlib
+import gc
 import io
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from reproduce.cli.report import THREADS
 from reproduce.errors import UserError
 from reproduce.report import drawings, figures, render, style
 from reproduce.report.drawings import Drawing, complete
+from reproduce.report.processes import all_made
 from reproduce.results.cache import files_digest
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
@@ -102,13 +105,29 @@ def test_processes_draw_what_one_draws():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_what_is_done_meanwhile_is_done_once_whether_figures_are_drawn_or_kept(tmp_path, processes):
+def test_what_is_done_meanwhile_is_done_once_and_what_is_made_comes_in_order(processes):
     done = []
-    for _ in range(2):
-        several = [Drawing("a line", [height], lambda height=height: line(height)) for height in (1.0, 2.0)]
-        complete(several, processes, tmp_path, lambda: done.append(len(done)))
-        assert all(one.svg for one in several)
-    assert done == [0, 1]
+    made = all_made([partial(str, height) for height in (3, 1, 2)], processes, lambda: done.append("data"))
+    assert (made, done) == (["3", "1", "2"], ["data"])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_made_inside_another_is_made_there_and_an_error_comes_out(processes):
+    def pages(name):
+        return all_made([partial(lambda part: (name + part, os.getpid()), part) for part in "xy"], processes=2)
+
+    made = all_made([partial(pages, "a"), partial(pages, "b")], processes)
+    assert [[text for text, _ in of_one] for of_one in made] == [["ax", "ay"], ["bx", "by"]]
+    assert all(len({process for _, process in of_one}) == 1 for of_one in made)
+
+    def wrong():
+        raise UserError("found x, expected y")
+
+    with pytest.raises(UserError, match="found x, expected y"):
+        all_made([wrong, partial(str, 1)], processes)
+    assert all_made([partial(str, 1)], processes) == ["1"]
 
 
 def test_a_report_has_one_thread_of_linear_algebra_and_leaves_the_search_for_garbage_as_it_was():

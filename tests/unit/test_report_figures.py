@@ -15,6 +15,7 @@ from reproduce.experiment.schema import FigureName
 from reproduce.report import figures, style
 from reproduce.results.evaluate import evaluate
 from reproduce.results.match import ResultIndex
+from reproduce.results.record import KernelSpectrum
 
 
 def evaluated(experiment, results):
@@ -32,7 +33,7 @@ def full(make_experiment, make_results):
     """A task whose Results have something for every figure."""
     experiment = make_experiment()
     names = [f"layers.{layer}.{role}" for layer in range(4) for role in ("pre", "post")]
-    return evaluated(experiment, with_new_statistics(with_sites(make_results(experiment), names)))
+    return evaluated(experiment, with_kernels(with_new_statistics(with_sites(make_results(experiment), names))))
 
 
 @pytest.fixture
@@ -290,6 +291,42 @@ def test_variance_by_layer_shows_the_end_of_training_of_deep_networks(make_exper
     assert figures.draw("variance_by_layer", evaluated(experiment, shallow), colors) is None
 
 
+def with_kernels(results):
+    """Two kernels, of which the singular values of the second come nearer to 1 with the last evaluation."""
+
+    def kernels(second):
+        spectra = {"b.weight": (2.0, 1.0), "a.weight": second}
+        return tuple(KernelSpectrum(name=name, singular_values=values) for name, values in spectra.items())
+
+    first, last = kernels((3.0, 2.0, 0.5)), kernels((1.5, 1.0, 0.0))
+    return [
+        result.model_copy(
+            update={
+                "epochs": tuple(
+                    record.model_copy(update={"kernels": last if record is result.epochs[-1] else first})
+                    for record in result.epochs
+                )
+            }
+        )
+        for result in results
+    ]
+
+
+def test_spectra_of_kernels_are_those_at_the_end_and_their_deviation_goes_over_training(make_experiment, make_results):
+    experiment = make_experiment()
+    colors = style.arm_colors([experiment])
+    task = evaluated(experiment, with_kernels(make_results(experiment)))
+    panels = panels_of(figures.draw("kernel_spectra", task, colors))
+    assert [axis.get_title(loc="left") for axis in panels] == ["b", "a"]  # in the order of the model
+    line = next(line for line in panels[1].lines if line.get_label() == "Vanilla")
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 0.5, 1], [1.5, 1, 0])
+    deviation = panels_of(figures.draw("kernel_deviation", task, colors))[1]
+    line = next(line for line in deviation.lines if line.get_label() == "Vanilla")
+    assert set(line.get_ydata()[:-1]) <= {8.0}
+    assert line.get_ydata()[-1] == 1.25
+    assert figures.draw("kernel_spectra", evaluated(experiment, make_results(experiment)), colors) is None
+
+
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_every_figure_is_the_same_bytes_and_follows_the_page(full, colors, name):
     first = style.svg(figures.draw(name, full, colors), "a & b")
@@ -365,7 +402,7 @@ def test_any_label_can_be_drawn(name, make_experiment, make_results):
     }
     changed = experiment.model_copy(update={"arms": arms})
     names = [f"layers.{layer}.{role}" for layer in range(4) for role in ("pre", "post")]
-    results = with_new_statistics(with_sites(make_results(changed), names))
+    results = with_kernels(with_new_statistics(with_sites(make_results(changed), names)))
     task = evaluate("t", changed, ResultIndex(results)).tasks["digits"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -14,6 +14,7 @@ from reproduce.report.block import BEGIN, CHOICE, END, marks, refresh, refreshed
 from reproduce.report.choice import choice
 from reproduce.report.drawings import complete
 from reproduce.report.matrix import matrix
+from reproduce.report.render import write
 from reproduce.results.columns import find_all
 from reproduce.results.match import ResultIndex
 
@@ -80,7 +81,8 @@ def written(found, output):
     overview = matrix({method.folder.name: {} for method in evaluated}, columns).overview
     page = front.front(evaluated, columns, overview)
     complete(page.drawings)
-    page.write(output)
+    for name, text in page.texts().items():
+        write(output / name, text)
     return (output / "README.md").read_text("utf-8")
 
 
@@ -110,15 +112,13 @@ def test_the_figure_is_the_same_in_other_colors_by_night(found, tmp_path):
     assert re.search(r'<svg [^>]*width="[\d.]+" height="[\d.]+" viewBox=', light)
 
 
-def test_without_columns_there_is_no_figure(found, tmp_path):
+def test_without_columns_there_is_no_figure(found):
     evaluated, _ = found
     page = front.front(evaluated, [], None)
-    page.write(tmp_path)
     assert page.drawings == ()
-    text = (tmp_path / "README.md").read_text("utf-8")
+    (text,) = page.texts().values()
     assert "picture" not in text
     assert "Matrix" not in text
-    assert not (tmp_path / "answer.svg").exists()
 
 
 PAGE = f'{BEGIN}\nNew [a](a.md) [b](https://x.org/y) <img src="answer.svg"> [c](#c)\n{END}\nrest'
