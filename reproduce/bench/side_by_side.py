@@ -13,9 +13,9 @@ import torch
 from reproduce.bench.stepper import Stepper
 from reproduce.bench.workloads import Workload
 from reproduce.method import Method
+from reproduce.processors import usable_cores
 from reproduce.training.capture import WARM_UP_STEPS
 from reproduce.training.run import own_stream
-from reproduce.training.side_by_side import usable_cores
 
 SECONDS = 0.5  # of steps alone
 WORTH_IT = 0.95  # more runs at once must bring a step below this part of what fewer take

@@ -22,6 +22,7 @@ from reproduce.cli.options import DataOption, JsonOption, MethodsOption, RunsOpt
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, card_names, matches, read_card
 from reproduce.experiment.folder import WORKING_FOLDER
+from reproduce.processors import usable_cores
 
 if TYPE_CHECKING:
     from reproduce.cli.campaign import Workers
@@ -87,10 +88,9 @@ def _library(name: str) -> Finding:
 
 
 def _cores_and_memory() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     enough = gib >= SMALLEST_MEMORY
-    said = f"{cores} cores, {gib:.1f} GiB of memory"
+    said = f"{usable_cores()} cores, {gib:.1f} GiB of memory"
     return Finding("machine", said if enough else f"{said}: {SMALLEST_MEMORY:g} GiB are needed", _state(enough))
 
 

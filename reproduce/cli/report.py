@@ -78,8 +78,8 @@ def _undisturbed() -> Iterator[None]:
 def _new_report(method: str, results: Path, files: list[Path], output: Path, made_of: str) -> Report:
     say_at_once(f"reading {len(files)} Results, and drawing what changed")
     from reproduce.cli.pages import write_pages
+    from reproduce.processors import usable_cores
     from reproduce.report.evidence import beside_pages, found_in
-    from reproduce.report.processes import processors
 
     found, problems = read_results(files)
     broken: list[str] = []
@@ -96,7 +96,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
         problems,
         output,
         known=known,
-        processes=processors(),
+        processes=usable_cores(),
         address=beside_pages if results == EVIDENCE else found_in(files, output),
         broken=broken,
     )

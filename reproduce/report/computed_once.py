@@ -20,12 +20,21 @@ MOST = 20_000  # layouts of texts that are kept
 Axis: Any = axis.Axis
 Text: Any = text.Text
 MarkerStyle: Any = markers.MarkerStyle
+_PRIVATE = [
+    (Axis, "_update_ticks"),
+    (Axis, "_get_ticklabel_bboxes"),
+    (Text, "_get_layout"),
+    (MarkerStyle, "_set_marker"),
+]
 _layouts: dict[tuple[Any, ...], Any] = {}
 
 
 @contextmanager
 def computed_once() -> Iterator[None]:
     """While a figure is drawn that nobody changes meanwhile; in one renderer's measure of texts, under one style."""
+    if not all(hasattr(kind, name) for kind, name in _PRIVATE):  # a matplotlib that is laid out otherwise
+        yield
+        return
     ticks: dict[Any, tuple[Any, Any]] = {}
     boxes: dict[Any, tuple[Any, Any]] = {}
     found_ticks, found_boxes = Axis._update_ticks, Axis._get_ticklabel_bboxes

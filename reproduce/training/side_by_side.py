@@ -13,16 +13,12 @@ from pathlib import Path
 import torch
 
 from reproduce.errors import UserError
+from reproduce.processors import usable_cores
 
 RUNS_ON_A_GPU = 8  # where --jobs leaves it open: the networks of the papers leave most of a GPU idle when alone
 STREAMS = 32  # of each device: torch hands them out in turn, and the 33rd is the first one again
 HEADROOM = 1.2  # what a Run may take beyond its first steps: evaluation, and blocks that do not fit together
 MPS_CONTROL = "nvidia-cuda-mps-control"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from torch import distributed
 
 from reproduce.errors import UserError
 from reproduce.method.parts import Part
+from reproduce.processors import usable_cores
 from reproduce.training.engines import ORPHAN_SECONDS, STOPPING
 from reproduce.training.group import Abandoned, Group
 from reproduce.training.loop import Interrupted
 from reproduce.training.run import own_stream, train_here
-from reproduce.training.side_by_side import SideBySide, usable_cores
+from reproduce.training.side_by_side import SideBySide
 
 NO_LIMIT = timedelta(days=365)  # the first process reads Results and writes pages while the others wait
 

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from reproduce.errors import UserError
-from reproduce.training.side_by_side import RUNS_ON_A_GPU, usable_cores
+from reproduce.processors import usable_cores
+from reproduce.training.side_by_side import RUNS_ON_A_GPU
 
 HOW_TO_INSTALL = "--engine ray needs Ray, which is not installed: pip install -e '.[ray]'"
 LOGGED = "error"  # of what Ray has to say in the driver's terminal
