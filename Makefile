@@ -80,13 +80,13 @@ test: lint ## ruff, and the test suite but for its slow tests, with mypy and the
 test-all: lint ## ruff and every test
 	@$(pytest)
 
-# Four tests less, so that continuous integration is done in 15 minutes.
-longest := tests/end_to_end/test_kills.py \
+# The longest tests less, so that continuous integration is done in 15 minutes.
+longest := tests/end_to_end/test_kills.py tests/end_to_end/test_torchrun.py \
 	tests/end_to_end/test_bundle.py::test_killed_at_random_the_numbers_are_the_same \
 	tests/end_to_end/test_new_method.py::test_a_new_method_passes_its_own_tests_and_the_battery_at_once \
 	tests/unit/test_bench_check.py::test_the_command_on_the_cpu
 
-test-ci: lint ## as test-all, without the longest four: what continuous integration runs
+test-ci: lint ## as test-all, without the longest: what continuous integration runs
 	@$(pytest) $(addprefix --deselect ,$(longest))
 
 coverage: $(ready) ## every test, and how much of reproduce/ and methods/ they run: at least 90 percent

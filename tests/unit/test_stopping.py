@@ -13,7 +13,7 @@ import pytest
 
 from reproduce.experiment.folder import ROOT
 from reproduce.training.checkpoints import write_checkpoint
-from reproduce.training.run import RunSettings, _with_threads_of
+from reproduce.training.run import RunSettings, _as_begun
 
 PROGRAM = "from reproduce import stopping; stopping.end_at_once(); print('ready', flush=True)\n"
 PROGRAM += "from reproduce.__main__ import main; main()"
@@ -54,10 +54,10 @@ def test_a_resumed_run_keeps_the_threads_that_it_began_with(tmp_path: Path) -> N
     settings = RunSettings(tmp_path, None, tmp_path, "cpu", threads=1)
     told: list[str] = []
     path = tmp_path / "checkpoint.pt"
-    assert _with_threads_of(path, "run", settings, told.append) == settings
+    assert _as_begun(path, "run", settings, told.append) == settings
     write_checkpoint(path, "run", {"step": 1, "threads": 1})
-    assert _with_threads_of(path, "run", settings, told.append) == settings
+    assert _as_begun(path, "run", settings, told.append) == settings
     assert told == []
     write_checkpoint(path, "run", {"step": 1, "threads": 2})
-    assert _with_threads_of(path, "run", settings, told.append).threads == 2
+    assert _as_begun(path, "run", settings, told.append).threads == 2
     assert told == ["goes on with 2 threads, as it began, and not 1: another number would move numbers"]

@@ -57,7 +57,7 @@ def test_every_method_and_every_task_is_tried() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED.keys() - ELSEWHERE)
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ELSEWHERE])
 def test_two_processes_train_what_one_trains(grouped: list[dict[str, Any]], name: str) -> None:
     """Of whole batches: also where a method looks at other samples, and where a task or a network draws."""
     problem, method = TRAINED[name]
