@@ -41,12 +41,19 @@ def _scale(findings: Iterable[Finding]) -> str:
     """How many experiments of each scale ran, and how many did not."""
     by_scale: dict[str, list[bool]] = {}
     for finding in findings:
-        by_scale.setdefault(finding.experiment.scale, []).append(finding.ran)
+        by_scale.setdefault(finding.experiment.scale, []).append(_ran_beyond_baseline(finding))
     said = [
         f"{sum(ran)} of {len(ran)} {scale}{'-scale' if scale == 'paper' else ''} experiments"
         for scale, ran in by_scale.items()
     ]
     return f"{', '.join(said)} ran"
+
+
+def _ran_beyond_baseline(finding: Finding) -> bool:
+    """Whether it has Runs of its own: its baseline may have run for another method, on the same tasks."""
+    experiment = finding.experiment
+    ran = {name for task in finding.tasks.values() for name, arm in task.runs.arms.items() if arm.chosen is not None}
+    return bool(ran - {experiment.baseline}) or (bool(ran) and len(experiment.arms) == 1)
 
 
 def _arms(findings: Iterable[Finding]) -> list[tuple[Finding, ArmRuns]]:

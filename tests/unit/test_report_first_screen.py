@@ -169,6 +169,14 @@ def test_trust_is_said_in_short_lines(found):
     assert dict(trust([further], []))["Coefficients"] == "chosen on further seeds"
 
 
+def test_an_experiment_of_which_the_baseline_alone_ran_did_not_run(make_experiment, make_results):
+    experiment = make_experiment()
+    of_baseline = [result for result in make_results(experiment) if result.config.method == "vanilla"]
+    finding = evaluate("t", experiment, ResultIndex(of_baseline))
+    assert finding.ran
+    assert dict(trust([finding], []))["Scale"] == "0 of 1 paper-scale experiments ran"
+
+
 def make_recipe(**changes):
     return Recipe(**{"epochs": 8, "batch_size": 32, "learning_rate": 0.1} | changes)
 
