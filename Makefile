@@ -38,7 +38,7 @@ $(ready): pyproject.toml constraints.txt
 		{ echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 or newer needed: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "setting up $(venv): torch, torchvision and the rest, about 6 GB, a few minutes"
 	@$(PYTHON) -m venv $(venv)
-	@$(python) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	@$(python) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(or $(EXTRAS),test)]'
 	@$(python) -c 'import reproduce.training.run, reproduce.report.render'  # compiles what is used, not all of it
 	@touch $@
 
@@ -82,6 +82,7 @@ test-all: lint ## ruff and every test
 
 # The longest tests less, so that continuous integration is done in 15 minutes.
 longest := tests/end_to_end/test_kills.py tests/end_to_end/test_torchrun.py \
+	tests/unit/test_training_group.py tests/unit/test_verdict_rates.py \
 	tests/end_to_end/test_bundle.py::test_killed_at_random_the_numbers_are_the_same \
 	tests/end_to_end/test_new_method.py::test_a_new_method_passes_its_own_tests_and_the_battery_at_once \
 	tests/unit/test_bench_check.py::test_the_command_on_the_cpu

@@ -27,15 +27,10 @@ DEVICES = (1, 8, 64)
 NO_GPU = """\
 ## What is missing: a GPU
 
-No step was timed on a GPU yet, so of GPUs nothing is said here. On a machine that has one,
-
-```
-reproduce check --device cuda
-reproduce plan all --scale paper --device cuda --pilot
-```
-
-write step times into `runs/check/` and `runs/pilots/`. Their files, committed in `reports/bench/`, give that GPU its
-table here with `make scale`, and `reproduce plan all --scale paper --on 64xH100` its hours everywhere.
+No step was timed on a GPU yet, so of GPUs nothing is said here. On a machine that has one, `make check DEVICE=cuda`
+writes step times into `runs/check/`, and `plan all --scale paper --device cuda --pilot` into `runs/pilots/`. Their
+files, committed in `reports/bench/`, give that GPU its table here with `make scale`, and with
+`plan all --scale paper --on 64xH100` its hours everywhere.
 """
 
 
@@ -88,7 +83,7 @@ def _section(found: Sequence[Campaign], kind: str, device: str) -> Iterator[str]
     for campaign in found:
         yield f"| {' | '.join(_row(campaign, kind))} |"
     example = Fleet(DEVICES[-1], kind)
-    yield from ("", f'`reproduce plan all --scale paper --on "{example.devices}x{example.kind}"`')
+    yield from ("", f'`.venv/bin/reproduce plan all --scale paper --on "{example.devices}x{example.kind}"`')
 
 
 def _row(campaign: Campaign, kind: str) -> list[str]:

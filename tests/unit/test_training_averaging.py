@@ -114,6 +114,7 @@ class Line:
 
     metric = METRICS["loss"]
     steps_per_epoch = 2
+    source_examples = None
 
     def __init__(self, results: list[float]) -> None:
         self.model: Any = nn.Linear(1, 1, bias=False)
