@@ -6,6 +6,9 @@ quoted  = '$(subst ','\'',$(1))'
 data   := $(if $(DATA),$(DATA),$(REPRODUCE_DATA))
 export REPRODUCE_DATA := $(if $(data),$(if $(filter /%,$(firstword $(data))),,$(CURDIR)/)$(data))
 
+# Compiled anew in each process, torch and pandas take seven seconds to import instead of two.
+unexport PYTHONDONTWRITEBYTECODE
+
 venv   := .venv
 ready  := $(venv)/.ready
 python := $(venv)/bin/python
@@ -38,7 +41,7 @@ $(ready): pyproject.toml constraints.txt
 		{ echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 or newer needed: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "setting up $(venv): torch, torchvision and the rest, about 6 GB, a few minutes"
 	@$(PYTHON) -m venv $(venv)
-	@$(python) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(or $(EXTRAS),test)]'
+	@$(python) -m pip install --quiet --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -c constraints.txt -e '.[$(or $(EXTRAS),test)]'
 	@$(python) -c 'import reproduce.training.run, reproduce.report.render'  # compiles what is used, not all of it
 	@touch $@
 
