@@ -243,9 +243,16 @@ def read_card(name: str) -> DatasetCard:
     Raises:
         UserError: an unknown name (the message lists the known ones) or a card that is not valid.
     """
-    if name not in card_names():
-        raise UserError(f"unknown dataset {name!r}: {did_you_mean(name, card_names())}")
-    return read_toml(CARDS / f"{name}.toml", DatasetCard).model_copy(update={"name": name})
+    if name not in (names := card_names()):
+        raise UserError(f"unknown dataset {name!r}: {did_you_mean(name, names)}")
+    path = CARDS / f"{name}.toml"
+    found = path.stat() if path.is_file() else None
+    return _read_as_of(path, found and (found.st_mtime_ns, found.st_size)).model_copy(update={"name": name})
+
+
+@lru_cache(maxsize=1024)  # a report asks a thousand times for a few dozen cards
+def _read_as_of(path: Path, version: tuple[int, int] | None) -> DatasetCard:
+    return read_toml(path, DatasetCard)
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What bfloat16 autocast leaves to a model: parameters that no matrix product casts, and cuDNN's recurrent layers."""
+"""What bfloat16 autocast leaves to a model: parameters that no matrix product casts, and some recurrent layers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ def like(parameter: Tensor, activation: Tensor) -> Tensor:
 
 
 def run_recurrent(layer: Callable[..., Any], inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
-    """``layer(inputs, state)``; under bfloat16 autocast on CUDA in float32, with a float32 output.
+    """``layer(inputs, state)``; in float32, with a float32 output, where bfloat16 autocast cannot run it.
 
-    The layer is an `nn.RNNBase`, or what calls one. There autocast would run cuDNN's recurrent layers in float16, whose
-    range needs a gradient scaler.
+    The layer is an `nn.RNNBase`, or what calls one. On CUDA, autocast would run cuDNN's recurrent layers in float16, whose
+    range needs a gradient scaler. On processors of x86 without AVX-512, oneDNN has no LSTM in bfloat16.
     """
-    if not _would_run_in_float16(inputs.device):
+    kind = inputs.device.type
+    if not (_is_bfloat16(kind) and recurs_in_float32(kind)):
         return layer(inputs, state)
-    with torch.autocast("cuda", enabled=False):
+    with torch.autocast(kind, enabled=False):
         return layer(inputs.float(), None if state is None else tuple(part.float() for part in state))
 
 
-def _would_run_in_float16(device: torch.device) -> bool:
-    return (
-        device.type == "cuda"
-        and torch.is_autocast_enabled("cuda")
-        and torch.get_autocast_dtype("cuda") == torch.bfloat16
-    )
+def recurs_in_float32(kind: str) -> bool:
+    """Whether recurrent layers run in float32 under bfloat16 autocast, on this kind of device."""
+    if kind == "cpu":
+        return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return kind == "cuda"
+
+
+def _is_bfloat16(kind: str) -> bool:
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
