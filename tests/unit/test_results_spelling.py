@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reproduce.experiment.folder import ROOT
+from reproduce.experiment.identity import canonical_json
 from reproduce.results.spelling import content_of, spelled
 from reproduce.results.store import ResultError, copy_result, read_result, respell
 
@@ -28,8 +33,53 @@ def test_the_file_has_the_columns_of_the_records() -> None:
     assert columns == {
         "step": [9, 18],
         "test": {"error": [2.5, 1.5]},
-        "sites": {"step": [9], "site": ["post", "pre"], "mean": [[0.1, 0.2]], "range": [[[0, 1], None]]},
+        "sites": {
+            "step": [9],
+            "site": ["post", "pre"],
+            "float32": [],
+            "mean": [[0.1, 0.2]],
+            "range": [[[0, 1], None]],
+        },
     }
+
+
+FLOAT32 = 7.396037578582764, 0.1, -0.0, 3.4028234663852886e38, 1e-45, 16777217.0, 0.0
+
+
+def of_float32(values: Iterable[float]) -> list[dict[str, Any]]:
+    numbers = [float(np.float32(value)) for value in values]
+    return [
+        {"step": step, "sites": {"post": {"mean": number, "ends": [[number, -number]]}}}
+        for step, number in enumerate(numbers)
+    ]
+
+
+def test_float32_numbers_have_their_own_digits_alone() -> None:
+    content = {"id": "x", "epochs": of_float32(FLOAT32)}
+    text = spelled(content)
+    sites = json.loads(text)["epochs"]["sites"]
+    assert sites["float32"] == ["ends", "mean"]
+    assert sites["mean"] == [[7.3960376], [0.1], [-0.0], [3.4028235e38], [1e-45], [16777216.0], [0.0]]
+    assert canonical_json(content_of(text)) == canonical_json(content)  # of the two zeros as well
+    content["epochs"][0]["sites"]["post"]["mean"] = 0.1  # as float64
+    sites = json.loads(spelled(content))["epochs"]["sites"]
+    assert sites["float32"] == ["ends"]
+    assert sites["mean"][1] == [0.10000000149011612]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_any_float32_number_comes_back(values: list[float]) -> None:
+    content = {"id": "x", "epochs": of_float32(values)}
+    assert canonical_json(content_of(spelled(content))) == canonical_json(content)
+
+
+def test_a_file_in_which_all_numbers_are_float64_reads() -> None:
+    content = {"id": "x", "epochs": of_float32(FLOAT32)}
+    numbers = [epoch["sites"]["post"] for epoch in content["epochs"]]
+    sites = {"site": ["post"], "mean": [[at["mean"]] for at in numbers], "ends": [[at["ends"]] for at in numbers]}
+    steps = list(range(len(FLOAT32)))
+    text = json.dumps({"id": "x", "epochs": {"step": steps, "sites": {"step": steps, **sites}}})
+    assert content_of(text) == content
 
 
 @pytest.mark.parametrize(
@@ -61,6 +111,10 @@ def test_any_records_come_back(epochs: list[Any]) -> None:
         lambda columns: columns["sites"]["mean"].append([0.3, 0.4]),
         lambda columns: columns["sites"].update(step=[10]),
         lambda columns: columns["sites"].update(mean=3),
+        lambda columns: columns["sites"].update(float32=["median"]),
+        lambda columns: columns["sites"].update(float32=["range"]),
+        lambda columns: columns["sites"].update(float32=["mean"], mean=[[1e39, 0.2]]),
+        lambda columns: columns["sites"].update(float32=3),
         lambda columns: columns.pop("sites"),
         lambda columns: columns.update(sites=[]),
     ],
