@@ -20,8 +20,8 @@ def like(parameter: Tensor, activation: Tensor) -> Tensor:
 def run_recurrent(layer: Callable[..., Any], inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
     """``layer(inputs, state)``; in float32, with a float32 output, where bfloat16 autocast cannot run it.
 
-    The layer is an `nn.RNNBase`, or what calls one. On CUDA, autocast would run cuDNN's recurrent layers in float16, whose
-    range needs a gradient scaler. On processors of x86 without AVX-512, oneDNN has no LSTM in bfloat16.
+    The layer is an `nn.RNNBase`, or what calls one. On CUDA, autocast would run cuDNN's recurrent layers in float16,
+    whose range needs a gradient scaler. On processors of x86 without AVX-512, oneDNN has no LSTM in bfloat16.
     """
     kind = inputs.device.type
     if not (_is_bfloat16(kind) and recurs_in_float32(kind)):

@@ -7,11 +7,17 @@ import io
 from collections.abc import Iterable, Sequence
 
 Value = str | int | float | bool | None
+DIGITS = 8  # of what is computed from several runs: the last of a float64 differ from one kind of processor to another
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
 
 
+def computed(value: float | None) -> float | None:
+    """A statistic with as many significant digits as come out the same on every machine."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
-    """A line for each row under the columns' names: numbers to the last digit, `true` and `false`, nothing where there
+    """A line for each row under the columns' names: numbers as they are, `true` and `false`, nothing where there
     is none; a text that a spreadsheet would compute begins with an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

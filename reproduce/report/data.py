@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from reproduce.experiment.identity import canonical_json
 from reproduce.experiment.metrics import METRICS
-from reproduce.report.csv_text import Value
+from reproduce.report.csv_text import Value, computed
 from reproduce.report.data_schema import EPOCHS, VERDICTS, Schema, runs_schema
 from reproduce.results.evaluate import Finding, MethodFindings
 from reproduce.results.judge import Verdict
@@ -180,13 +180,13 @@ def _outcome(verdict: Verdict) -> Row:
     estimate = verdict.ours
     interval = estimate.interval if estimate else None
     return {
-        "value": estimate.mean if estimate else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
+        "value": computed(estimate.mean if estimate else None),
+        "low": computed(interval.low if interval else None),
+        "high": computed(interval.high if interval else None),
         "n": estimate.n if estimate else None,
         "verdict": verdict.word,
         "points": verdict.direction,
         "reason": verdict.reason,
-        "p": verdict.p_value,
-        "p_adjusted": verdict.p_adjusted,
+        "p": computed(verdict.p_value),
+        "p_adjusted": computed(verdict.p_adjusted),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reproduce.experiment.schema import Claim, Experiment
 from reproduce.report.counts import kind_of, only_alone
-from reproduce.report.csv_text import csv_text
+from reproduce.report.csv_text import computed, csv_text
 from reproduce.report.fitted import Fitted
 from reproduce.report.numbers import (
     NOTHING,
@@ -228,19 +228,19 @@ def _csv_row(experiment: str, task: str, row: ArmRow) -> tuple[str | int | float
         row.label,
         row.metric,
         row.paper,
-        row.mean.mean if row.mean else None,
-        mean.low if mean else None,
-        mean.high if mean else None,
+        computed(row.mean.mean if row.mean else None),
+        computed(mean.low if mean else None),
+        computed(mean.high if mean else None),
         row.n,
         row.planned,
         row.diverged,
-        row.survivors.mean if row.survivors else None,
+        computed(row.survivors.mean if row.survivors else None),
         " ".join(f"{seed}={value!r}" for seed, value in row.values.items()),
-        gap.mean if gap else None,
-        gap.interval.low if gap and gap.interval else None,
-        gap.interval.high if gap and gap.interval else None,
+        computed(gap.mean if gap else None),
+        computed(gap.interval.low if gap and gap.interval else None),
+        computed(gap.interval.high if gap and gap.interval else None),
         gap.n if gap else None,
-        row.p_holm,
+        computed(row.p_holm),
         row.chosen,
         "; ".join(row.notes),
     )

@@ -9,8 +9,8 @@ step at which they were measured:
     file     {"step": [9, 18], "test": {"error": [2.5, 1.5]},
               "sites": {"step": [9], "site": ["post", "pre"], "float32": [], "mean": [[0.1, 0.2]]}}
 
-Statistics of the Sites are computed in float32 and are most of a file. Those named in `float32` hold such numbers alone,
-and each is spelled with the digits that tell it from other float32 numbers: 7.3960376 for 7.396037578582764.
+Statistics of the Sites are computed in float32 and are most of a file. Those named in `float32` hold such numbers
+alone, and each is spelled with the digits that tell it from other float32 numbers: 7.3960376 for 7.396037578582764.
 
 A file that has records reads as well: at first, Results were spelled so.
 """

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from reproduce.experiment.cells import cells
 from reproduce.experiment.folder import MethodFolder
 from reproduce.experiment.schema import Arm
-from reproduce.report.csv_text import csv_text
+from reproduce.report.csv_text import computed, csv_text
 from reproduce.report.data import data_tables
 from reproduce.report.data_files import write_data, write_parquet
 from reproduce.results.evaluate import MethodFindings, evaluate
@@ -122,13 +122,26 @@ def test_verdicts_hold_every_claim(experiment, results, card_folder, tmp_path):
         if estimate is None:
             assert (row["value"], row["low"], row["n"]) == ("", "", "")
         else:
-            assert float(row["value"]) == estimate.mean
-            assert (float(row["low"]), float(row["high"])) == (estimate.interval.low, estimate.interval.high)
+            written_out = [float(row[name]) for name in ("value", "low", "high")]
+            exact = [estimate.mean, estimate.interval.low, estimate.interval.high]
+            assert written_out == pytest.approx(exact, rel=1e-7)
             assert int(row["n"]) == estimate.n
     assert {row["verdict"] for row in rows} >= {"not run", "reproduced"}
     per = [r.final.test["error"] for r in results if r.config.params.get("strength") == 1e-3]
     vanilla = [r.final.test["error"] for r in results if r.config.method == "vanilla"]
     assert float(rows[2]["value"]) == pytest.approx(sum(per) / 3 - sum(vanilla) / 3)
+
+
+def test_what_differs_in_the_last_bits_is_written_alike():
+    """As the sums of two kinds of processor do."""
+    for value in (12.860514707841798, -0.7650375690672786, 3e-9, 1.0, 0.0):
+        assert computed(value) == computed(value * (1 + 2**-52)) == computed(value * (1 - 2**-50))
+    assert (
+        csv_text(["a"], [[computed(12.860514707841798)], [computed(None)], [computed(5.0)]])
+        == 'a\n12.860515\n""\n5.0\n'
+    )
+    assert math.isnan(computed(math.nan))
+    assert computed(-math.inf) == -math.inf
 
 
 def test_parquet_holds_the_same_as_csv_with_types(experiment, results, card_folder, tmp_path):

@@ -169,9 +169,9 @@ def test_csv_round_trips_the_numbers(task):
         assert (line["task"], line["arm"], line["metric"]) == ("digits", row.arm, row.metric)
         seeds = dict(pair.split("=") for pair in line["values"].split())
         assert {int(seed): float(value) for seed, value in seeds.items()} == row.values
-        assert line["mean"] == ("" if row.mean is None else repr(row.mean.mean))
+        assert line["mean"] == ("" if row.mean is None else f"{row.mean.mean:.8g}")
         gap = row.difference.estimate.interval if row.difference else None
-        assert line["difference_low"] == ("" if gap is None else repr(gap.low))
+        assert line["difference_low"] == ("" if gap is None else f"{gap.low:.8g}")
 
 
 def test_csv_keeps_an_arm_all_of_whose_seeds_diverged(make_experiment, make_result):
