@@ -85,7 +85,7 @@ test-all: lint ## ruff and every test
 
 # The longest tests less, so that continuous integration is done in 15 minutes.
 longest := tests/end_to_end/test_kills.py tests/end_to_end/test_torchrun.py \
-	tests/unit/test_training_group.py tests/unit/test_verdict_rates.py \
+	tests/unit/test_training_group.py tests/unit/test_verdict_rates.py tests/unit/test_cluster_kills.py \
 	tests/end_to_end/test_bundle.py::test_killed_at_random_the_numbers_are_the_same \
 	tests/end_to_end/test_new_method.py::test_a_new_method_passes_its_own_tests_and_the_battery_at_once \
 	tests/unit/test_bench_check.py::test_the_command_on_the_cpu

@@ -30,6 +30,7 @@ class Options(ModelOptions):
     """Published runs use ``width_factor`` 1 (2 in the reference code of Littwin & Wolf)."""
 
     width_factor: int = Field(default=1, ge=1, le=2)
+    width_divisor: int = Field(default=1, ge=1, le=16)  # of all channels, for a processor
     activation: Literal["elu", "relu", "leaky_relu"] = "elu"
     scalar_bias: bool = False  # after each activation; PER: with ReLU and LeakyReLU
     dropout: bool = True  # 0, 0.1, ... 0.5 after the six stacks
@@ -61,7 +62,7 @@ class ConvolutionalNetwork(nn.Module):
         for index, (convolutions, probability) in enumerate(zip(STACKS, DROPOUT, strict=True)):
             layers: list[nn.Module] = []
             for kernel, base in convolutions:
-                outputs = base if index == 0 else base * options.width_factor
+                outputs = (base if index == 0 else base * options.width_factor) // options.width_divisor
                 layers.append(
                     Activated(
                         same_convolution(channels, outputs, kernel),

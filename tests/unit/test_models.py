@@ -99,6 +99,7 @@ def test_every_site_is_bfloat16_under_autocast(name):
         ("variational_lstm", {"tied": True, "masks": "gate"}),
         ("resnet", {"variant": "he"}),
         ("cnn11", {"activation": "relu", "scalar_bias": True, "initialisation": "he"}),
+        ("cnn11", {"width_divisor": 8}),
     ],
 )
 def test_every_parameter_comes_from_the_given_generator(name, changed):
