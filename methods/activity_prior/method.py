@@ -27,6 +27,7 @@ from reproduce.method import (
     check_activations,
     errors_in,
     fill_sites,
+    in_float32,
     sites_of,
 )
 
@@ -403,7 +404,7 @@ class ActivityPrior(Method):
 
     def _term(self, record: Record, generator: torch.Generator) -> Tensor:
         if self.mode == "l2_after_batchnorm":
-            return record.activation.float().square().mean()
+            return in_float32(record.activation).square().mean()
         samples = _samples(record, self.features, self._has_a_law_for_each_unit)
         earlier = samples[:0].detach()
         if self.memory:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from reproduce.method import (
     Features,
@@ -25,6 +24,7 @@ from reproduce.method import (
     accumulation_dtype,
     check_activations,
     clenshaw,
+    differentiable_once,
     directions_for,
     grouped,
     groups_of_samples,
@@ -222,7 +222,7 @@ class _EnergyDistances(TransformableFunction):
         TransformableFunction.keep(ctx, output, *activations, *(orders or ()))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from methods.quantile_activation.choices import Choices, grounded_levels, kernel_slopes, on_grid
 from reproduce.method import (
@@ -20,6 +19,7 @@ from reproduce.method import (
     TransformableFunction,
     batch_normalization,
     check_activations,
+    differentiable_once,
     fill_sites,
     in_float32,
     moderate_scale,
@@ -139,7 +139,7 @@ class _BatchQuantile(TransformableFunction):
         TransformableFunction.keep(ctx, output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from reproduce.method import (
     Features,
@@ -17,6 +16,7 @@ from reproduce.method import (
     Trace,
     TransformableFunction,
     check_activations,
+    differentiable_once,
     errors_in,
     in_float32,
 )
@@ -80,7 +80,7 @@ class _Variance(TransformableFunction):
         TransformableFunction.keep(ctx, output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -116,7 +116,7 @@ class _OffDiagonalSquares(TransformableFunction):
         TransformableFunction.keep(ctx, output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)

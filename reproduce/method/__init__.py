@@ -12,7 +12,7 @@ from reproduce.method.activations import (
     sample_rows,
 )
 from reproduce.method.chebyshev import clenshaw
-from reproduce.method.functions import TransformableFunction
+from reproduce.method.functions import TransformableFunction, differentiable_once
 from reproduce.method.gaussian import Deviation, gaussian_code
 from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
@@ -58,6 +58,7 @@ __all__ = [
     "check_activations",
     "clenshaw",
     "device_of",
+    "differentiable_once",
     "directions_for",
     "dtype_of",
     "errors_in",

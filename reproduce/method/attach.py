@@ -125,6 +125,9 @@ class Handle:
         """The Sites, in the order of the model's modules; a module that is met with several widths has several."""
         return [site for tap, _ in self.tapped for site in tap.sites()]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CopiedHandle, (self.method,)  # what a copied or saved model holds: its Sites record nothing
+
     def __repr__(self) -> str:
         if not self.is_attached:
             return f"{self.method!r}, removed from {type(self.model).__name__}"
@@ -215,6 +218,7 @@ class Handle:
 
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
+        trace.end_abandoned()
         self._refuse_unmet("in the forward pass")
         if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
@@ -361,6 +365,24 @@ class Handle:
                 "without calling it, as nn.MultiheadAttention does; name one that is called"
             )
         self.must_be_met = False
+
+
+class CopiedHandle:
+    """What a handle becomes where what holds it is copied or pickled: a copy of a model records nothing."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def __repr__(self) -> str:
+        return f"{self.method!r}, a copy of a handle, which records nothing"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(
+            f"this is a copy of a handle, made with a copy of what holds it, and has no {name!r}: attach() the method "
+            "to the copied model"
+        )
 
 
 def _refuse_replacing_others(changes: Changes) -> None:

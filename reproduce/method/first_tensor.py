@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def at_first_tensor(value: Any, act: Callable[[Tensor, bool], Tensor]) -> Any:
-    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none.
+    """``value`` with ``act`` done to the first floating-point tensor in it; None where it holds none, or a complex one
+    before it.
 
     ``act`` is told whether it is the data of a packed sequence.
     """
@@ -29,6 +30,8 @@ def at_first_tensor(value: Any, act: Callable[[Tensor, bool], Tensor]) -> Any:
     elif isinstance(value, tuple | list):
         parts = dict(enumerate(value))
     for key, part in parts.items():
+        if isinstance(part, Tensor) and part.is_complex():  # the activation, which no method takes
+            return None
         new = at_first_tensor(part, act)
         if new is not None:
             return value if new is part else _with(value, key, new)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+TWICE = (
+    "this loss can be differentiated once: it has no second derivative, as a Hessian, MAML or create_graph=True needs"
+)
+FORWARD = "this loss has no derivative in forward mode: use torch.func.grad, vjp or jacrev, not jvp, jacfwd or hessian"
 
 
 class TransformableFunction(torch.autograd.Function):
@@ -24,11 +31,40 @@ class TransformableFunction(torch.autograd.Function):
         return tuple(torch.stack(column) for column in zip(*found, strict=True)), (0,) * len(found[0])
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(FORWARD)
+
+    @staticmethod
     def keep(ctx: Any, output: tuple[Tensor, ...], *inputs: Tensor) -> None:
         """For ``ctx.saved_tensors``: all but the first that was returned, which have no gradient, and these inputs."""
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:], *inputs)
+
+
+def differentiable_once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """For a backward pass that autograd cannot differentiate: a second derivative is an error.
+
+    `torch.autograd.function.once_differentiable` says so only where the incoming gradient has a graph; that of a
+    penalty, which is added to a loss, has none, and a Hessian would silently miss the penalty's part.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling():
+            n_gradients = sum(each.key() == torch._C._functorch.TransformType.Grad for each in _transforms())
+            # One transform of torch.func always has a graph of its gradient.
+            if n_gradients > 1 or (n_gradients == 0 and torch.is_grad_enabled()):
+                raise RuntimeError(TWICE)
+        with torch.no_grad():
+            return backward(ctx, *gradients)
+
+    return once
+
+
+def _transforms() -> list[Any]:
+    """Of `torch.func`, that are under way."""
+    return torch._C._functorch.get_interpreter_stack() or []
 
 
 def _entry(argument: Any, dim: Any, index: int) -> Any:

@@ -21,6 +21,8 @@ def refuse_arguments(method: Any, model: Any) -> None:
     if not isinstance(method, Method) or not isinstance(model, nn.Module):
         given = f"{type(method).__name__} and {type(model).__name__}"
         raise ValueError(f"attach() takes a method and then a model, attach(method, model), got {given}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the model is scripted or traced, and takes no hooks: attach to the model that it was made of")
 
 
 def fraction(progress: Any) -> Any:

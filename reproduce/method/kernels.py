@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from reproduce.method.made_weights import made_by_hooks, weight_in_use
+from reproduce.method.made_weights import is_of_torch, made_by_hooks, weight_in_use
 from reproduce.method.sites import Site
 
 KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
@@ -71,8 +71,9 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
         ValueError: a lazy module that has no shape yet, a weight that other code makes in each forward pass, or one
             that `weight_in_use` refuses.
     """
-    made = {id(part) for found in model.modules() if isinstance(found, ParametrizationList) for part in found.modules()}
-    modules = [(path, module) for path, module in model.named_modules() if id(module) not in made]
+    added = (found for found in model.modules() if isinstance(found, ParametrizationList | Site))
+    inside = {id(part) for found in added for part in found.modules()}
+    modules = [(path, module) for path, module in model.named_modules() if id(module) not in inside]
     tables = {_identity(module, "weight") for _, module in modules if isinstance(module, _EMBEDDINGS)}
     kernels: list[Kernel] = []
     seen: set[Any] = set()
@@ -175,11 +176,19 @@ def _identity(module: nn.Module, name: str) -> Any:
     if is_parametrized(module, name):
         made_by: Any = module.parametrizations[name]  # type: ignore[index]
         originals = [id(original) for _, original in made_by.named_parameters(recurse=False)]
-        return (*originals, *map(type, made_by))
+        return (*originals, *map(_function, made_by))
     if hook := made_by_hooks(module).get(name):
-        return type(hook), *(id(getattr(module, original)) for original in hook.originals)
-    own = module._parameters.get(name)
+        mask = module._buffers.get(f"{name}_mask")  # of pruning
+        return type(hook), id(mask), *(id(getattr(module, original)) for original in hook.originals)
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False)).get(name)
     return (id(module), name) if own is None else id(own)
+
+
+def _function(part: nn.Module) -> Any:
+    """Equal for two parametrizations that make the same of the same: those of torch, and those that hold nothing."""
+    holds = vars(part).keys() - vars(nn.Module()).keys()
+    is_empty = not (holds or [*part.parameters(), *part.buffers(), *part.children()])
+    return type(part) if is_empty or is_of_torch(part) else id(part)
 
 
 def _whole(weight: Tensor) -> Tensor:

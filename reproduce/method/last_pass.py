@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from reproduce.method.made_weights import is_function, made_in_pass
+from reproduce.method.step_trace import has_raised
 
 Held = tuple[dict[str, Any], str, Tensor]  # a module's parameters or buffers, a name, and what lies there
 
@@ -29,6 +30,7 @@ class LastPass:
     def __init__(self, is_watching: bool = True) -> None:
         self.is_watching = is_watching
         self.is_open = False  # a pass that is noted is under way
+        self.error_before: BaseException | None = None  # that was being handled when it began
         self.was_given = False  # a penalty was taken of the last one, and it had other weights than the model has
         self.n_passes = 0  # that were noted since the last penalty
         self.had: list[Held] = []
@@ -40,7 +42,7 @@ class LastPass:
         return type(self), (False,)  # a copy of the model has hooks that do nothing
 
     def hook(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self.begin)
+        model.register_forward_pre_hook(self.begin, prepend=True)
         for module in model.modules():
             if isinstance(module, ParametrizationList) and not is_function(module):
                 module.register_forward_hook(self.note_made)
@@ -51,7 +53,7 @@ class LastPass:
             self._begin_compiled(model)
         elif self._notes(model):
             self.forget()
-            self.is_open = True
+            self.is_open, self.error_before = True, sys.exc_info()[1]
 
     def _begin_compiled(self, model: nn.Module) -> None:
         if not self.is_watching or not torch.is_grad_enabled():
@@ -79,7 +81,9 @@ class LastPass:
         if torch.compiler.is_compiling() or not self.is_open or not torch.is_grad_enabled():
             return
         self.is_open = False
-        if output is None and sys.exc_info()[1] is not None:
+        has_failed = has_raised(output, self.error_before)
+        self.error_before = None
+        if has_failed:
             self.forget()
             return
         self.n_passes += 1
@@ -142,6 +146,8 @@ class LastPass:
 def _held(model: nn.Module) -> Iterator[Held]:
     """Each parameter and buffer, in each module that holds it: tied ones may be given apart."""
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which can be given nothing
+            continue
         for holder in (module._parameters, module._buffers):
             for name, tensor in holder.items():
                 if tensor is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +61,22 @@ def describe(module: nn.Module) -> Layer | None:
         number = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
         return Layer(False, (number,), (number,)) if number else None
     if isinstance(module, MAPS_TO_MAPS):
-        return Layer(False)
-    if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+        return Layer(False, dim=_dim_of_maps(module))
+    if _forward_of(module) in (nn.LayerNorm.forward, nn.RMSNorm.forward):
         shape: Any = module.normalized_shape
         return Layer(True, tuple(shape), tuple(shape)) if len(shape) == 1 else None
     return _by_weight(module)
+
+
+def _dim_of_maps(module: nn.Module) -> int:
+    """With batch and channels, as the type's name says: of `nn.MaxPool2d` 4; 0: any number."""
+    digits = [letter for letter in type(module).__name__ if letter.isdigit()]
+    return 2 + int(digits[0]) if len(digits) == 1 else 0
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """As its class defines it: that of a scripted module cannot be asked for it."""
+    return inspect.getattr_static(type(module), "forward", None)
 
 
 def may_say(module: nn.Module) -> bool:

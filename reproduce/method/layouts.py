@@ -90,7 +90,7 @@ class Layouts:
         """Hook the layers that are not hooked."""
         modules = dict(model.named_modules())
         for name in self.watched:
-            if name not in self.hooks and name in modules:
+            if name not in self.hooks and name in modules and not isinstance(modules[name], torch.jit.ScriptModule):
                 self.hooks[name] = modules[name].register_forward_hook(partial(self._see, name))
         self.is_watching = True
 

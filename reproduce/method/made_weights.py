@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -93,10 +96,10 @@ def weight_in_use(module: nn.Module, name: str) -> Tensor:
 
 def is_function(made_by: ParametrizationList) -> bool:
     """Whether it gives the same weight each time, up to a power iteration: those of torch are known for it."""
-    return all(map(_is_of_torch, made_by.children()))
+    return all(map(is_of_torch, made_by.children()))
 
 
-def _is_of_torch(part: nn.Module) -> bool:
+def is_of_torch(part: nn.Module) -> bool:
     return type(part).__module__ == parametrizations.__name__
 
 
@@ -137,10 +140,26 @@ def _made_anew(made_by: ParametrizationList) -> tuple[Tensor, bool]:
             return made_by.forward(), True
         state = _RandomState(next(made_by.parameters()).device)
         try:
+            if not _gives_the_same_twice(made_by):
+                with torch.no_grad():
+                    return _twin(made_by).forward(), False
+            state.put_back()
             weight = made_by.forward()
             return weight, are_as_before() and state.is_as_before()
         finally:
             state.put_back()
+
+
+def _gives_the_same_twice(made_by: ParametrizationList) -> bool:
+    """Tried on a copy: it may draw from a generator of its own, or count, and training goes on from there."""
+    twin = _twin(made_by)
+    with torch.no_grad():
+        return bool(torch.equal(twin.forward(), twin.forward()))
+
+
+def _twin(made_by: ParametrizationList) -> ParametrizationList:
+    """A copy that shares its parameters."""
+    return copy.deepcopy(made_by, {id(parameter): parameter for parameter in made_by.parameters()})
 
 
 @contextmanager
@@ -170,7 +189,7 @@ def _on_copied_buffers(modules: Any) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _no_power_iteration(made_by: nn.Module) -> Iterator[None]:
-    training = [part for part in made_by.children() if _is_of_torch(part) and part.training]
+    training = [part for part in made_by.children() if is_of_torch(part) and part.training]
     for part in training:
         part.training = False
     try:
@@ -181,17 +200,20 @@ def _no_power_iteration(made_by: nn.Module) -> Iterator[None]:
 
 
 class _RandomState:
-    """The state of torch's global generators, of the CPU and of another device."""
+    """The state of torch's global generators, of the CPU and of another device, and of numpy's and Python's."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = None if device.type in ("cpu", "meta") else device
         self.before = self._now()
+        self.of_others = np.random.get_state(), random.getstate()
 
     def is_as_before(self) -> bool:
         return all(map(torch.equal, self._now(), self.before))
 
     def put_back(self) -> None:
         torch.set_rng_state(self.before[0])
+        np.random.set_state(self.of_others[0])
+        random.setstate(self.of_others[1])
         if self.device is not None:
             torch.get_device_module(self.device).set_rng_state(self.before[1], self.device)
 

@@ -84,6 +84,8 @@ def by_sizes(shape: tuple[int, ...], outputs: Iterable[Output]) -> tuple[Axes, .
             tier = None if axes is None else _likeness(shape, axes, output)
             if axes is not None and tier is not None:
                 tiers[tier][axes] = None
+                if tier == 1 and axes.endswith("c") != is_last:  # or channels were joined, and space was cut to so many
+                    tiers[tier][(LAST if is_last else FIRST)[len(shape)]] = None
     return next((tuple(found) for found in tiers if found), ())
 
 

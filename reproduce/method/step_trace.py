@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +36,13 @@ class StepTrace(Trace):
         self.hooked = [module for _, module in tapped]
         self.versions: list[int] = []
         self.thread: int | None = None  # whose pass is recorded
+        self.frame: FrameType | None = None  # that calls the model in it
+        self.error_before: BaseException | None = None  # that was being handled when it began
         self._is_open = False
         self.around: list[bool] = []  # `_is_open` around this pass of the whole model, from the one that is recorded on
         self.consumed = False
         self.has_failed = False  # the pass that was recorded raised an error
+        self.has_ended = False  # without an error
         self.filled: list[Site] = []  # that were passed in this pass and hold something
         self.stepped: set[Site] = set()  # whose calls are the time steps of one activation
         self.without_gradient: set[str] = set()  # Sites that were passed under no_grad in the recorded pass
@@ -67,8 +72,10 @@ class StepTrace(Trace):
             torch.is_grad_enabled()
             and (self.model.training or any(module.training for module in self.hooked))
             and not _is_exported()
+            and not torch.jit.is_tracing()
             and not _is_in_backward()
         )
+        self.end_abandoned()
         if self._is_elsewhere():
             if is_recorded:
                 raise ValueError(
@@ -81,23 +88,39 @@ class StepTrace(Trace):
             self.clear()
             self.filled = []
             self.without_gradient.clear()
-            self.consumed = self.has_failed = False
-            self.thread = None if torch.compiler.is_compiling() else threading.get_ident()
+            self.consumed = self.has_failed = self.has_ended = False
+            if torch.compiler.is_compiling():
+                self.thread = None
+            else:
+                self.thread, self.frame, self.error_before = threading.get_ident(), _frame_outside(), sys.exc_info()[1]
         if is_recorded or self.around:
             self.around.append(self._is_open)
             self._is_open = is_recorded
         return is_new
 
-    def end(self, has_failed: bool = False) -> bool:
+    def end(self, output: Any) -> bool:
         """It ends, also where it raised an error; returns whether it was the one that is recorded."""
         if not self.around or self._is_elsewhere():
             return False
         self._is_open = self.around.pop()
         if self.around:
             return False
-        self.thread = None
-        self.has_failed = has_failed
+        self.has_failed = not torch.compiler.is_compiling() and has_raised(output, self.error_before)
+        self.has_ended = not self.has_failed
+        self.thread = self.frame = self.error_before = None
         return True
+
+    def end_abandoned(self) -> None:
+        """A pass that Ctrl-C or a cancelled task has left runs no hooks at its end: it shows in the stack."""
+        if torch.compiler.is_compiling() or not self.around or self.frame is None or self.thread is None:
+            return
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        if frame is None:
+            self.release_pass()
+            self.clear()
+            self.has_failed = True
 
     def _is_elsewhere(self) -> bool:
         """Whether the pass that is recorded is another thread's; a compiled model cannot tell."""
@@ -107,8 +130,14 @@ class StepTrace(Trace):
         """Whether an activation of the module of this name, in training mode, is to be recorded.
 
         Raises:
-            ValueError: it is computed again in the backward pass, and had no gradient in the forward pass.
+            ValueError: it is computed again in the backward pass, and had no gradient in the forward pass; or it is
+                computed in another thread than the pass of the whole model.
         """
+        if self._is_open and self._is_elsewhere() and torch.is_grad_enabled():
+            raise ValueError(
+                f"module {name!r} is called in another thread than the model whose forward pass is under way, and "
+                "would be left out of the penalty: call it in the model's own thread, or under no_grad"
+            )
         if not self.is_open:
             if name in self.without_gradient and torch.is_grad_enabled() and _is_in_backward():
                 raise ValueError(
@@ -138,9 +167,12 @@ class StepTrace(Trace):
         """Let go of everything."""
         self.clear()
         self.earlier.clear()
+        self.release_pass()
+
+    def release_pass(self) -> None:
         self._is_open = False
         self.around.clear()
-        self.thread = None
+        self.thread = self.frame = self.error_before = None
 
     def _given(self) -> list[Record]:
         return [PackedRecord(*record) if record.site.is_packed else record for record in super()._given()]
@@ -156,13 +188,18 @@ class StepTrace(Trace):
     def why_empty(self) -> str:
         """What is missing, where there is nothing to make a penalty of."""
         if self.has_failed:
-            return "the forward pass raised an error, and a penalty of its first half would be none of the model"
+            return (
+                "the forward pass raised an error or was interrupted, and a penalty of its first half would be none of "
+                "the model"
+            )
         if self.without_gradient and not self.consumed:
             names = ", ".join(sorted(self.without_gradient))
             return (
                 f"nothing was recorded: {names} was passed without gradients, under no_grad or in a reentrant "
                 "checkpoint: use checkpoint(..., use_reentrant=False), or name a module outside"
             )
+        if self.has_ended and not self.consumed:
+            return "nothing was recorded: the last forward pass went past all Sites: add no penalty after such a pass"
         return (
             "nothing was recorded: each penalty() needs a forward pass of the whole model before it, in train() mode "
             "and with gradients, so not under no_grad and not in a reentrant checkpoint (use_reentrant=False)"
@@ -183,6 +220,11 @@ class StepTrace(Trace):
     def check(self, device: torch.device) -> None:
         """Refuse what was recorded on another device, or overwritten since."""
         for record, version in zip(self._records, self.versions, strict=True):
+            if _has_escaped(record.activation):
+                raise ValueError(
+                    f"Site {record.site.name!r}: it was recorded inside a function that torch.func transforms, which "
+                    "is over: call penalty() in that function"
+                )
             if record.activation.device != device:
                 raise ValueError(
                     f"the model was attached on {device} and is on {record.activation.device} now: move it first, "
@@ -231,6 +273,32 @@ class StepTrace(Trace):
             act()
         finally:
             self.clear()
+
+
+def has_raised(output: Any, before: BaseException | None) -> bool:
+    """Whether a forward pass ends with an error, by what a hook that is always called finds.
+
+    Args:
+        before: the error that was being handled when it began, in an ``except`` block.
+    """
+    error = sys.exc_info()[1]
+    return output is None and error is not None and error is not before
+
+
+def _frame_outside() -> FrameType | None:
+    """Of what calls the hooks of this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("reproduce.method."):
+        frame = frame.f_back
+    return frame
+
+
+def _has_escaped(activation: Tensor) -> bool:
+    """Whether it belongs to a transform of `torch.func` that is over; a compiled model cannot tell."""
+    if torch.compiler.is_compiling():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return torch._C._functorch.maybe_get_level(activation) > len(stack)
 
 
 def _version(activation: Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -37,7 +36,7 @@ class Passes:
         self.layouts = self.taps[0].layouts if self.taps else Layouts(nn.Module())
 
     def hook_begin(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self.begin)
+        model.register_forward_pre_hook(self.begin, prepend=True)  # so that it knows of a pass that others' hooks end
 
     def hook_end(self, model: nn.Module) -> None:
         """After all other hooks: the model itself may have a Site at its output."""
@@ -55,8 +54,7 @@ class Passes:
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.trace is None:
             return
-        has_failed = output is None and not torch.compiler.is_compiling() and sys.exc_info()[1] is not None
-        if self.trace.end(has_failed) and self.layouts.notes():
+        if self.trace.end(output) and self.layouts.notes():
             self.end_watching()
 
     def end_watching(self) -> None:
@@ -98,6 +96,8 @@ class Tap(nn.ModuleList):
         self._add_site("nc", None)  # what it really is, the first activation says
 
     def hook(self, module: nn.Module) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"module {self.name!r} is scripted or traced, and takes no hooks: name one that is not")
         # With bound methods a deep copy of the model has hooks that know the copied Sites.
         if self.side == "input":
             module.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -193,9 +193,10 @@ class Tap(nn.ModuleList):
         is_frozen = not module.training and not activation.requires_grad
         if is_frozen and not self.is_transformed and not self.is_explored:
             return activation
-        if activation.is_nested:
+        if activation.is_nested or activation.layout != torch.strided:
+            kind, instead = ("nested", "padded") if activation.is_nested else ("sparse", "dense")
             raise ValueError(
-                f"module {self.name!r}: nested tensors cannot be recorded: pass padded ones, or name another"
+                f"module {self.name!r}: {kind} tensors cannot be recorded: pass {instead} ones, or name another"
             )
         is_step = self.is_stepped and activation.dim() == 2 and not is_packed
         whole = activation.unsqueeze(0) if is_step else activation
