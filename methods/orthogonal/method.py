@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -257,7 +257,8 @@ def kernels(model: nn.Module, layers: str = "all", groups: Groups = "apart") -> 
     A kernel of `nn.LSTM` holds four blocks, of `nn.GRU` three, a linear layer ``qkv`` three where it has three times as
     many outputs as inputs (`kernels_of` knows some such names), a grouped convolution one for each group, and a
     shared one counts once. Which weights there are says `kernels_of`. Embeddings are tables and no kernels, and so is
-    an output layer that is tied to one.
+    an output layer that is tied to one. Take them anew in each step: blocks are views, and what a parametrization makes
+    is of one step.
 
     Args:
         model: any module.
@@ -271,7 +272,7 @@ def kernels(model: nn.Module, layers: str = "all", groups: Groups = "apart") -> 
     return [
         (part.name if len(blocks) == 1 else f"{part.name}[{index}]", block)
         for part in _parts(model, layers, groups)
-        for blocks in [part.weight.chunk(part.groups)]
+        for blocks in [_cut(part.weight, part.groups)]
         for index, block in enumerate(blocks)
     ]
 
@@ -310,7 +311,12 @@ def _parts_of(kernel: Kernel, groups: Groups) -> list[_Part]:
     if kernel.kind == "conv":
         return [_Part(kernel.name, kernel.kind, weight, kernel.blocks if groups == "apart" else 1)]
     labels = [f"{kernel.name}[{index}]" for index in range(kernel.blocks)] if kernel.blocks > 1 else [kernel.name]
-    return [_Part(label, kernel.kind, block, 1) for label, block in zip(labels, weight.chunk(len(labels)), strict=True)]
+    return [_Part(label, kernel.kind, block, 1) for label, block in zip(labels, _cut(weight, len(labels)), strict=True)]
+
+
+def _cut(weight: Tensor, n_blocks: int) -> Sequence[Tensor]:
+    """Along the outputs; a whole one as it is, since views of a weight are of no use once an optimiser has stepped."""
+    return weight.chunk(n_blocks) if n_blocks > 1 else (weight,)
 
 
 def _is_asked_for(part: _Part, layers: str) -> bool:

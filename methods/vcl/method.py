@@ -223,7 +223,9 @@ class VCL(Method):
         if _beta(site) is not None:
             raise ValueError(f"Site {site.name!r} already has betas")
         if site.shape is None:
-            raise ValueError(f"Site {site.name!r} has not seen a batch yet: give attach() an example input")
+            raise ValueError(
+                f"Site {site.name!r} has not seen a batch yet: give `example=`, an input, where it is attached"
+            )
         _ = site.known_axes  # refused where they are a guess
         return site.shape
 

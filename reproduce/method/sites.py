@@ -54,7 +54,9 @@ class Site(nn.Module):
     def features(self) -> int:
         """Number of channels or units."""
         if self.shape is None:
-            raise ValueError(f"Site {self.name!r} has not seen a batch yet: give attach() an example input")
+            raise ValueError(
+                f"Site {self.name!r} has not seen a batch yet: give `example=`, an input, where it is attached"
+            )
         self._known(lambda axes: axes.index("c"))
         return self.shape[0]
 

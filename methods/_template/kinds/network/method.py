@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from reproduce.method import Method, Positive
 
 
-def scaled(weight: Tensor, gain: float) -> Tensor:
+def scaled(weight: Tensor, gain: float = 1.0) -> Tensor:
     """``gain * weight``. Write here: the equation's number, shapes, units and source.
 
     Raises:
