@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
@@ -46,6 +47,15 @@ def test_mean_interval_equals_scipy():
     assert estimate.deviation == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.parametrize("confidence", [0.8, 0.99])
+def test_at_another_confidence_the_interval_equals_scipy_too(confidence):
+    values = [7.2, 7.6, 6.9, 7.1]
+    expected = scipy_stats.t.interval(confidence, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
+    later, at_once = mean_estimate(values).within(confidence), mean_estimate(values, confidence=confidence).interval
+    assert (later.low, later.high) == pytest.approx(expected, rel=1e-12)
+    assert (at_once.low, at_once.high) == pytest.approx(expected, rel=1e-12)
+
+
 def test_three_values_by_hand():
     estimate = mean_estimate([1.0, 2.0, 3.0])
     assert estimate.mean == 2.0
@@ -62,6 +72,15 @@ def test_without_a_table_a_gap_is_of_two_means_and_careful():
     assert found.p_value > expected.pvalue
     assert found.estimate.n == 3
     assert not found.paired
+
+
+def test_a_gap_foresees_one_more_run_of_each_arm():
+    arm, over = {0: 6.6, 1: 6.9, 2: 6.5}, {0: 7.1, 1: 7.2, 2: 7.3, 9: 7.7}
+    foreseen = difference(arm, over).estimate.foresees(1)
+    one, other = np.var(list(arm.values()), ddof=1), np.var(list(over.values()), ddof=1)
+    spread = math.sqrt((one + other) + (one / 3 + other / 4))  # of the runs to come, and of the means that are known
+    expected = scipy_stats.t.interval(0.95, 2, loc=6.6666666667 - 7.325, scale=spread)
+    assert (foreseen.low, foreseen.high) == pytest.approx(expected)
 
 
 def test_paired_by_seed_it_is_the_paired_t_test():
@@ -101,6 +120,7 @@ def test_arms_that_share_no_seed_still_have_a_gap():
 def test_equal_values_with_nothing_beside_them_are_not_certain():
     same = mean_estimate([2.5, 2.5])
     assert (same.mean, same.interval, same.error) == (2.5, None, None)
+    assert mean_estimate([0.0, 0.0]).interval is None
     found = difference({0: 2.5, 1: 2.5}, {0: 3.0, 1: 3.0})
     assert (found.p_value, found.estimate.interval) == (None, None)
 
@@ -125,6 +145,34 @@ def test_an_interval_stays_inside_the_bounds_of_its_metric(values, bounds):
     assert plain.low < low or plain.high > high
     kept = mean_estimate(values, bounds=bounds).interval
     assert low < kept.low < np.mean(values) < kept.high < high
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "forth", "slope", "back"),
+    [
+        ([1.1, 1.2, 4.0], (1, math.inf), lambda y: np.log(y - 1), lambda y: 1 / (y - 1), lambda z: 1 + np.exp(z)),
+        ([-1.1, 1.9, 1.8], (-math.inf, 2), lambda y: np.log(2 - y), lambda y: 1 / (2 - y), lambda z: 2 - np.exp(z)),
+        (
+            [1.2, 1.3, 3.5],
+            (1, 4),
+            lambda y: special.logit((y - 1) / 3),
+            lambda y: 1 / (y - 1) + 1 / (4 - y),
+            lambda z: 1 + 3 * special.expit(z),
+        ),
+    ],
+)
+def test_next_to_a_bound_the_interval_is_that_of_the_logarithm(values, bounds, forth, slope, back):
+    mean = np.mean(values)
+    on_the_scale = scipy_stats.t.interval(0.95, 2, loc=forth(mean), scale=slope(mean) * scipy_stats.sem(values))
+    found = mean_estimate(values, bounds=bounds).interval
+    assert (found.low, found.high) == pytest.approx(tuple(sorted(back(np.array(on_the_scale)))))
+
+
+@pytest.mark.parametrize("mean", [-0.2, 0.0])
+def test_a_mean_that_is_not_inside_the_bounds_has_the_plain_interval_cut_off(mean):
+    values = [mean - 0.1, mean, mean + 0.1]
+    kept = mean_estimate(values, bounds=(0, math.inf)).interval
+    assert (kept.low, kept.high) == (0, mean_estimate(values).interval.high)
 
 
 def test_where_no_bound_is_near_the_interval_is_the_plain_one():
