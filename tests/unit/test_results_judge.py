@@ -88,6 +88,12 @@ def test_a_gap(verdict, published, tolerance, differences, word):
     assert found.ours.n == len(differences)
 
 
+@pytest.mark.parametrize(("published", "word"), [(-0.2, "larger"), (-0.8, "smaller")])
+def test_a_gap_on_the_published_side_says_how_its_size_differs(verdict, published, word):
+    errors = {"vanilla": OVER, "per": [o + d for o, d in zip(OVER, (-0.49, -0.50, -0.51), strict=True)]}
+    assert verdict(gap(published, 0.1), errors).reason == f"the published side, but {word}"
+
+
 @pytest.mark.parametrize(
     ("side", "differences", "word"),
     [
@@ -120,6 +126,21 @@ def test_reduced_scale_has_a_direction_only(verdict, claim, differences, expecte
     assert found.text == f"reduced scale: {expected}"
 
 
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [(direction("higher"), "opposite"), (gap(0.5, 0.2), "opposite"), (gap(0.0, 0.2), "undecided")],
+)
+def test_at_reduced_scale_a_gap_below_zero_is_not_one_above_nor_none(verdict, claim, expected):
+    errors = {"vanilla": OVER, "per": [o + d for o, d in zip(OVER, (-0.4, -0.5, -0.6), strict=True)]}
+    assert verdict(claim, errors, scale="reduced").direction == expected
+
+
+def test_only_values_are_not_compared_across_scales(verdict):
+    errors = {"vanilla": OVER, "per": NARROW}
+    assert verdict(value(7.0, 0.2), errors, scale="reduced").reason.endswith("; a value is not compared across scales")
+    assert verdict(gap(-0.5, 0.2), errors, scale="reduced").reason == "reduced experiment"
+
+
 def test_other_data_and_fewer_examples_are_reduced_scale(verdict):
     assert verdict(value(7.0, 0.2), {"per": NARROW}, stand_ins={"digits"}).word == "reduced scale"
     task = TaskSpec(kind="image_classification", dataset="digits", model="mlp", train_examples=500)
@@ -140,6 +161,7 @@ def test_a_diverged_seed_is_never_averaged_away(verdict):
 
 def test_when_every_seed_diverges_a_value_is_not_reproduced(verdict):
     assert verdict(value(7.0, 0.2), {"per": (None, None, None)}).word == "not reproduced"
+    assert verdict(value(7.0, 0.2), {"per": (None, None)}).word == "not reproduced"
     assert verdict(value(7.0, 0.2), {"per": (None,)}).word == "inconclusive"
 
 

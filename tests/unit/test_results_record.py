@@ -15,7 +15,18 @@ from reproduce.experiment.identity import RunConfig, canonical_json
 from reproduce.experiment.recipe import ConstantRate, CosineRate, DecayRate, PlateauRate, Recipe, Schedule, StepRate
 from reproduce.experiment.schema import TaskSpec
 from reproduce.results import store
-from reproduce.results.record import Environment, EpochRecord, Final, Result, SiteStatistics
+from reproduce.results.record import (
+    BINS,
+    PROJECTIONS,
+    QUANTILES,
+    SCHEMA_VERSION,
+    Environment,
+    EpochRecord,
+    Final,
+    Result,
+    SiteStatistics,
+    device_kind,
+)
 from reproduce.results.spelling import content_of
 from reproduce.results.store import ResultError, copy_result, read_result, read_results, write_result
 from tests.unit.small_runs import resealed
@@ -334,3 +345,23 @@ def test_canonical_json_is_one_spelling() -> None:
 def test_folder_ends_in_the_id() -> None:
     config = config_of(seed=3)
     assert config.folder == f"digits-mlp-per-seed3-{config.id}"
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        ("cuda:1 (NVIDIA H100)", "NVIDIA H100"),
+        ("cuda:0 (NVIDIA H100, 2 processes)", "NVIDIA H100, 2 processes"),
+        ("cpu (Intel(R) Xeon(R))", "Intel(R) Xeon(R)"),
+        ("cpu", "cpu"),
+        ("", ""),
+    ],
+)
+def test_devices_of_one_kind_have_one_name(device: str, kind: str) -> None:
+    assert device_kind(device) == kind
+
+
+def test_what_sealed_statistics_are_of_has_not_moved() -> None:
+    """A Result does not say at which quantiles, in how many bins and over how many directions: these numbers stay."""
+    assert QUANTILES == (0.15, 0.25, 0.5, 0.75, 0.85)
+    assert (SCHEMA_VERSION, BINS, PROJECTIONS) == (1, 24, 64)
