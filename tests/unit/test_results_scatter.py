@@ -81,6 +81,22 @@ def test_the_fit_is_the_likeliest():
     assert -unlikely([math.log(prior.variance), math.log(prior.degrees)]) == pytest.approx(-best.fun, abs=1e-3)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_likeliest_variance_is_a_fixed_point(seed):
+    """Where the derivative of F's likelihood by s_0^2 is zero, to many digits, however uneven the points are."""
+    generator = np.random.default_rng(seed)
+    degrees = generator.integers(1, 13, 25)
+    truth = 10.0**seed * 1.5 / generator.chisquare(1.5, 25)
+    variances = truth * generator.chisquare(degrees) / degrees
+    prior = fit_prior([Scatter(float(v), int(d)) for v, d in zip(variances, degrees, strict=True)])
+    assert math.isfinite(prior.degrees)
+    usual = np.array([not prior.is_apart(Scatter(float(v), int(d))) for v, d in zip(variances, degrees, strict=True)])
+    assert usual.sum() >= 24
+    variances, degrees = variances[usual], degrees[usual]
+    weights = degrees / (degrees * variances + prior.degrees * prior.variance)
+    assert prior.variance == pytest.approx(float((weights * variances).sum() / weights.sum()), rel=1e-10)
+
+
 def test_one_arm_that_scatters_much_does_not_widen_the_others():
     """As in the matrix: many points of two seeds that only choose, arms of six, one of which falls apart."""
     generator = np.random.default_rng(7)
