@@ -61,8 +61,8 @@ def _tests(folder: Path, pattern: str) -> list[str]:
     ]
 
 
-def content_hash(file: str) -> str:
-    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+def content_hash(file: str, tree: Path = ROOT) -> str:
+    return hashlib.sha256((tree / file).read_bytes()).hexdigest()
 
 
 def judgements() -> dict[str, dict[Change, str]]:
@@ -107,18 +107,17 @@ def outcomes(tree: Path, file: str, wanted: Entry) -> Iterator[Entry]:
         raise SystemExit(f"{file}: its mutants could not be run to the end")
 
 
-def run_file(tree: Path, file: str, each: int, kept: dict[str, Entry]) -> None:
+def run_file(tree: Path, file: str, each: int) -> None:
     """Brings the file's entry up to ``each`` mutants, and writes after every one: what is done stays done."""
-    entry = kept.get(file)
-    if entry is None or entry["hash"] != content_hash(file):
-        entry = {"hash": content_hash(file), "possible": None, "run": 0, "caught": 0, "timed_out": 0, "survivors": []}
+    entry, content = found().get(file), content_hash(file, tree)
+    if entry is None or entry["hash"] != content:
+        entry = {"hash": content, "possible": None, "run": 0, "caught": 0, "timed_out": 0, "survivors": []}
     again = [one["number"] for one in open_survivors(entry, judgements().get(file, {}))]
     if not again and entry["possible"] is not None and entry["run"] >= min(each, entry["possible"]):
         return
     for outcome in outcomes(tree, file, {"seed": SEED, "again": again, "first": entry["run"], "end": each}):
         add(entry, outcome)
-        kept[file] = entry
-        FOUND.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
+        FOUND.write_text(json.dumps(found() | {file: entry}, indent=1, sort_keys=True) + "\n", "utf-8")
         write_page()
 
 
@@ -204,7 +203,7 @@ def main() -> None:
         tree = copied_tree(Path(folder))
         for file in given.only or targets():
             if given.seed == SEED:
-                run_file(tree, file, given.each, kept=found())
+                run_file(tree, file, given.each)
                 continue
             for one in sample(tree, file, given.each, given.seed):
                 alive += 1
