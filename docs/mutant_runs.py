@@ -200,7 +200,7 @@ def main(file: str, tests: list[str], seed: int, again: list[int], first: int, e
     for name in LIBRARIES:
         importlib.import_module(name)
     seconds = unchanged(file, tests)
-    limit = 30 + 4 * sum(seconds.values())
+    limit = 20 + 2.5 * sum(seconds.values())
     for number in (*again, *range(first, min(end, len(changes)))):
         change = mutant(source, *changes[number])
         path.write_text(change.text, "utf-8")
