@@ -115,12 +115,22 @@ test-oldest: $(oldest)/.ready ## the battery, unit and method tests on the oldes
 	@OMP_NUM_THREADS=1 $(oldest)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 		--ignore tests/contract/test_types.py tests/contract tests/unit methods
 
-soak: $(ready) ## what takes hours: odd files (INPUTS=1000000), killed processes (KILLS=50), how verdicts err (DRAWS=2000)
+cosmic-ray := $(venv)/.cosmic-ray
+$(cosmic-ray): $(ready)
+	@$(python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,mutants]'
+	@touch $@
+
+mutants = OMP_NUM_THREADS=1 $(python) docs/mutants.py
+mutants: $(cosmic-ray) ## change formulas, and see that tests notice: EACH=40 changes a file, FILE=one; docs/mutants.md
+	@$(mutants) $(call given,EACH,each) $(call given,FILE,only)
+
+soak: $(cosmic-ray) ## what takes hours: odd files (INPUTS=1000000), killed processes (KILLS=50), how verdicts err (DRAWS=2000), mutants
 	@REPRODUCE_FUZZ=$(call quoted,$(or $(INPUTS),1000000)) OMP_NUM_THREADS=1 $(python) -m pytest tests/unit/test_odd_files.py
 	@REPRODUCE_KILLS=$(call quoted,$(or $(KILLS),50)) REPRODUCE_GRID=60 REPRODUCE_SEEN=docs/reliability.json OMP_NUM_THREADS=1 \
 		$(python) -m pytest -m fault tests
 	@$(python) docs/reliability.py
 	@OMP_NUM_THREADS=1 $(python) docs/verdicts.py $(call given,DRAWS,draws)
+	@$(mutants) --each 3 --seed $$(date +%Y%m%d)
 
 bench: $(ready) ## time every method against vanilla; ratios and JSON
 	@$(python) -m reproduce bench $(call given,DEVICE,device)
@@ -140,6 +150,7 @@ architecture: $(ready) ## redraw the layers in docs/architecture.md from the con
 references: $(ready) ## rewrite what is made from the code in docs/: tables of keys, JSON schemas, the table of faults
 	@$(python) docs/references.py
 	@$(python) docs/reliability.py
+	@$(python) docs/mutants.py --page
 
 scale: $(ready) ## recompute docs/scale.md, how long all runs take on many devices, from the evidence
 	@$(python) docs/scale.py
