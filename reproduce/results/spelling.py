@@ -18,16 +18,14 @@ A file that has records reads as well: at first, Results were spelled so.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
-
-import numpy as np
 
 from reproduce.experiment.identity import canonical_json
 
 Records = list[dict[str, Any]]
 NAMES = "float32"  # of the statistics whose numbers are
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def spelled(content: dict[str, Any]) -> str:
@@ -114,6 +112,8 @@ def _as_float32(value: Any) -> Any:
 
 def _shortest(value: Any) -> Any:
     """Each float32 number as the one with the fewest digits to which no other float32 is nearer."""
+    import numpy as np  # not to read a Result: commands that only read start without it
+
     return [_shortest(item) for item in value] if isinstance(value, list) else float(str(np.float32(value)))
 
 
@@ -121,7 +121,12 @@ def _is_float32(value: Any) -> bool:
     """Whether there are numbers in lists in lists, and all are."""
     if isinstance(value, list):
         return bool(value) and all(_is_float32(item) for item in value)
-    return isinstance(value, float) and abs(value) <= LARGEST and float(np.float32(value)) == value
+    if not isinstance(value, float) or not math.isfinite(value):
+        return False
+    try:
+        return bool(_as_float32([value]) == [value])
+    except OverflowError:
+        return False
 
 
 def _transposed(values: list[Any]) -> Any:
