@@ -179,9 +179,26 @@ def _identity(module: nn.Module, name: str) -> Any:
         return (*originals, *map(_function, made_by))
     if hook := made_by_hooks(module).get(name):
         mask = module._buffers.get(f"{name}_mask")  # of pruning
-        return type(hook), id(mask), *(id(getattr(module, original)) for original in hook.originals)
+        return (
+            type(hook),
+            None if mask is None else _Mask(mask),
+            *(id(getattr(module, original)) for original in hook.originals),
+        )
     own = dict(module.named_parameters(recurse=False, remove_duplicate=False)).get(name)
     return (id(module), name) if own is None else id(own)
+
+
+class _Mask:
+    """Equal to one that keeps the same: pruning a shared weight by its size gives each layer such a one."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __hash__(self) -> int:
+        return hash(self.mask.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Mask) and torch.equal(self.mask, other.mask)
 
 
 def _function(part: nn.Module) -> Any:

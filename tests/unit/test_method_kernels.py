@@ -149,12 +149,16 @@ def test_a_pruned_weight_of_an_unknown_module_is_the_pruned_one() -> None:
     assert torch.equal(weight, module.mixing_orig * module.mixing_mask)
 
 
-def test_a_pruned_weight_shared_by_two_layers_counts_once() -> None:
+def test_a_pruned_weight_shared_by_two_layers_counts_once_for_each_mask() -> None:
     one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = one.weight
     for layer in (one, other):
         prune.l1_unstructured(layer, "weight", 0.5)
-    other.weight_orig = one.weight_orig
+    assert one.weight_orig is other.weight_orig
+    assert one.weight_mask is not other.weight_mask
     assert list(kinds(nn.Sequential(one, other))) == ["0.weight"]
+    other.weight_mask = 1 - one.weight_mask
+    assert list(kinds(nn.Sequential(one, other))) == ["0.weight", "1.weight"]
 
 
 def test_reading_a_weight_takes_no_power_iteration() -> None:
