@@ -124,7 +124,7 @@ def test_batch_normalization_equals_a_model_that_has_it(inputs: Tensor) -> None:
 def test_methods_that_need_shapes_say_so(inputs: Tensor) -> None:
     model = perceptron()
     keys = list(model.state_dict())
-    with pytest.raises(ValueError, match="has not seen a batch yet: give attach"):
+    with pytest.raises(ValueError, match="has not seen a batch yet: give `example=`"):
         attach(BatchNorm(), model, sites="pre")
     assert list(model.state_dict()) == keys
     assert not any(module._forward_pre_hooks for module in model.modules())

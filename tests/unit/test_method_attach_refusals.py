@@ -354,7 +354,7 @@ def test_a_lazy_model_that_has_no_shapes_yet(inputs: Tensor, with_example: bool)
     unmet = nn.Sequential(nn.LazyLinear(6), nn.ReLU())
     with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: call the model once"):
         attach(WeightNormPenalty(strength=1.0), unmet).penalty()
-    with pytest.raises(ValueError, match="has not seen a batch yet: give attach"):
+    with pytest.raises(ValueError, match="has not seen a batch yet: give `example=`"):
         attach(VCL(strength=1.0), unmet, sites="pre")
 
 
