@@ -96,6 +96,13 @@ def test_the_loss_does_not_depend_on_the_unit_of_activations(power: int) -> None
     assert variance_constancy_loss(unit * h, unit**2 * beta).item() == variance_constancy_loss(h, beta).item()
 
 
+def test_variances_that_float32_does_not_hold_have_their_ratio() -> None:
+    h = 2.0**70 * seeded(12, 6).float()
+    assert not h.var(0).isfinite().any()
+    wanted = loop(h.double().tolist(), [1.0] * 6, 5, True)
+    assert variance_constancy_loss(h).item() == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_gradients_reach_both_samples_and_beta(unbiased: bool) -> None:
     h, beta = seeded(9, 3).requires_grad_(), (seeded(3, seed=1).abs() + 0.2).requires_grad_()
