@@ -132,6 +132,7 @@ def test_missing_and_filled_sites_are_refused() -> None:
         ({"momentum": 1.5}, "momentum"),
         ({"initial_scale": -1.0}, "initial_scale"),
         ({"affine": False, "initial_scale": 0.1}, "initial_scale 0.1 has no effect"),
+        ({"affine": False, "initial_scale": 2.0}, "initial_scale 2.0 has no effect"),
     ],
 )
 def test_unusable_hyperparameters_are_refused(fields: dict, named: str) -> None:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from methods.vcl.figures import FIGURES, expected_loss, few_modes, mixture_kurtosis
-from methods.vcl.method import VCL, two_slice_variance_constancy_loss, variance_constancy_loss
+from methods.vcl.method import (
+    VCL,
+    two_slice_variance_constancy_loss,
+    variance_constancy_loss,
+    variance_constancy_losses,
+)
 from reproduce.experiment.recipe import Recipe
 from reproduce.method import Site
 from reproduce.method.sites import watch
@@ -72,6 +77,30 @@ def test_equals_a_loop_over_units_whatever_their_shape(n: int, unbiased: bool) -
     for layout in (h, h.contiguous(memory_format=torch.channels_last)):
         assert variance_constancy_loss(layout, beta, n, unbiased).item() == pytest.approx(wanted, rel=1e-12)
     assert two_slice_variance_constancy_loss(h, beta, n, unbiased).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_without_options_samples_of_five_rows_unbiased_variances_and_a_beta_of_one() -> None:
+    h = seeded(12, 6) * 2
+    wanted = loop(h.tolist(), [1.0] * 6, 5, True)
+    assert variance_constancy_loss(h).item() == pytest.approx(wanted, rel=1e-12)
+    assert two_slice_variance_constancy_loss(h).item() == pytest.approx(wanted, rel=1e-12)
+    several = variance_constancy_losses([h, 3 * h], [torch.ones(6).double(), torch.full((6,), 9.0).double()])
+    assert several.tolist() == pytest.approx([wanted, wanted], rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [-50, -7, 9, 50])
+def test_the_loss_does_not_depend_on_the_unit_of_activations(power: int) -> None:
+    """It is a ratio of variances: with beta in the squared unit, powers of two change no digit that float32 has."""
+    h, beta = seeded(12, 6).float(), seeded(6, seed=1).float().abs() + 0.5
+    unit = 2.0**power
+    assert variance_constancy_loss(unit * h, unit**2 * beta).item() == variance_constancy_loss(h, beta).item()
+
+
+def test_variances_that_float32_does_not_hold_have_their_ratio() -> None:
+    h = 2.0**70 * seeded(12, 6).float()
+    assert not h.var(0).isfinite().any()
+    wanted = loop(h.double().tolist(), [1.0] * 6, 5, True)
+    assert variance_constancy_loss(h).item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -286,6 +315,12 @@ def test_unusable_models_are_refused() -> None:
     bare(torch.ones(10, 3))
     with pytest.raises(ValueError, match=r"call prepare\(\)"):
         VCL().penalty(trace, torch.tensor(0.0), torch.Generator())
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_maps_of_another_size_than_the_betas_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"maps of \(2, {size}, {size}\).*\(2, 4, 4\): give it maps of one size"):
+        penalty(VCL(), Net(Site("pre", "nchw", (2, 4, 4))), torch.ones(10, 2, size, size))
 
 
 @pytest.mark.parametrize(
