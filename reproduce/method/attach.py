@@ -211,6 +211,7 @@ class Handle:
         self.trace.source_examples = source_examples
         if self.trace.roles:
             penalty = self._penalty_of_records(mask)
+            self._join_compiled()
         else:
             penalty = self._of_method(mask)
         self.has_penalty = True
@@ -233,6 +234,13 @@ class Handle:
         finally:
             trace.consumed = True
             trace.clear()
+
+    def _join_compiled(self) -> None:
+        """Let the next pass be compiled as one, where the first one was cut into pieces to see the layers."""
+        layouts = self.passes.layouts if self.passes is not None else None
+        if layouts is not None and layouts.was_cut and layouts.is_settled and not torch.compiler.is_compiling():
+            layouts.was_cut = False
+            forget_compiled()
 
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:

@@ -83,6 +83,7 @@ class Layouts:
         self.is_watching = False  # every layer is hooked
         self.is_partial = False  # in this pass only from some layer on
         self.is_blind = False  # in this pass compiled layers were not noted
+        self.was_cut = False  # compiled code is in pieces, which it stays in, since layers were noted between them
         self.assumed: list[tuple[int, ...]] = []  # sequences in this pass before any layer told batch from time
         self.doubts_order = False  # the first such layer in this pass does not bear out what was assumed
 
@@ -137,6 +138,8 @@ class Layouts:
 
     def _see(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.notes():
+            if torch.compiler.is_compiling():
+                self.was_cut = True
             self._note(name, module, arguments, output)
 
     @torch.compiler.disable

@@ -56,6 +56,25 @@ class Graphs:
         return graph.forward
 
 
+@pytest.mark.parametrize("make", [Net, sequence, lambda: nn.Sequential(sequence(), nn.Linear(6, 3), nn.ReLU())])
+def test_without_an_example_the_first_pass_is_cut_and_all_others_are_one_graph(make: Any, inputs: Tensor) -> None:
+    model, twin, graphs = make(), make(), Graphs()
+    handle, own = attach(L2, model), attach(L2, twin)
+    compiled = torch.compile(model, backend=graphs)
+    n_graphs = []
+    for _ in range(4):
+        compiled(inputs), twin(inputs)
+        torch.testing.assert_close(handle.penalty(), own.penalty())
+        n_graphs.append(len(graphs.operations))
+    assert n_graphs[1:] == [n_graphs[0] + 1] * 3
+    model.eval()
+    with torch.no_grad():
+        compiled(inputs)
+    model.train()
+    compiled(inputs), handle.penalty()
+    assert len(graphs.operations) == n_graphs[0] + 2
+
+
 @pytest.mark.parametrize("make", [Net, sequence])
 def test_a_model_that_trains_is_one_graph_and_else_as_without_a_handle(make: Any, inputs: Tensor) -> None:
     plain = Graphs()
