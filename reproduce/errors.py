@@ -53,6 +53,7 @@ SYNONYMS = {
 
 LONGEST = 1000  # characters of a line for the user
 SHOWN = 200  # characters of a value in it
+OTHERS = 3  # problems in it beside the first
 
 
 class UserError(Exception):
@@ -64,6 +65,17 @@ class UserError(Exception):
     def __init__(self, message: str = "", location: Iterable[int | str] = ()) -> None:
         super().__init__(one_line(message))
         self.location: Location = tuple(location)
+
+
+@contextmanager
+def told(broken: dict[str, str] | None, name: str) -> Iterator[None]:
+    """Within it, what a user gave and cannot be used is put into ``broken`` under a name; None: it is an error."""
+    try:
+        yield
+    except UserError as error:
+        if broken is None:
+            raise
+        broken[name] = str(error)
 
 
 def one_line(text: str) -> str:
@@ -168,39 +180,64 @@ def none_of(wanted: str, what: str, known: Iterable[str]) -> str:
     return f"{wanted!r} is none of {what} {', '.join(names)}{f': did you mean {near[0]}?' if near else ''}"
 
 
-def first_problem(
-    error: ValidationError, content: Any, model: type[BaseModel] | None = None
-) -> tuple[list[int | str], str, int]:
-    """Where the problem to show lies, what it is, and how many there are.
+Problem = tuple[list[int | str], str]  # where it lies, and what it is
+
+
+def problems_in(error: ValidationError, content: Any, model: type[BaseModel] | None = None) -> list[Problem]:
+    """Where each problem lies and what it is, unknown keys first; a key that is missing for being misspelled is none.
 
     Args:
+        error: what validating ``content`` raised.
         content: what was validated.
         model: as what; of an unknown key, it says which one was probably meant.
     """
-    problems = error.errors()
-    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
-    first = next(unknown, problems[0])  # a misspelled key is missing as well: say what was found
-    cause = first.get("ctx", {}).get("error")
-    at = _location(first["loc"], content)
+    given = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    found, meant = [], set()
+    for problem in given:
+        is_unknown, loc = problem["type"] == "extra_forbidden", problem["loc"]
+        known = fields_at(model, loc[:-1]) if is_unknown and model is not None else []
+        near = next(iter(nearest(loc[-1], known)), "") if is_unknown else ""
+        meant |= {(*loc[:-1], near)} if near else set()
+        if problem["type"] != "missing" or loc not in meant:
+            found.append(_problem(problem, content, near))
+    return found
+
+
+def first_problem(error: ValidationError, content: Any, model: type[BaseModel] | None = None) -> Problem:
+    """The first of `problems_in`."""
+    return problems_in(error, content, model)[0]
+
+
+def _problem(problem: Any, content: Any, near: str) -> Problem:
+    cause = problem.get("ctx", {}).get("error")
+    at = _location(problem["loc"], content)
     if isinstance(cause, Misplaced):
-        return [*at, *cause.location], str(cause), len(problems)
-    match first["type"]:
+        return [*at, *cause.location], str(cause)
+    match problem["type"]:
         case "extra_forbidden":
-            known = fields_at(model, first["loc"][:-1]) if model is not None else []
-            near = nearest(first["loc"][-1], known)
-            return at, f"{UNKNOWN_KEY}: did you mean {near[0]}?" if near else UNKNOWN_KEY, len(problems)
+            return at, f"{UNKNOWN_KEY}: did you mean {near}?" if near else UNKNOWN_KEY
         case "missing":
-            return [*at, first["loc"][-1]], "missing key", len(problems)
+            return [*at, problem["loc"][-1]], "missing key"
         case "tuple_type":
-            return at, _array_expected(first["input"], at), len(problems)
+            return at, _array_expected(problem["input"], at)
         case "dict_type" | "model_type":
-            return at, f"expected a table, found {shown(first['input'])}", len(problems)
-    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {shown(first['input'])}"
-    return at, first["msg"].removeprefix("Value error, ") + found + _choice_meant(first), len(problems)
+            return at, f"expected a table, found {shown(problem['input'])}"
+    found = "" if isinstance(problem["input"], dict | BaseModel) else f", found {shown(problem['input'])}"
+    return at, problem["msg"].removeprefix("Value error, ") + found + _choice_meant(problem)
+
+
+def with_others(first: str, others: Sequence[str]) -> str:
+    """The first problem, and what else is wrong, as far as a line is read.
+
+    >>> with_others("a: unknown key", ["b: missing key"])
+    'a: unknown key; also b: missing key'
+    """
+    told = "".join(f"; also {other}" for other in others[:OTHERS])
+    return f"{first}{told}" + (f" (and {len(others) - OTHERS} more)" if len(others) > OTHERS else "")
 
 
 def explained(error: ValidationError, content: Mapping[str, Any], owner: str, model: type[BaseModel]) -> UserError:
-    """The first problem of ``owner`` ("model 'mlp'") in one line, and its location below ``content``.
+    """The problems of ``owner`` ("model 'mlp'") in one line, and the location of the first below ``content``.
 
     Args:
         error: what validating ``content`` raised.
@@ -208,13 +245,15 @@ def explained(error: ValidationError, content: Mapping[str, Any], owner: str, mo
         owner: who was given them, as the line should call it.
         model: what the owner takes, for the reader who misspelled a name.
     """
-    location, message, n_problems = first_problem(error, content, model)
+    (location, message), *others = problems_in(error, content, model)
     key = ".".join(str(part) for part in location)
-    more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
+    more = [f"{'.'.join(map(str, at))}: {what}" if at else what for at, what in others]
     if message.startswith(UNKNOWN_KEY) and len(location) == 1:
         taken, meant = ", ".join(model.model_fields) or "nothing", message.removeprefix(UNKNOWN_KEY)
-        return UserError(f"{owner} takes {taken} and no {key!r}, found {shown(content[key])}{meant}{more}", location)
-    return UserError(f"{owner}: {f'{key}: ' if key else ''}{message}{more}", location)
+        first = f"{owner} takes {taken} and no {key!r}, found {shown(content[key])}{meant}"
+    else:
+        first = f"{owner}: {f'{key}: ' if key else ''}{message}"
+    return UserError(with_others(first, more), location)
 
 
 def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

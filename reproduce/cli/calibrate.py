@@ -29,7 +29,10 @@ def calibrate(
 ) -> None:
     """Compare the gradient of a penalty with that of the task, early in training, for a range of strengths."""
     folder = find_method(method)
-    experiments = folder.experiments()
+    unread: dict[str, str] = {}
+    experiments = folder.experiments(unread)
+    if workload in unread:
+        raise UserError(unread[workload])
     if workload not in experiments:
         near = nearest(workload, experiments, at_most=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(experiments) or 'none'}"

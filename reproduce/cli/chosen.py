@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,8 @@ import typer
 
 from reproduce.cli.options import as_typed, chosen_methods
 from reproduce.errors import UserError, did_you_mean, nearest
-from reproduce.experiment.files import COLUMN
+from reproduce.experiment import folder as folders
+from reproduce.experiment.files import COLUMN, read_columns
 from reproduce.experiment.folder import WORKING_FOLDER, MethodFolder, all_methods
 from reproduce.experiment.schema import Experiment, Scale
 from reproduce.results.index import read_briefly
@@ -26,22 +26,30 @@ SCALES = get_args(Scale)
 
 
 def chosen_experiments(
-    method: str, scale: str | None, only: str = "", broken: list[str] | None = None
+    method: str, scale: str | None, only: str = "", broken: list[str] | None = None, whole: bool = False
 ) -> dict[MethodFolder, dict[str, Experiment]]:
     """By method, its experiments at one scale, or all when None; with `only`, those of these names at any scale.
 
     Args:
-        broken: of all methods, those that do not read are left out, and here told in a line each; None: that is an
-            error.
+        broken: experiments that do not read are left out, and here told in a line each; None: they are an error.
+        whole: a method is left out with the first of its own files that does not read.
 
     Raises:
-        UserError: unknown method or scale, experiments that do not read, or a name or pattern in `only` that no
-            experiment has.
+        UserError: unknown method or scale, a name or pattern in `only` that no experiment has, or an experiment that
+            is asked for by its name, or is a file of the only method that is, and does not read.
     """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: {did_you_mean(scale, SCALES)}")
-    experiments = readable_experiments(chosen_methods(method).values(), broken if method == "all" else None)
+    unread: dict[tuple[str, str], str] | None = None if broken is None else {}
+    experiments = readable_experiments(chosen_methods(method).values(), unread, whole)
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
+    for (_, name), line in (unread or {}).items():
+        is_meant = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        is_meant_alone = is_meant and (method != "all" or not any(name in found for found in experiments.values()))
+        if is_meant_alone or (method != "all" and not patterns and name not in unread_columns()):
+            raise UserError(line)  # before anything is trained: whoever names it is at work on it
+        if broken is not None and line not in broken and (is_meant or not patterns):
+            broken.append(line)
     if not patterns:
         return {
             folder: {name: one for name, one in found.items() if scale is None or one.scale == scale}
@@ -65,27 +73,35 @@ def chosen_experiments(
 
 
 def readable_experiments(
-    folders: Iterable[MethodFolder], broken: list[str] | None
+    folders: Iterable[MethodFolder], broken: dict[tuple[str, str], str] | None, whole: bool = False
 ) -> dict[MethodFolder, dict[str, Experiment]]:
-    """The experiments of every method that reads.
+    """The experiments of every method that read.
 
     Args:
-        broken: told of the others in a line each; None: one that does not read is an error.
+        broken: told of the others by method and name, in a line each; None: one that does not read is an error.
+        whole: a method is left out with the first of its own files that does not read.
 
     Raises:
         UserError: one that does not read, or none that does.
     """
     found = {}
     for folder in folders:
-        try:
-            found[folder] = folder.experiments()
-        except UserError as error:
-            if broken is None:
-                raise
-            broken.append(str(error))
-    if broken and not found:
-        raise UserError(broken[0])
+        unread: dict[str, str] = {}
+        experiments = folder.experiments(None if broken is None else unread)
+        if broken is not None:
+            broken |= {(folder.name, name): line for name, line in unread.items()}
+        if not (whole and unread.keys() - unread_columns()):
+            found[folder] = experiments
+    if broken and not any(found.values()):
+        raise UserError(next(iter(broken.values())))
     return found
+
+
+def unread_columns() -> set[str]:
+    """The columns of the matrix that do not read, by name: a matter of no method."""
+    broken: dict[str, str] = {}
+    read_columns(folders.WORKLOADS, broken)
+    return {*broken}
 
 
 def say_left_out(broken: Sequence[str]) -> None:
@@ -121,12 +137,8 @@ def columns_alone(experiments: Mapping[MethodFolder, Mapping[str, Experiment]]) 
 
 
 def experiments_known() -> dict[str, dict[str, Experiment]]:
-    """Of every method that can be read, by name: what is wrong with one is no matter of the others."""
-    known = {}
-    for name, folder in all_methods().items():
-        with contextlib.suppress(UserError):
-            known[name] = folder.experiments()
-    return known
+    """Of every method those that read, by name: what is wrong with one is no matter of the others."""
+    return {name: folder.experiments({}) for name, folder in all_methods().items()}
 
 
 def committed_results() -> list[Result]:

@@ -59,8 +59,9 @@ def list_methods(as_json: JsonOption = False, methods: MethodsOption = None) -> 
     """The methods and their experiments."""
     from reproduce.cli.terminal import print_entry
 
-    broken: list[str] = []
-    every = readable_experiments(all_methods().values(), broken)
+    unread: dict[tuple[str, str], str] = {}
+    every = readable_experiments(all_methods().values(), unread)
+    broken = [*unread.values()]
     if as_json:
         rows = [
             {

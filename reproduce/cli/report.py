@@ -83,7 +83,7 @@ def _new_report(method: str, results: Path, files: list[Path], output: Path, mad
 
     found, problems = read_results(files)
     broken: list[str] = []
-    experiments = chosen_experiments(method, None, broken=broken)
+    experiments = chosen_experiments(method, None, broken=broken, whole=True)  # a page is whole or as it was
     known = {one.name: of_one for one, of_one in experiments.items()} if method == "all" else experiments_known()
     if results == EVIDENCE:  # quick experiments are for the reader's own machine
         experiments = {

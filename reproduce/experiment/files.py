@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from reproduce.errors import UNKNOWN_KEY, Misplaced, did_you_mean
+from reproduce.errors import UNKNOWN_KEY, Misplaced, UserError, did_you_mean, told
 from reproduce.experiment.published import Published
 from reproduce.experiment.schema import Arm, Claim, Experiment, Scalar, TaskSpec
 from reproduce.experiment.toml import Strict, TomlFile, open_toml
@@ -46,56 +46,78 @@ def read_experiment(path: Path, workloads: Path = WORKLOADS) -> Experiment:
     file = open_toml(path)
     if "workload" in file.content:
         own = {key: value for key, value in file.content.items() if key != "workload"}
-        name = file.content["workload"]
-        return _join(file, (), own, _workload(file, ("workload",), name, read_workloads(workloads)))
+        name, broken = file.content["workload"], dict[str, str]()
+        known = read_workloads(workloads, broken)
+        if name in broken:
+            raise UserError(broken[name])
+        return _join(file, (), own, _workload(file, ("workload",), name, known))
     _refuse_arms_of(file)
     return _experiment(file)
 
 
-def read_workloads(folder: Path = WORKLOADS) -> dict[str, Experiment]:
-    """Every workload by its file's name: an experiment with the baseline as its only arm."""
+def read_workloads(folder: Path = WORKLOADS, broken: dict[str, str] | None = None) -> dict[str, Experiment]:
+    """Every workload by its file's name: an experiment with the baseline as its only arm.
+
+    Args:
+        broken: told of each that does not read, by name, in a line; None: that is an error.
+    """
     found = {}
     for path in sorted(folder.glob("*.toml")):
-        file = open_toml(path)
-        experiment = found[path.stem] = _experiment(file)
-        if not path.stem.startswith(COLUMN):
-            _refuse_arms_of(file)
-        for name in experiment.arms:
-            if name != experiment.baseline:
-                raise file.error(("arms", name), "a workload has one arm, its baseline; the others are the methods'")
+        with told(broken, path.stem):
+            found[path.stem] = _read_workload(path)
     return found
 
 
-def read_columns(folder: Path = WORKLOADS) -> dict[str, Experiment]:
-    """The workloads that are columns of the matrix."""
-    found = {name: workload for name, workload in read_workloads(folder).items() if name.startswith(COLUMN)}
+def _read_workload(path: Path) -> Experiment:
+    file = open_toml(path)
+    experiment = _experiment(file)
+    if not path.stem.startswith(COLUMN):
+        _refuse_arms_of(file)
+    for name in experiment.arms:
+        if name != experiment.baseline:
+            raise file.error(("arms", name), "a workload has one arm, its baseline; the others are the methods'")
+    return experiment
+
+
+def read_columns(folder: Path = WORKLOADS, broken: dict[str, str] | None = None) -> dict[str, Experiment]:
+    """The workloads that are columns of the matrix; ``broken`` as in `read_workloads`."""
+    workloads = read_workloads(folder, broken)
+    found = {name: workload for name, workload in workloads.items() if name.startswith(COLUMN)}
     lenders = [name.removeprefix(COLUMN) for name, column in found.items() if not column.arms_of]
-    for name, column in found.items():
-        if column.arms_of and column.arms_of not in lenders:
-            file = open_toml(folder / f"{name}.toml")
-            raise file.error(
-                ("arms_of",),
-                f"{column.arms_of!r} is no column with arms of its own: {did_you_mean(column.arms_of, lenders)}",
-            )
+    lenders += [name.removeprefix(COLUMN) for name in broken or ()]
+    for name, column in list(found.items()):
+        with told(broken, name):
+            if column.arms_of and column.arms_of not in lenders:
+                del found[name]
+                file = open_toml(folder / f"{name}.toml")
+                raise file.error(
+                    ("arms_of",),
+                    f"{column.arms_of!r} is no column with arms of its own: {did_you_mean(column.arms_of, lenders)}",
+                )
     return found
 
 
-def read_matrix(path: Path, columns: Mapping[str, Experiment]) -> dict[str, Experiment]:
+def read_matrix(
+    path: Path, columns: Mapping[str, Experiment], broken: dict[str, str] | None = None
+) -> dict[str, Experiment]:
     """What a method adds to columns: ``[images.arms.x]`` adds an arm to the one called ``matrix_images``.
 
     It adds the same arms, without the table's words, to a column with ``arms_of = "images"`` that has no table here.
+    ``broken`` as in `read_workloads`; what it adds to a column that is told there already is passed over.
     """
     file = open_toml(path)
     known = {name.removeprefix(COLUMN): column for name, column in columns.items()}
-    found = {
-        COLUMN + name: _join(file, (name,), own, _workload(file, (name,), name, known))
-        for name, own in file.content.items()
-    }
+    found = {}
+    for name, own in file.content.items():
+        if COLUMN + name not in (broken or ()):
+            with told(broken, COLUMN + name):
+                found[COLUMN + name] = _join(file, (name,), own, _workload(file, (name,), name, known))
     for name, column in known.items():
         table = table_for(name, column, file.content)
         if table and table != name:
             arms = {key: value for key, value in file.content[table].items() if key == "arms"}
-            found[COLUMN + name] = _join(file, (table,), arms, column)
+            with told(broken, COLUMN + name):
+                found[COLUMN + name] = _join(file, (table,), arms, column)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from reproduce.errors import UserError, did_you_mean, explained, one_line
+from reproduce.errors import UserError, did_you_mean, explained, one_line, told
 from reproduce.experiment.bounded import read_bounded
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix
 from reproduce.experiment.schema import Arm, Experiment
@@ -62,23 +62,32 @@ class MethodFolder:
             raise UserError(f"{self.path / 'method.py'}: one subclass of Method is expected, found {names}")
         return found[0]
 
-    def experiments(self) -> dict[str, Experiment]:
+    def experiments(self, broken: dict[str, str] | None = None) -> dict[str, Experiment]:
         """Its experiments by name, read strictly: its files, and the workloads that its matrix.toml adds arms to.
 
         The method of a workload's baseline has every column of the matrix, as the workload's file has it.
 
+        Args:
+            broken: told of each experiment, or column of the matrix, that does not read, by name, in a line; None: that
+                is an error.
+
         Raises:
             UserError: a file that does not read, or is called like a column of the matrix.
         """
-        columns = read_columns(WORKLOADS)
+        columns = read_columns(WORKLOADS, broken)
         matrix = self.path / "matrix.toml"
         found = {}
-        for path in self.path.glob("experiments/*.toml"):
-            if path.stem in columns:
-                raise UserError(f"{path}: {path.stem} is a column of the matrix: a method's arms for it go to {matrix}")
-            found[path.stem] = read_experiment(path, WORKLOADS)
+        for path in sorted(self.path.glob("experiments/*.toml")):
+            with told(broken, path.stem):
+                if path.stem in columns:
+                    raise UserError(
+                        f"{path}: {path.stem} is a column of the matrix: a method's arms for it go to {matrix}"
+                    )
+                found[path.stem] = read_experiment(path, WORKLOADS)
         found |= {name: column for name, column in columns.items() if _baseline(column).method == self.name}
-        found |= read_matrix(matrix, columns) if matrix.exists() else {}
+        if matrix.exists():
+            with told(broken, matrix.stem):
+                found |= read_matrix(matrix, columns, broken)
         return dict(sorted(found.items()))
 
     @property

@@ -52,7 +52,7 @@ def files_of(folder: MethodFolder, experiment: str) -> list[tuple[TomlFile, Loca
         found.append((open_toml(path), ()))
         workload = found[0][0].content.get("workload", "")
     elif matrix.exists():
-        file, columns = open_toml(matrix), read_columns(WORKLOADS)
+        file, columns = open_toml(matrix), read_columns(WORKLOADS, {})
         column = columns.get(experiment)
         table = table_for(experiment.removeprefix(COLUMN), column, file.content) if column else ""
         found += [(file, (table,))] if table else []

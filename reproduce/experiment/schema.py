@@ -382,7 +382,7 @@ class Experiment(Strict):
                     self.recipe_of(arm, point)
                 except ValidationError as error:
                     given = {**arm.recipe, **_of_recipe(point)}
-                    location, message, _ = first_problem(error, given, Recipe)
+                    location, message = first_problem(error, given, Recipe)
                     where = "recipe_grid" if location and location[0] in arm.recipe_grid else "recipe"
                     raise Misplaced(("arms", name, where, *location), message) from error
         return self

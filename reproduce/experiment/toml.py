@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reproduce.errors import UserError, first_problem, shown
+from reproduce.errors import UserError, problems_in, shown, with_others
 from reproduce.experiment.bounded import is_deeper, read_bounded
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,19 +47,25 @@ class TomlFile:
         try:
             return model.model_validate(given)
         except ValidationError as error:
-            location, message, n_problems = first_problem(error, given, model)
-            more = f" (and {n_problems - 1} more)" if n_problems > 1 else ""
-            raise self.error([*below, *location], message + more) from error
+            (location, message), *others = problems_in(error, given, model)
+            more = [f"{_line_of(self.text, [*below, *at]) or ''}: {_keyed([*below, *at], what)}" for at, what in others]
+            raise self.error(
+                [*below, *location], with_others(message, [other.lstrip(": ") for other in more])
+            ) from error
 
     def error(self, location: Sequence[int | str], message: str) -> UserError:
         """What is wrong at a key, in one line."""
-        key = ".".join(str(part) for part in location)
-        return UserError(f"{self.place(location)}: {key + ': ' if key else ''}{message}")
+        return UserError(f"{self.place(location)}: {_keyed(location, message)}")
 
     def place(self, location: Sequence[int | str]) -> str:
         """``file:line`` of a key, or of the table that should hold it."""
         line = _line_of(self.text, list(location))
         return f"{self.path}:{line}" if line else str(self.path)
+
+
+def _keyed(location: Sequence[int | str], message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    return f"{key}: {message}" if key else message
 
 
 def open_toml(path: Path) -> TomlFile:

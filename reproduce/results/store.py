@@ -110,7 +110,7 @@ def checked(text: str, where: str) -> tuple[dict[str, Any], Result]:
     try:
         result = Result.model_validate_json(sealed)  # as JSON: strict models then take arrays for their tuples
     except ValidationError as error:
-        location, message, _ = first_problem(error, content)
+        location, message = first_problem(error, content)
         raise ResultError(f"{where}: {'.'.join(map(str, location))}: {message}") from error
     if result.id != result.config.id:
         raise ResultError(f"{where}: id {result.id} is not the hash of its config ({result.config.id})")

@@ -176,7 +176,7 @@ def read_step_times(path: Path) -> tuple[str, list[StepTime]]:
         times = [StepTime.model_validate(time) for time in content["steps"]]
         return str(content["machine"]["kind"]), times
     except ValidationError as error:
-        location, message, _ = first_problem(error, {})
+        location, message = first_problem(error, {})
         raise UserError(f"{path}: steps: {'.'.join(map(str, location))}: {message}; delete or mend it") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no file of step times ({type(error).__name__}: {error}); delete it") from error

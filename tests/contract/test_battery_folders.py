@@ -122,7 +122,12 @@ def has_experiments_that_resolve(subject: Any, problems: Any) -> None:
     quick = set()
     # The template is no method for the command line, and its experiments must resolve all the same.
     with mock.patch.object(plan, "find_method", lambda n: subject.folder if n == subject.name else find_method(n)):
-        for name, experiment in subject.folder.experiments().items():
+        columns: dict[str, str] = {}
+        read_columns(broken=columns)  # one that does not read is told by `list` and `plan`, and no fault of a method
+        unread: dict[str, str] = {}
+        experiments = subject.folder.experiments(unread)
+        assert unread.keys() <= columns.keys(), next(line for name, line in unread.items() if name not in columns)
+        for name, experiment in experiments.items():
             assert experiment.seeds
             planned = plan.plan({name: experiment}, None, experiment.seeds[:1])
             assert planned or all(arm.pending for arm in experiment.arms.values()), f"{name} trains nothing"
@@ -143,12 +148,15 @@ def has_its_rows_in_the_matrix(subject: Any, problems: Any) -> None:
 
     A method whose matrix.toml leaves a column out is shown as absent from it: a new column asks nothing of the methods.
     """
-    path, columns = subject.path / "matrix.toml", read_columns()
+    unread: dict[str, str] = {}
+    path, columns = subject.path / "matrix.toml", read_columns(broken=unread)
     assert columns, "the matrix has no column"
     if not subject.changes_something and not path.exists():
         return  # the baseline, which stands in the workloads themselves
     assert path.exists(), f"{path} is missing: what {subject.name} does there, or an arm with pending = 'why'"
-    joined = read_matrix(path, columns)
+    lost = dict(unread)
+    joined = read_matrix(path, columns, lost)
+    assert lost == unread, next(line for name, line in lost.items() if name not in unread)
     assert joined, f"{path} names no column"
     for name, experiment in joined.items():
         own = {key: arm for key, arm in experiment.arms.items() if key != experiment.baseline}

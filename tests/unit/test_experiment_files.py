@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.cli.chosen import chosen_experiments
 from reproduce.errors import UserError
+from reproduce.experiment import files, places
 from reproduce.experiment import folder as folders
-from reproduce.experiment import places
 from reproduce.experiment.files import WORKLOADS, read_columns, read_experiment, read_matrix, read_workloads
 from reproduce.experiment.folder import METHODS, MethodFolder, all_methods, find_method
 from reproduce.experiment.schema import Experiment
@@ -265,6 +266,49 @@ def test_a_wrong_workload_is_one_line(workloads: Path, old: str, new: str, line:
     with pytest.raises(UserError) as caught:
         read_workloads(workloads)
     assert str(caught.value).startswith(f"{path}:{line}: {expected}")
+
+
+def test_a_column_that_does_not_read_stops_no_other(workloads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = find_method("per").experiments()
+    broken = written(workloads, COLUMN.replace("scale =", "scales ="), "matrix_more.toml")
+    lent = COLUMN.replace("[tasks", 'arms_of = "nothing"\n\n[tasks', 1)
+    lost = written(workloads, lent, "matrix_lost.toml")
+    monkeypatch.setattr(folders, "WORKLOADS", workloads)
+    monkeypatch.setattr(files, "WORKLOADS", workloads)
+    unread: dict[str, str] = {}
+    assert find_method("per").experiments(unread) == wanted
+    assert {name: line.partition(":")[0] for name, line in unread.items()} == {
+        "matrix_more": str(broken),
+        "matrix_lost": str(lost),
+    }
+    told: list[str] = []
+    (chosen,) = chosen_experiments("per", None, "matrix_images", told).values()
+    assert (list(chosen), told) == (["matrix_images"], [])
+    every = chosen_experiments("all", "quick", "", told)
+    assert {folder.name for folder in every} == {*all_methods()}
+    assert sorted(told) == sorted(unread.values())  # once, not once for each method
+    for method in ("per", "all"):
+        with pytest.raises(UserError) as caught:
+            chosen_experiments(method, None, "matrix_more", told)
+        assert str(caught.value) == unread["matrix_more"]
+
+
+def test_a_file_that_does_not_read_stops_no_other_of_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(METHODS / "per", tmp_path / "more" / "private"))
+    path = written(copy / "experiments", "title = 3", "quick_digits.toml")
+    monkeypatch.setenv(folders.MORE_METHODS, str(copy.parent))
+    told: list[str] = []
+    found = {folder.name: chosen for folder, chosen in chosen_experiments("all", "quick", "", told).items()}
+    assert found["private"].keys() == found["per"].keys() - {"quick_digits"}
+    assert [line.partition(":")[0] for line in told] == [str(path)]
+    assert "private" not in {folder.name for folder in chosen_experiments("all", None, "", [], whole=True)}
+    (chosen,) = chosen_experiments("private", None, "quick_topics", []).values()
+    assert list(chosen) == ["quick_topics"]
+    with pytest.raises(UserError) as caught:  # all of this method, so this one too
+        chosen_experiments("private", "quick", "", [])
+    assert str(caught.value).startswith(str(path))
 
 
 def test_a_new_column_is_one_file(workloads: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,9 +181,14 @@ def test_missing_key_at_the_top(tmp_path: Path) -> None:
 
 def test_several_problems_are_counted(tmp_path: Path) -> None:
     text = GOOD.replace("batch_size = 16", "batch_sise = 16")
+    assert error_of(tmp_path, text).endswith(":17: recipe.batch_sise: unknown key: did you mean batch_size?")
+    text = text.replace("epochs = 2", 'epochs = "2"')
     assert error_of(tmp_path, text).endswith(
-        ":17: recipe.batch_sise: unknown key: did you mean batch_size? (and 1 more)"
+        ":17: recipe.batch_sise: unknown key: did you mean batch_size?; also 16: recipe.epochs: Input should be a "
+        "valid integer, found '2'"
     )
+    text = text.replace("[recipe]", "[recipe]\na = 1\nb = 2\nc = 3\nd = 4")
+    assert error_of(tmp_path, text).endswith("; also 19: recipe.d: unknown key (and 2 more)")
 
 
 def test_plateau_has_no_warm_up_and_adam_no_momentum(tmp_path: Path) -> None:

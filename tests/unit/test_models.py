@@ -184,7 +184,11 @@ def test_bad_requests_name_model_and_option():
         ("wide_resnet", {"depth": 26}, r"^model 'wide_resnet': depth: .*6n \+ 4.*found 26$"),
         ("bottleneck_resnet", {"depth": 50}, r"^model 'bottleneck_resnet': depth: .*9n \+ 2.*found 50$"),
         ("resnext", {"depth": 2}, r"^model 'resnext': depth: .*9n \+ 2.*found 2$"),
-        ("cnn11", {"activation": "selu", "width_factor": 3}, r"^model 'cnn11': width_factor: .* \(and 1 more\)$"),
+        (
+            "cnn11",
+            {"activation": "selu", "width_factor": 3},
+            r"^model 'cnn11': width_factor: .*; also activation: .*selu': did you mean elu.$",
+        ),
     ]
     for name, options, message in cases:
         with pytest.raises(UserError, match=message):
