@@ -171,6 +171,8 @@ def _source(target: str) -> str:
 def _method(folder: MethodFolder) -> str:
     """The card, and all that the method's files offer."""
     results = f"Its page of results: [{folder.title}](../../reports/{folder.name}.md)."
+    if not (ROOT / "reports" / f"{folder.name}.md").is_file():  # new here
+        results = "It has no page of results yet: `make reports` writes it."
     parts = [(folder.path / "card.md").read_text("utf-8"), f"## In Python\n\n{results}\n"]
     for path in sorted(folder.path.glob("*.py"), key=lambda path: path.stem != "method"):
         if path.stem != "figures" and not path.stem.startswith("test_"):

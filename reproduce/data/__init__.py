@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from reproduce.data.csv_tables import load_csv
 from reproduce.data.image_folders import count_images, load_image_folder
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 Data = ImageData | WordData | TableData
+SMALL_TEXT = 1_000_000  # bytes
 
 LOADERS: Mapping[str, Callable[[DatasetCard, Path | None, Path], Data]] = {
     **IMAGE_FORMATS,
@@ -69,9 +71,10 @@ def load(name: str, root: Path | None = None, cache: Path = Path("data")) -> Dat
 
 
 def counted(card: DatasetCard, root: Path | None, cache: Path) -> Mapping[Split, int]:
-    """How many images each split has, as far as that is known before data is loaded; files of one's own are looked at.
+    """How many images or tokens each split has, as far as that is known before data is loaded.
 
-    Those are what a card of `image_folder` or `csv` names, and a text without a checksum that nothing downloads.
+    Files of one's own are looked at: what a card of `image_folder` or `csv` names, and a text without a checksum that
+    nothing downloads. Such a text is read if it is small: only then can it be too short for something.
 
     Raises:
         DataError: there are none, or they are not what the card says.
@@ -85,7 +88,16 @@ def counted(card: DatasetCard, root: Path | None, cache: Path) -> Mapping[Split,
         lacking = [p for p in card.files if not any(matches(folder, p) for folder in folders)]
         if lacking and not any(file.md5 or file.sha256 for file in card.files.values()):
             raise missing(card, lacking, root, cache)
-    return card.splits
+        if card.files and not lacking and sum(_sizes(card, folders)) <= SMALL_TEXT:
+            words = load_card(card, root, cache)
+            return {split: len(getattr(words, split)) for split in get_args(Split)}
+    return card.words.tokens if card.words and card.words.tokens else card.splits
+
+
+def _sizes(card: DatasetCard, folders: Sequence[Path]) -> Iterator[int]:
+    for pattern in card.files:
+        found = next(paths for folder in folders if (paths := matches(folder, pattern)))
+        yield from (path.stat().st_size for path in found)
 
 
 def load_all(names: Sequence[str], root: Path | None = None, cache: Path = Path("data")) -> Data:

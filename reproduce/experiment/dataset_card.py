@@ -159,6 +159,13 @@ class DatasetCard(Strict):
         return " ".join(filter(None, (stand_in, repeats)))
 
     @property
+    def holds(self) -> Literal["images", "a table", "words"]:
+        """What comes of it when it is loaded."""
+        if self.format in ("text", "characters", "pydoc_topics"):
+            return "words"
+        return "a table" if self.format in ("uci", "csv") else "images"
+
+    @property
     def is_in_order_of_classes(self) -> bool:
         """Whether the last training examples are all of the last classes, so that they cannot be held out."""
         return self.format == "image_folder" and self.split_seed is None

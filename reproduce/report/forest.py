@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from markupsafe import Markup, escape
@@ -37,6 +38,7 @@ class Entry:
     direction: str = ""  # the side on which a claim without a number puts the gap
     kind: str = ""  # what came out of a claim
     evidence: str = ""
+    experiment: str = ""  # its title
 
     @property
     def subject(self) -> str:
@@ -133,6 +135,7 @@ def _claims(method: str, finding: Finding, ours: bool) -> Iterator[Entry]:
             direction=claim.direction or "",
             kind=kind_of(verdict),
             evidence=evidence.link(method, finding, task, claim.arm),
+            experiment=finding.experiment.title,
         )
 
 
@@ -152,6 +155,7 @@ def _gaps(method: str, finding: Finding) -> Iterator[Entry]:
                 decimals=decimals_of([row.mean.mean if row.mean else None]),
                 gap=True,
                 evidence=evidence.link(method, finding, task, row.arm),
+                experiment=finding.experiment.title,
             )
 
 
@@ -171,8 +175,17 @@ def _forest(what: str, entries: Sequence[Sequence[Entry]]) -> Forest:
         for entry in of_one:
             if id(entry) in shown:
                 groups.setdefault((entry.panel, entry.gap), []).append(entry)
-        panels += [_one_panel(title, group) for (title, _), group in groups.items()]
-    return Forest(what, tuple(panels), len(in_turn) - len(shown))
+        panels += [(group[0].experiment, _one_panel(title, group)) for (title, _), group in groups.items()]
+    return Forest(what, _told_apart(panels), len(in_turn) - len(shown))
+
+
+def _told_apart(panels: Sequence[tuple[str, ForestPanel]]) -> tuple[ForestPanel, ...]:
+    """Panels of several experiments that would bear one heading, as two parts of a text, bear theirs too."""
+    titles = Counter(panel.title for _, panel in panels)
+    return tuple(
+        replace(panel, title=f"{experiment} ({panel.title})") if titles[panel.title] > 1 else panel
+        for experiment, panel in panels
+    )
 
 
 def _one_panel(title: str, entries: Sequence[Entry]) -> ForestPanel:

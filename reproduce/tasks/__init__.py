@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -67,10 +67,22 @@ def rows_of_batch(index: Tensor, size: int) -> Tensor:
     return index * size + torch.arange(size, device=index.device)
 
 
+WHERE_USED = {
+    "window": "windows are of words",
+    "window_lengths": "windows of random length are for task language_modeling",
+    "mixup": "mixing is of classes",
+    "cutmix": "mixing is of classes of images",
+    "augment": "augmentation is of images that are classified",
+}
+
+
 class TaskOptions(Strict):
     """Base of every kind's ``Options``: a Task refuses what it would not use, since it would change a Run's id, and
     none of its numbers.
     """
+
+    needs: ClassVar[Literal["images", "a table", "words"]]  # what its dataset holds
+    unused: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that say nothing to it
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -92,6 +104,15 @@ class TaskOptions(Strict):
         Default: nothing.
         """
 
+    def check_recipe(self, recipe: Recipe, n_train: int | None) -> None:
+        """Refuse, with UserError, what the Task would not use of a recipe, or cannot do with so many training examples.
+
+        ``n_train`` is None where that is not known yet. Default: keys of a recipe that are ``unused``.
+        """
+        for name in self.unused:
+            if getattr(recipe, name):
+                raise UserError(f"recipe.{name}: {WHERE_USED[name]}, and this task has none", ["recipe", name])
+
 
 def build(
     spec: TaskSpec, recipe: Recipe, data: Data, generators: Generators, device: torch.device, host: Any = None
@@ -105,6 +126,7 @@ def build(
         UserError: no such kind, an option that it does not take, or what the Task itself refuses.
     """
     options = check_options(spec)
+    options.check_recipe(recipe, None)
     given = {} if spec.host is None else {"host": host}
     return _module(spec.kind).build(spec, options, recipe, data, generators, device, **given)
 
@@ -135,6 +157,30 @@ def check_options(spec: TaskSpec) -> TaskOptions:
     except ValidationError as error:
         owner = f"a task of kind {spec.kind!r}"
         raise explained(error, spec.options, owner, taken) from error
+
+
+def check_data(spec: TaskSpec, options: TaskOptions, card: DatasetCard) -> None:
+    """Refuse a dataset of another kind than the Task's.
+
+    Raises:
+        UserError: it is.
+    """
+    if card.holds != options.needs:
+        raise UserError(
+            f"task {spec.kind} needs {options.needs}; dataset {spec.dataset!r} holds {card.holds}", ["dataset"]
+        )
+
+
+def check_batches(recipe: Recipe, n_train: int) -> None:
+    """Refuse batches that are larger than what there is to train on.
+
+    Raises:
+        UserError: they are.
+    """
+    if n_train < recipe.batch_size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is larger than the {n_train} examples", ["recipe", "batch_size"]
+        )
 
 
 def check_validation(recipe: Recipe, has_validation: bool, dataset: str) -> None:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reproduce.errors import UserError
 from reproduce.experiment.metrics import METRICS, Metric
 from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import TaskSpec
 from reproduce.method.parts import current_part
 from reproduce.method.rng import Generators
-from reproduce.tasks import Metrics, check_validation, rows_of_batch
+from reproduce.tasks import Metrics, check_batches, check_validation, rows_of_batch
 from reproduce.tasks._mixing import Mixing
 
 
@@ -57,11 +56,8 @@ class Classification(Generic[Part]):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if len(train.labels) < recipe.batch_size:
-            raise UserError(f"batch_size {recipe.batch_size} is larger than the {len(train.labels)} examples")
+        check_batches(recipe, len(train.labels))
         check_validation(recipe, "validation" in splits, spec.dataset)
-        if recipe.window:
-            raise UserError(f"recipe.window is for words; {spec.kind.replace('_', ' ')} has none")
         self.recipe = recipe
         self.generators = generators
         self.device = device

@@ -27,6 +27,9 @@ from reproduce.tasks.language_modeling import LanguageModeling
 
 
 class Options(TaskOptions):
+    needs = "words"
+    unused = ("window", "window_lengths", "mixup", "cutmix", "augment")  # the host's window is its own
+
     host: HostSpec
     train_examples: Count | None = None  # tokens, of the text that the host is trained on and reads
 
@@ -119,8 +122,6 @@ class ActivationAutoencoding:
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.augment or recipe.window:
-            raise UserError("recipe.mixup, augment and window are not for activations; window belongs to task.host")
         self.recipe, self.generators, self.device = recipe, generators, device
         self.host = host
         activations = self.host.activations

@@ -25,6 +25,8 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of C, from which validation chooses
 
 
 class Options(image_classification.ImageOptions):
+    unused = ("window", "window_lengths", "mixup", "cutmix", "augment")
+
     reconstruction: Literal["pixel_mean"] | None = None  # None: squared errors are summed over pixels
     objective: Literal["with_penalty"] | None = None  # None: the loss alone is evaluated
     classifier_iterations: Count | None = None  # of a logistic regression on the features; None: none
@@ -63,8 +65,6 @@ class Autoencoding(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.cutmix or recipe.augment:
-            raise UserError("recipe.mixup, cutmix and augment are for classification; autoencoding has none")
         super().__init__(spec, options, recipe, data, generators, device)
         lacking = [name for name in ("encode", "decode", "features", "anneal") if not hasattr(self.model, name)]
         if lacking:

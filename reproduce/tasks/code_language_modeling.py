@@ -19,6 +19,8 @@ from reproduce.tasks.language_modeling import LanguageModeling
 
 
 class Options(language_modeling.Options):
+    unused = ("window_lengths", "mixup", "cutmix", "augment")
+
     @property
     def metrics(self) -> frozenset[str]:
         return super().metrics | CODE_METRICS
@@ -54,8 +56,6 @@ class CodeLanguageModeling(LanguageModeling):
 def build(
     spec: TaskSpec, options: Options, recipe: Recipe, data: Any, generators: Generators, device: torch.device
 ) -> CodeLanguageModeling:
-    if recipe.window_lengths:
-        raise UserError("recipe.window_lengths: task code_language_modeling has windows of one length; leave it out")
     if not isinstance(data, WordData):
         raise UserError(f"language modeling needs words; dataset {spec.dataset!r} holds {data.holds}")
     return CodeLanguageModeling(spec, options, recipe, data, generators, device)

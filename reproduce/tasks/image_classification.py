@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import model_validator
@@ -19,7 +19,7 @@ from reproduce.experiment.schema import HostSpec, Normalisation, TaskSpec
 from reproduce.experiment.shifts import OOD_AUROC, OOD_DENSITY_AUROC, SOURCE_ERROR, CorruptedSpec, TargetSpec
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
-from reproduce.tasks import TaskOptions
+from reproduce.tasks import TaskOptions, check_batches
 from reproduce.tasks._classification import BALANCED_ERROR, Classification
 from reproduce.tasks._domains import TargetDomain, left_for_target
 from reproduce.tasks._outside import outside_aurocs
@@ -31,6 +31,9 @@ CHUNK = 2_000  # images that are augmented at a time: what fits caches; another 
 
 class ImageOptions(TaskOptions):
     """Which images are trained on, which are held out, and how pixels become numbers."""
+
+    needs = "images"
+    unused: ClassVar[tuple[str, ...]] = ("window", "window_lengths")
 
     validation: Count | None = None
     train_examples: Count | None = None
@@ -59,6 +62,11 @@ class ImageOptions(TaskOptions):
         rest = n_train - (self.validation or 0)
         if self.train_examples and self.train_examples > rest:
             raise UserError(f"train_examples = {self.train_examples}: there are only {rest}", ["train_examples"])
+
+    def check_recipe(self, recipe: Recipe, n_train: int | None) -> None:
+        super().check_recipe(recipe, n_train)
+        if n_train is not None:
+            check_batches(recipe, self.train_examples or n_train - (self.validation or 0))
 
 
 class Options(ImageOptions):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,10 +29,39 @@ HALVED = 0.05  # the fraction of windows that are about half as long
 
 
 class Options(TaskOptions):
+    needs = "words"
+    unused: ClassVar[tuple[str, ...]] = ("mixup", "cutmix", "augment")
+
     train_examples: Count | None = None  # tokens
     symbols: Literal["characters"] | None = None  # None: words
     word_cache: WordCacheSpec | None = None
     dropout_samples: Count | None = None
+
+    def check_window(self, recipe: Recipe) -> int:
+        if recipe.window is None:
+            raise UserError(
+                "language modeling needs recipe.window, the length of truncated back-propagation: window = 35, say",
+                ["recipe"],
+            )
+        return recipe.window
+
+    def check_recipe(self, recipe: Recipe, n_train: int | None) -> None:
+        super().check_recipe(recipe, n_train)
+        window = self.check_window(recipe)
+        if n_train is None:
+            return
+        if self.train_examples and self.train_examples > n_train:
+            raise UserError(
+                f"train_examples = {self.train_examples}: there are only {n_train} tokens", ["train_examples"]
+            )
+        n_tokens = self.train_examples or n_train
+        rows = n_tokens // recipe.batch_size
+        if rows <= window:
+            raise UserError(
+                f"{n_tokens} tokens to train on are {recipe.batch_size} streams (recipe.batch_size) of {rows}, and a "
+                f"window of {window} (recipe.window) needs {window + 1}: lower one of the two, or take a longer text",
+                ["recipe", "batch_size"],
+            )
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -65,12 +94,8 @@ class LanguageModeling:
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.window is None:
-            raise UserError("language modeling needs recipe.window, the length of truncated back-propagation")
-        if recipe.mixup or recipe.cutmix or recipe.augment:
-            raise UserError("recipe.mixup, cutmix and augment are for images; language modeling has none")
-        if options.train_examples and options.train_examples > len(data.train):
-            raise UserError(f"train_examples = {options.train_examples}: there are only {len(data.train)} tokens")
+        self.window = options.check_window(recipe)
+        options.check_recipe(recipe, len(data.train))
         if options.symbols == "characters" and data.card.format != "characters":
             raise UserError(
                 f"symbols = 'characters' needs a dataset of format 'characters'; {spec.dataset!r} has "
@@ -79,7 +104,6 @@ class LanguageModeling:
             )
         self.counts_bits = options.symbols == "characters"
         self.options, self.generators = options, generators
-        self.window = recipe.window
         self.recipe = recipe
         self.device = device
         train = data.train[: options.train_examples] if options.train_examples else data.train
@@ -89,8 +113,6 @@ class LanguageModeling:
             "test": streams(data.test, recipe.eval_batch_size).to(device),
         }
         self.steps_per_epoch = (len(self.train) - 1) // self.window
-        if self.steps_per_epoch < 1:
-            raise UserError(f"window {self.window} is longer than a stream of {len(self.train)} tokens")
         sizes = Sizes((), len(data.vocabulary))
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
@@ -240,7 +262,9 @@ def streams(tokens: Tensor, batch_size: int) -> Tensor:
     """(tokens,) to (rows, batch_size): consecutive streams as columns; tokens that fill no row are dropped."""
     rows = len(tokens) // batch_size
     if rows < 2:
-        raise UserError(f"{len(tokens)} tokens are too few for {batch_size} streams")
+        raise UserError(
+            f"{len(tokens)} tokens are too few for {batch_size} streams (recipe.batch_size or eval_batch_size)"
+        )
     return tokens[: rows * batch_size].view(batch_size, rows).t().contiguous()
 
 

@@ -61,6 +61,8 @@ def _ink(images: Tensor) -> tuple[Numbers, Numbers]:
 
 
 class Options(image_classification.ImageOptions):
+    unused = ("window", "window_lengths", "mixup", "cutmix", "augment")
+
     @property
     def metrics(self) -> frozenset[str]:
         bins = (f"output_{quantity}_bin_{place}" for quantity in range(QUANTITIES) for place in range(len(BINS) - 1))
@@ -86,8 +88,6 @@ class Regression(ImageClassification):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.mixup or recipe.cutmix or recipe.augment:
-            raise UserError("recipe.mixup, cutmix and augment are for classification; regression has none")
         height, width = data.train.images.shape[2:]
         if height < 4 or width < 2:
             raise UserError(

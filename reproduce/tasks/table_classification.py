@@ -20,6 +20,9 @@ from reproduce.tasks._classification import Classification
 class Options(TaskOptions):
     """Which of the source's folds, and which side of it is tested on."""
 
+    needs = "a table"
+    unused = ("window", "window_lengths", "cutmix", "augment")
+
     fold: Fold
     fold_convention: FoldConvention
 
@@ -44,8 +47,6 @@ class TableClassification(Classification[Rows]):
         generators: Generators,
         device: torch.device,
     ) -> None:
-        if recipe.augment or recipe.cutmix:
-            raise UserError("recipe.augment and cutmix are for images; table classification has neither")
         if options.fold >= len(data.folds):
             raise UserError(f"task.fold {options.fold}: dataset {spec.dataset!r} has folds 0 to {len(data.folds) - 1}")
         fold = data.folds[options.fold]

@@ -357,8 +357,8 @@ def test_k_goes_on_falling_after_an_interruption(tmp_path: Path) -> None:
     ("task", "recipe", "message"),
     [
         ({"model": "mlp", "model_options": {"width": 4, "depth": 1}}, {}, "needs an autoencoder; model 'mlp' has no"),
-        ({}, {"mixup": 0.4}, "autoencoding has none"),
-        ({}, {"augment": "crop_flip"}, "autoencoding has none"),
+        ({}, {"mixup": 0.4}, "this task has none"),
+        ({}, {"augment": "crop_flip"}, "this task has none"),
     ],
 )
 def test_what_cannot_be_autoencoded_is_refused(task: dict[str, Any], recipe: dict[str, Any], message: str) -> None:

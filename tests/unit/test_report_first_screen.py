@@ -116,6 +116,22 @@ def test_the_forest_has_the_papers_number_as_a_diamond_and_one_axis_for_one_unit
         assert place == pytest.approx(zero + number * scale, abs=0.5)
 
 
+def test_panels_of_two_experiments_on_one_dataset_are_told_apart(found):
+    claims = (claim(over="vanilla"), claim(direction=None, value=6.9, tolerance=0.3))
+    (first,) = found(claims=claims).findings
+    second = replace(first, experiment=first.experiment.model_copy(update={"title": "A tenth"}))
+    third = replace(first, verdicts=first.verdicts[1:])
+    panels = forest(found(claims=claims), (first, second, third), ()).panels
+    own, value = first.experiment.title, "scikit-learn digits, 8x8; test error (%)"
+    assert [panel.title for panel in panels] == [
+        f"{own} ({value}, minus Vanilla)",
+        f"{own} ({value})",
+        f"A tenth ({value}, minus Vanilla)",
+        f"A tenth ({value})",
+        f"{own} ({value})",
+    ]
+
+
 def test_without_claims_of_papers_ours_are_drawn_and_without_any_the_matrix(found):
     method = found(claims=(claim(source="ours", over="vanilla"),))
     assert forest(method, method.findings, ()).what == "Our own claims"

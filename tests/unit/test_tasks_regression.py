@@ -119,7 +119,7 @@ def test_outputs_that_are_not_finite_have_no_distance():
 
 
 def test_what_it_cannot_use_is_refused():
-    with pytest.raises(UserError, match="regression has none"):
+    with pytest.raises(UserError, match="this task has none"):
         task({"mixup": 0.5})
     whole = data()
     row = dataclasses.replace(whole, train=Images(whole.train.images[:, :, :1], whole.train.labels))
