@@ -13,11 +13,44 @@ from torch.distributions import Distribution, Normal, constraints
 PIECES = 256  # a law that is no list of samples is cut into at least so many pieces of probability
 
 
-class Histogram(NamedTuple):
-    """A law with constant density in each bin: b + 1 increasing edges, and b counts (of any total)."""
-
+class _Bins(NamedTuple):
     edges: Sequence[float] | Tensor
     counts: Sequence[float] | Tensor
+
+
+class Histogram(_Bins):
+    """A law with constant density in each bin: b + 1 increasing edges, and b counts (of any total).
+
+    Raises:
+        ValueError: the numbers are none.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, edges: Sequence[float] | Tensor, counts: Sequence[float] | Tensor) -> Histogram:
+        _check_bins(edges, counts)
+        return super().__new__(cls, edges, counts)
+
+
+def _check_bins(edges: Any, counts: Any) -> None:
+    try:
+        edges, counts = (torch.as_tensor(part, dtype=torch.float64) for part in (edges, counts))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a histogram has edges and counts that are numbers: {error}") from error
+    if edges.dim() != 1 or counts.dim() != 1 or len(edges) != len(counts) + 1 or not len(counts):
+        raise ValueError(
+            "a histogram has b + 1 increasing edges and b counts, found edges of shape "
+            f"{tuple(edges.shape)} and counts of shape {tuple(counts.shape)}"
+        )
+    if not bool((edges.diff() > 0).all() & edges.isfinite().all()):
+        raise ValueError("a histogram has finite increasing edges, found " + _shortly(edges))
+    if not bool((counts >= 0).all() & (counts.sum() > 0) & counts.isfinite().all()):
+        raise ValueError("a histogram has finite counts, none negative and not all 0, found " + _shortly(counts))
+
+
+def _shortly(values: Tensor) -> str:
+    numbers = [f"{value:g}" for value in values.tolist()]
+    return ", ".join(numbers if len(numbers) <= 8 else [*numbers[:4], "...", *numbers[-3:]])
 
 
 Law = Distribution | Histogram | Tensor | tuple[Any, Any]
@@ -203,11 +236,8 @@ def _checked(law: Law) -> Distribution | Histogram | Tensor:
     if isinstance(law, tuple) and any(isinstance(part, Distribution | Histogram) for part in law):
         raise ValueError(f"a tuple is a histogram (edges, counts): give laws as a list, found {_named(law)}")
     if isinstance(law, tuple) and len(law) == 2:
-        edges, counts = (torch.as_tensor(part, dtype=torch.float64).cpu() for part in law)
-        fits = edges.dim() == counts.dim() == 1 and len(edges) == len(counts) + 1 and len(counts) > 0
-        if not fits or not bool((edges.diff() > 0).all() & (counts >= 0).all() & (counts.sum() > 0)):
-            raise ValueError(f"a histogram needs b + 1 increasing edges and b counts, not all 0; found {tuple(law)}")
-        return Histogram(edges, counts)
+        _check_bins(*law)
+        return Histogram(*(torch.as_tensor(part, dtype=torch.float64).cpu() for part in law))
     if isinstance(law, Tensor) and law.dim() == 1 and len(law) and bool(law.isfinite().all()):
         return law.detach().double().cpu().sort().values
     found = tuple(law.shape) if isinstance(law, Tensor) else type(law).__name__

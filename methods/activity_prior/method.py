@@ -375,7 +375,8 @@ class ActivityPrior(Method):
             return
         chosen = [site for site in sites_of(model) if site.role == self.sites and self.site_name in site.name]
         if not chosen:
-            raise ValueError(f"the model has no {self.sites!r} Site named *{self.site_name}*: choose other `sites`")
+            found = ", ".join(f"{site.name} ({site.role})" for site in sites_of(model)) or "none"
+            raise ValueError(f"the model has no {self.sites!r} Site named *{self.site_name}*; it has {found}")
         fill_sites(model, chosen, self._memory_of if self.mode == "prior" else self._normalizer)
 
     @property

@@ -299,10 +299,9 @@ def _parts(model: nn.Module, layers: str, groups: Groups) -> list[_Part]:
     parts = [part for kernel in found for part in _parts_of(kernel, groups) if _is_asked_for(part, layers)]
     if not parts:
         known = [part.name for kernel in found if kernel.kind != "unknown" for part in _parts_of(kernel, groups)]
-        raise ValueError(
-            f"orthogonality needs kernels, and the model has none for layers = {layers!r}: it has "
-            + "; ".join(filter(None, [", ".join(known) or "none", _unread(found)]))
-        )
+        which = f" for layers = {layers!r}: it has {', '.join(known)}" if known else ""
+        unread = _unread(found)
+        raise ValueError(f"orthogonality needs kernels, and the model has none{which}{f'; {unread}' if unread else ''}")
     return parts
 
 

@@ -155,7 +155,8 @@ def _check(activations: Tensor, beta: Tensor | float, sample_size: int, unbiased
     if activations.dim() == 0 or len(activations) < 2 * sample_size:
         found = len(activations) if activations.dim() else 0
         raise ValueError(
-            f"VCL compares two samples of {sample_size} and needs a batch of at least {2 * sample_size}, got {found}"
+            f"VCL compares two samples of {sample_size} and needs a batch of at least {2 * sample_size}, got {found}: "
+            "take larger batches, or a smaller sample_size"
         )
     check_activations(activations)
     units = activations.shape[1:]
@@ -200,7 +201,9 @@ class VCL(Method):
             return
         chosen = sites_with_role(model, self.sites)[0 if self.include_first else 1 :]
         if not chosen:
-            raise ValueError(f"the model has no {self.sites!r} Site after the first: choose other `sites`")
+            raise ValueError(
+                f"the model has no {self.sites!r} Site after the first; include_first = True takes that one"
+            )
         kind: dict[str, Any] = {"device": device_of(model), "dtype": dtype_of(model)}
         betas = [torch.full(self._shape(site), self.initial_beta, **kind) for site in chosen]
         for site, beta in zip(chosen, betas, strict=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reproduce.cli.durations import runs_text
 from reproduce.cli.options import DataOption, MethodsOption, RunsOption, as_typed, data_root, say_at_once
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import read_card
@@ -97,7 +98,7 @@ def bundle(
     for problem in problems:
         print(f"not taken along, and trained there: {problem}", file=sys.stderr)
     print(f"{output}: {_mebibytes(sum(sizes.values()))} MiB: {_listed(sizes)}")
-    print(f"{len(planned)} runs, {n_packed} of them sealed here; carry it over, and there: bash {output.name}/run.sh")
+    print(f"{runs_text(len(planned))}, {n_packed} of them sealed here; carry it over; there: bash {output.name}/run.sh")
     say_left_out(broken)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reproduce.cli.campaign import DeviceOption
+from reproduce.cli.durations import count_of
 from reproduce.cli.estimates import in_file_names
 from reproduce.cli.options import JsonOption, MethodsOption, chosen_methods, say_at_once
 from reproduce.results.record import device_kind
@@ -54,7 +55,7 @@ def check(
     if as_json:
         print(json.dumps(content, indent=1))
     else:
-        print(f"{len(found.problems) or 'no'} problems; written: {path}")
+        print(f"{count_of(len(found.problems), 'problem') if found.problems else 'no problems'}; written: {path}")
     if found.problems:
         raise typer.Exit(1)
 

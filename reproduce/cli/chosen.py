@@ -48,7 +48,7 @@ def chosen_experiments(
         is_meant_alone = is_meant and (method != "all" or not any(name in found for found in experiments.values()))
         if is_meant_alone or (method != "all" and not patterns and name not in unread_columns()):
             raise UserError(line)  # before anything is trained: whoever names it is at work on it
-        if broken is not None and line not in broken and (is_meant or not patterns):
+        if broken is not None and line not in broken and (method == "all" or is_meant or not patterns):
             broken.append(line)
     if not patterns:
         return {

@@ -18,6 +18,7 @@ import typer
 
 import reproduce
 from reproduce.cli.chosen import SCALES, chosen_experiments, committed_results, local_results
+from reproduce.cli.durations import count_of
 from reproduce.cli.options import DataOption, JsonOption, MethodsOption, RunsOption, as_typed
 from reproduce.errors import UserError
 from reproduce.experiment.dataset_card import DatasetCard, card_names, matches, read_card
@@ -60,7 +61,7 @@ def doctor(
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
-        print(f"{len(problems)} problems, marked with !" if problems else "no problems")
+        print(f"{count_of(len(problems), 'problem')}, marked with !" if problems else "no problems")
     if problems:
         raise typer.Exit(1)
 

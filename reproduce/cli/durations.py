@@ -20,8 +20,13 @@ def duration(seconds: float) -> str:
     return f"{text} {name}"
 
 
+def count_of(n: int, what: str) -> str:
+    """A number of things: 1 run, 2 runs."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def runs_text(n: int) -> str:
-    return "1 run" if n == 1 else f"{n} runs"
+    return count_of(n, "run")
 
 
 def last_end(places: Iterable[float], seconds: Iterable[float]) -> float:

@@ -32,6 +32,7 @@ from reproduce.cli.chosen import (
     nothing_planned,
     say_left_out,
 )
+from reproduce.cli.durations import runs_text
 from reproduce.cli.estimates import Timer, known_times, time_lines
 from reproduce.cli.fleet import fleet_lines, parse_fleet
 from reproduce.cli.options import (
@@ -112,7 +113,7 @@ def plan(
         print(json.dumps([asdict(row) for row in rows], indent=1))
         say_left_out(broken)
         return
-    sums = [f"{len(rows)} runs, {len(missing)} to train", *time_lines(missing, timer, workers.how.jobs)]
+    sums = [f"{runs_text(len(rows))}, {len(missing)} to train", *time_lines(missing, timer, workers.how.jobs)]
     if on:
         fleet = parse_fleet(on, timer.kinds)
         sums += fleet_lines([timer.seconds_of(run, fleet.kind) for run in missing], fleet)

@@ -38,6 +38,7 @@ from reproduce.cli.chosen import (
     nothing_planned,
     say_left_out,
 )
+from reproduce.cli.durations import runs_text
 from reproduce.cli.engines import (
     LOCAL,
     AddressOption,
@@ -135,7 +136,7 @@ def run(
     if group:
         settings = replace(settings, group=group.group)
     say: Callable[[str], None] = (lambda line: None) if as_json else print
-    say(f"{len(planned)} runs, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
+    say(f"{runs_text(len(planned))}, {len(planned) - len(missing)} sealed, {len(missing)} to train on {workers.device}")
     if missing and workers.how.said:
         say(workers.how.said)
     if chosen_engine.is_local:
@@ -186,7 +187,7 @@ def run(
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
         if agenda.left:
-            print(f"{len(agenda.left)} runs did not fit into {budget}: the same command goes on with them")
+            print(f"{runs_text(len(agenda.left))} did not fit into {budget}: the same command goes on with them")
         for path in pages if len(pages) <= 3 else pages[-1:]:
             print(f"page: {path}")
         for line in _said_of(failures, len(wanted)):

@@ -66,10 +66,7 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
             if isinstance(module, kinds)
         }
         if not found and method.recorded_roles:
-            raise ValueError(
-                f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be "
-                f"seen; name the modules whose outputs are meant, of: {_listed(_patterns(modules))}"
-            )
+            raise ValueError(_nothing_found(modules, sites))
         if found and method.recorded_roles:
             _warn_of_part(modules, found, sites)
         return found
@@ -79,6 +76,21 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     if not given:
         raise ValueError(f"sites names none of: {_listed(modules)}")
     return {name: role for key, role in given.items() for name in _names(key, modules)}
+
+
+def _nothing_found(modules: Mapping[str, nn.Module], sites: str) -> str:
+    recurrent = [name for name, module in modules.items() if isinstance(module, RECURRENT)]
+    if recurrent:
+        which = f" ({_listed(recurrent)})" if any(recurrent) else ""
+        return (
+            f"the model has no activation module, whose input sites = {sites!r} takes; what its recurrent layers"
+            f"{which} give are Sites 'post': a method whose own parameter is called sites takes it there, "
+            "load_method(name, sites='post')"
+        )
+    return (
+        f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be seen; "
+        f"name the modules whose outputs are meant, of: {_listed(_patterns(modules))}"
+    )
 
 
 def _warn_of_part(modules: Mapping[str, nn.Module], found: Iterable[str], sites: str) -> None:

@@ -310,8 +310,13 @@ def sites_with_role(model: nn.Module, role: Role) -> list[Site]:
     """
     chosen = [site for site in sites_of(model) if site.role == role]
     if not chosen:
-        raise ValueError(f"the model has no {role!r} Site: choose other `sites`")
+        raise ValueError(f"the model has no {role!r} Site; {_those_there(model)}")
     return chosen
+
+
+def _those_there(model: nn.Module) -> str:
+    found = [f"{site.name} ({site.role})" for site in sites_of(model)]
+    return f"it has {', '.join(found[:12])}{' and more' if len(found) > 12 else ''}" if found else "it has no Sites"
 
 
 def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], nn.Module]) -> None:

@@ -131,7 +131,7 @@ def provenance(
 def _runs(results: Sequence[Result]) -> str:
     diverged = sum(result.status == "diverged" for result in results)
     resumed = sum(result.environment.resumed > 0 for result in results)
-    text = f"{len(results)} runs"
+    text = f"{len(results)} {'run' if len(results) == 1 else 'runs'}"
     text += f", {diverged} of them diverged" if diverged else ", none diverged" if results else ""
     return text + (f", {resumed} went on from a checkpoint" if resumed else "")
 

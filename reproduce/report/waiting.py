@@ -79,7 +79,7 @@ def _hours(finding: Finding, timing: Timing | None) -> str:
     hours = share * sum(known) / 3600
     unknown = round(share * (len(found) - len(known)))
     text = f"about {hours:.1f}" if hours >= SHORTEST else f"less than {SHORTEST}"
-    rest = f"; {unknown} runs of unknown length" if unknown else ""
+    rest = f"; {unknown} {'run' if unknown == 1 else 'runs'} of unknown length" if unknown else ""
     return f"{text} on one worker, {timing.device}{rest}"
 
 

@@ -364,7 +364,7 @@ def _mixed_devices(results: Sequence[Result]) -> list[str]:
     kinds = Counter(device_kind(result.environment.device) for result in results)
     if len(kinds) < 2:
         return []
-    counted = ", ".join(f"{kind} ({count} runs)" for kind, count in kinds.most_common())
+    counted = ", ".join(f"{kind} ({count} {'run' if count == 1 else 'runs'})" for kind, count in kinds.most_common())
     return [f"Different kinds of device stand side by side: {counted}. The same seed gives other last bits on each."]
 
 

@@ -142,7 +142,7 @@ def test_a_method_that_does_not_read_stops_no_bundle_of_the_others(
     assert answer.exit_code == 2, answer
     (line,) = (line for line in answer.stderr.splitlines() if line.startswith("error: "))
     assert "quick.toml: not valid TOML" in line
-    assert "of them sealed here; carry it over, and there: bash made/run.sh" in answer.stdout
+    assert "of them sealed here; carry it over; there: bash made/run.sh" in answer.stdout
     assert (tmp_path / "made" / "run.sh").is_file()
     assert (tmp_path / "made" / "methods_outside" / "unreadable").is_dir()  # where `run` names it as well
     alone = CliRunner().invoke(commands.app, ["bundle", "unreadable", "--output", "none"])
