@@ -16,7 +16,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="reproduce")  # also as `python -m reproduce`, whose completion would complete nothing
     finally:
         stopping.leave()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 import shlex
 import shutil
 import sys
@@ -77,7 +79,8 @@ def bundle(
     if output.exists():
         raise UserError(f"--output {output}: it is there already: remove it, or name another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
+    _remove_left_behind(output)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.{os.getpid()}.") as temporary:
         made = Path(temporary) / output.name
         _copy(ROOT, (name for name in tracked_files(ROOT) if name.rpartition("/")[0] not in LEFT_OUT), made / "code")
         (made / "code" / NOTE).write_text(source.model_dump_json(indent=1) + "\n", "utf-8")
@@ -100,6 +103,18 @@ def bundle(
     print(f"{output}: {_mebibytes(sum(sizes.values()))} MiB: {_listed(sizes)}")
     print(f"{runs_text(len(planned))}, {n_packed} of them sealed here; carry it over; there: bash {output.name}/run.sh")
     say_left_out(broken)
+
+
+def _remove_left_behind(output: Path) -> None:
+    """What a bundle of this name left that was killed while it was made: its process is gone."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*"):
+        number = folder.name.removeprefix(f".{output.name}.").partition(".")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):  # a name of another kind; another user's process
+            continue
 
 
 def _arguments_of_run(arguments: list[str]) -> dict[str, Any]:

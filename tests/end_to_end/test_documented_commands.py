@@ -19,8 +19,11 @@ import pytest
 from typer.testing import CliRunner
 
 from reproduce.cli.commands import app
+from reproduce.experiment import dataset_card
 from reproduce.experiment import folder as folders
-from reproduce.experiment.folder import ROOT
+from reproduce.experiment.folder import ROOT, find_method
+from reproduce.training.plan import plan
+from reproduce.training.run import RunSettings, execute
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = ".venv/bin/reproduce"
@@ -134,9 +137,44 @@ def column_of_the_page(folder: Path) -> Path:
     """The workloads with the column that docs/own_data.md shows, on images that are here."""
     workloads = Path(shutil.copytree(folders.WORKLOADS, folder / "workloads"))
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text("utf-8"), re.DOTALL)
-    (column,) = (block for block in blocks if "arms_of" in block)
+    column = next(block for block in blocks if "arms_of" in block)
     (workloads / "matrix_mine.toml").write_text(column.replace('"flowers"', '"digits"'), "utf-8")
     return workloads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lender", ["images", "tables", "words"])
+def test_the_columns_that_the_page_shows_train(lender: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each with the head of the first, and data as the page describes them."""
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text("utf-8"), re.DOTALL)
+    columns = [block for block in blocks if "arms_of" in block]
+    head = columns[0].partition("arms_of")[0]
+    (own,) = (block[block.index("arms_of") :] for block in columns if f'arms_of = "{lender}"' in block)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "poem.txt").write_text("a rose is a rose\n" * 200, "utf-8")
+    rows = [f"{i % 7},{i % 5},{'abc'[i % 3]}" for i in range(120)]
+    (tmp_path / "data" / "iris.csv").write_text("\n".join(["width,length,kind", *rows]) + "\n", "utf-8")
+    cards = Path(shutil.copytree(dataset_card.CARDS, tmp_path / "datasets"))
+    about = next(block for block in blocks if "licence" in block)
+    for name, kind in (("iris", "csv"), ("poem", "text")):
+        card = next(block for block in blocks if f'format = "{kind}"' in block)
+        (cards / f"{name}.toml").write_text(f"{about}\n{card}", "utf-8")
+    workloads = Path(shutil.copytree(folders.WORKLOADS, tmp_path / "workloads"))
+    (workloads / "matrix_mine.toml").write_text((head + own).replace('"flowers"', '"digits"'), "utf-8")
+    monkeypatch.setattr(dataset_card, "CARDS", cards)
+    monkeypatch.setattr(folders, "WORKLOADS", workloads)
+    monkeypatch.chdir(ROOT)
+    given = ["all", "--only", "matrix_mine", "--data", str(tmp_path / "data")]
+    planned = CliRunner().invoke(app, ["plan", *given])
+    assert planned.exit_code == 0, planned.output
+    assert "per" in planned.output
+    assert "batchnorm" in planned.output
+    experiment = find_method("vanilla").experiments()["matrix_mine"]
+    first, *_ = plan({"matrix_mine": experiment}, tmp_path / "data")
+    settings = RunSettings(
+        runs=tmp_path / "runs", root=tmp_path / "data", cache=tmp_path / "cache", device="cpu", threads=1
+    )
+    assert execute(first, settings).status == "completed"
 
 
 PYTHON = [one for one in COMMANDS if re.match(r"\.venv/bin/(python|pytest) ", one[1])]

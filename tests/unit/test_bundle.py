@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -138,8 +140,14 @@ def test_a_method_that_does_not_read_stops_no_bundle_of_the_others(
     monkeypatch.setenv(MORE_METHODS, str(broken.parent))
     monkeypatch.setattr(wheels, "download", lambda pins, target, *of: target.mkdir(parents=True))
     monkeypatch.chdir(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [tmp_path / f".made.{number}.x" for number in (gone.pid, os.getpid())]  # of a bundle that was killed
+    for folder in left:
+        (folder / "made").mkdir(parents=True)
     answer = CliRunner().invoke(commands.app, ["bundle", "all", "--only", "quick_digits", "--output", "made"])
     assert answer.exit_code == 2, answer
+    assert [folder.exists() for folder in left] == [False, True]
     (line,) = (line for line in answer.stderr.splitlines() if line.startswith("error: "))
     assert "quick.toml: not valid TOML" in line
     assert "of them sealed here; carry it over; there: bash made/run.sh" in answer.stdout

@@ -110,6 +110,12 @@ def test_the_shell_completes_commands_options_and_methods() -> None:
     assert completed("run", "activity-") == ["activity-norm", "activity-prior"]
 
 
+def test_completion_is_of_the_command_however_it_is_shown() -> None:
+    command = [sys.executable, "-m", "reproduce", "--show-completion", "bash"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "_REPRODUCE_COMPLETE=complete_bash" in shown
+
+
 def test_a_hint_can_be_typed_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / ".venv" / "bin" / "reproduce"
     script.parent.mkdir(parents=True)
