@@ -9,7 +9,7 @@ import torch
 from scipy.special import erf, gammaln, hyp1f1
 from torch import Tensor
 
-from methods.per.method import PER, matched_noise, per_loss
+from methods.per.method import PER, matched_noise, per_loss, per_losses
 from reproduce.method import sample_directions
 
 
@@ -72,3 +72,16 @@ def test_the_penalty_says_whether_it_is_a_mean_over_samples() -> None:
     assert PER().is_mean_over_samples
     assert PER(reduction="mean").is_mean_over_samples
     assert not PER(reduction="sum").is_mean_over_samples
+
+
+@pytest.mark.parametrize("dimension", [1, 5, 40])
+def test_gradients_of_several_layers_are_taken_at_once(dimension: int) -> None:
+    """As for a whole Jacobian: backward itself is mapped, in which nothing is written into a tensor that is given."""
+    layers = [(scale * directions_of_samples(dimension)).requires_grad_() for scale in (0.5, 3.0)]
+    found = torch.autograd.grad(per_losses(layers), layers, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+    for place, (h, gradients) in enumerate(zip(layers, found, strict=True)):
+        square = h.detach().square().sum(1, keepdim=True).numpy()
+        slopes = math.sqrt(2 / math.pi) / dimension * hyp1f1(0.5, dimension / 2 + 1, -square / 2)
+        wanted = torch.zeros(2, *h.shape, dtype=torch.float64)
+        wanted[place] = torch.from_numpy(slopes) * h.detach() / 3
+        torch.testing.assert_close(gradients, wanted, rtol=1e-5, atol=0)
