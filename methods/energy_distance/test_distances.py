@@ -1,4 +1,4 @@
-"""Which samples count as one: few numbers resolve a close pair that many, whose distances come from products, do not."""
+"""Which samples count as one: few numbers tell a close pair apart, and many, compared by products, do not."""
 
 from __future__ import annotations
 

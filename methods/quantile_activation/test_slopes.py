@@ -19,7 +19,7 @@ from methods.quantile_activation.method import quantile_transform
 def test_amid_a_dense_cluster_the_slope_is_the_bound(
     output: str, deviation_of_law: float, spread: float, steepest: float
 ) -> None:
-    """A straight line from the samples' deviation to that of the output, ``steepest`` times; 1e-5 is in the variance."""
+    """A straight line from the samples' deviation to the output's, ``steepest`` times; 1e-5 is in the variance."""
     cluster = spread * (1e-6 * np.arange(100) - 5e-5)
     x = np.concatenate([cluster, spread * np.linspace(-3, -2, 20), spread * np.linspace(2, 3, 20)])
     leaf = torch.tensor(x).unsqueeze(1).requires_grad_()
