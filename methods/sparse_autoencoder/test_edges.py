@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.sparse_autoencoder.method import SparseAutoencoder, kl_sparsity, l1_code_penalty
+from methods.sparse_autoencoder.weights import weights_of
 from reproduce.method.sites import Site, watch
 
 D_IN, D_SAE = 3, 4
@@ -78,3 +79,34 @@ def test_rows_of_a_decoder_of_any_size_have_their_norms(size: float) -> None:
     norms = [math.hypot(*row) for row in decoder.double().tolist()]
     wanted = sum(f * norm for sample in code.double().tolist() for f, norm in zip(sample, norms, strict=True)) / 5
     assert l1_code_penalty(code, decoder).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder", "b_enc"])
+@pytest.mark.parametrize("kind", ["Adam", "SGD", "Adagrad"])
+def test_what_is_written_anew_has_no_moments_of_before(kind: str, name: str) -> None:
+    """Moments that are not zero before: unlike those of latents that never fired."""
+    model = Layers()
+    weight: Any = getattr(weights_of(model), name)
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, **options)
+    model(torch.randn(6, D_IN)).square().sum().backward()
+    optimizer.step()
+    latents_axis = 1 if name == "decoder" else 0
+    state = optimizer.state[weight.stored]
+    before = {key: value.clone() for key, value in state.items()}
+    old, new = weight.stored.detach().clone(), torch.full_like(weight.latents_first, 3.0)
+    with torch.no_grad():
+        weight.write(new, torch.tensor([False, True, False, True]), optimizer)
+    for key, value in state.items():
+        if value.dim() == 0:  # how many steps there were
+            assert torch.equal(value, before[key])
+            continue
+        for latent in range(D_SAE):
+            kept = before[key].select(latents_axis, latent)
+            assert kept.abs().min() > 0
+            expected = torch.zeros_like(kept) if latent in (1, 3) else kept
+            assert torch.equal(value.select(latents_axis, latent), expected)
+    for latent in range(D_SAE):
+        kept = old.select(latents_axis, latent)
+        expected = torch.full_like(kept, 3.0) if latent in (1, 3) else kept
+        assert torch.equal(weight.stored.select(latents_axis, latent), expected)
