@@ -167,3 +167,25 @@ def test_strength_zero_is_exactly_zero_whatever_the_activations(kind: str) -> No
 def test_unusable_hyperparameters_are_refused(fields: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ActivityNorm(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "roles"),
+    [
+        ({"kind": "l1", "sites": "pre"}, {"pre"}),
+        ({"kind": "l2"}, {"post"}),
+        ({"kind": "l2", "strength": 0.0}, set()),
+        ({"kind": "ar_tar", "sites": "pre"}, {"dropped"}),
+        ({"kind": "ar_tar", "temporal_strength": 1.0}, {"dropped", "post"}),
+        ({"kind": "ar_tar", "strength": 0.0, "temporal_strength": 1.0}, {"post"}),
+    ],
+)
+def test_it_asks_for_the_roles_that_it_reads_and_no_others(fields: dict, roles: set[str]) -> None:
+    assert ActivityNorm(**fields).recorded_roles == roles
+
+
+@pytest.mark.parametrize("term", [l1_activity, l2_activity])
+@pytest.mark.parametrize("reduction", ["average", "none", "summed", "total"])
+def test_another_reduction_is_refused(term, reduction: str) -> None:
+    with pytest.raises(ValueError, match=f"reduction is 'sum' or 'mean', got '{reduction}'"):
+        term(torch.ones(2, 3), reduction)

@@ -226,6 +226,8 @@ def test_sites_that_hold_a_sequence_are_refused() -> None:
 def test_unusable_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(5, 3\) and \[\(3, 4\), \(3, 4\), \(3, 4\)\]"):
         responsibilities(seeded(5, 3), mixture())
+    with pytest.raises(ValueError, match=r"got \(5, 4, 4\) and"):
+        responsibilities(seeded(5, 4, 4), mixture())
     with pytest.raises(ValueError, match=r"\(5, 3, 4\) here, got \(5, 2, 1\)"):
         batch_components(seeded(5, 4), seeded(5, 2, 1), mixture())
     with pytest.raises(ValueError, match="int64"):

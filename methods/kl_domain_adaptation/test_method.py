@@ -97,6 +97,9 @@ def test_gradients_are_those_of_differences() -> None:
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match=r"values \(n, d\) need means and deviations \(B, d\), got"):
         mixture_log_density(seeded(4, 3), *law(5, 2, seed=0))
+    for means, deviations in ((1, 5), (5, 1), (4, 5)):  # of which torch would stretch the first two
+        with pytest.raises(ValueError, match=rf"got \[\(4, 2\), \({means}, 2\), \({deviations}, 2\)\]"):
+            mixture_log_density(seeded(4, 2), seeded(means, 2), seeded(deviations, 2).exp())
     with pytest.raises(ValueError, match="floating point"):
         mixture_log_density(torch.ones(4, 2, dtype=torch.int64), *law(5, 2, seed=0))
 

@@ -40,7 +40,8 @@ def unexplained_fraction(latent: Tensor, target: Tensor, weight: Tensor, eps: fl
         ValueError: shapes that do not belong together, or latents that are not floating point.
     """
     check_activations(latent)
-    if latent.dim() != 2 or len(target) != len(latent) or weight.shape != (target.shape[-1], latent.shape[1]):
+    fits = latent.dim() == target.dim() == 2 and len(target) == len(latent)
+    if not fits or weight.shape != (target.shape[1], latent.shape[1]):
         shapes = [tuple(given.shape) for given in (latent, target, weight)]
         raise ValueError(f"latents (n, d) and targets (n, m) need weights (m, d), got {shapes}")
     left = _scaled(target.detach(), eps) - torch.nn.functional.linear(_scaled(latent, 1.0), weight)

@@ -144,5 +144,25 @@ def test_models_that_it_cannot_treat_are_refused() -> None:
 def test_unusable_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(4, 3\), \(5, 2\), \(2, 3\)"):
         unexplained_fraction(torch.ones(4, 3), torch.ones(5, 2), torch.ones(2, 3))
+    for target, weight in (((4, 4, 2), (2, 3)), ((4,), (4, 3)), ((4, 2), (5, 3)), ((4, 2), (1, 3)), ((4, 2), (2, 1))):
+        with pytest.raises(ValueError, match=r"need weights \(m, d\), got \[\(4, 3\)"):
+            unexplained_fraction(torch.ones(4, 3), torch.ones(target), torch.ones(weight))
     with pytest.raises(ValueError, match="int64"):
         unexplained_fraction(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 2), torch.ones(2, 3))
+
+
+def test_a_nearly_silent_target_is_divided_by_little_more_than_its_deviation() -> None:
+    """1e-5 beside a variance of 1e-4, where the caller gives none."""
+    latent, target, weight = seeded(9, 3), 0.01 * seeded(9, 4, seed=1), seeded(4, 3, seed=2)
+    left = scaled(target, 1e-5) - scaled(latent, 1.0) @ weight.numpy().T
+    assert float(unexplained_fraction(latent, target, weight)) == pytest.approx(np.mean(left**2), rel=1e-12)
+
+
+def test_the_decoder_begins_as_one_that_keeps_variances() -> None:
+    """Means 0 and variances 1/d over 20,000 weights, within four standard errors."""
+    model = nn.ModuleList([Site("post", "nc", (200,)), Site("post", "nc", (100,))])
+    LatentDensity().prepare(model, torch.Generator().manual_seed(0))
+    weight = model[1].decoder.weight.detach().double().numpy()
+    assert weight.shape == (200, 100)
+    assert abs(weight.mean()) < 4 * 0.1 / np.sqrt(weight.size)
+    assert abs(weight.var() - 0.01) < 4 * 0.01 * np.sqrt(2 / weight.size)

@@ -139,3 +139,14 @@ def test_weights_of_unknown_modules_are_reported_and_found_by_name(caplog: pytes
     assert penalty_of(Own(), layers="mixing") == 0.0
     with pytest.raises(ValueError, match=r"it has layer\.weight; not read, .*: mixing"):
         kernels(Own(), "recurrent")
+
+
+def test_strength_zero_draws_nothing_and_leaves_the_model_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.register_parameter("mixing", nn.Parameter(torch.eye(3, 4)))
+    names, generator = list(model.state_dict()), torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    OrthogonalRegularization(formula="srip", redraw=False, strength=0.0).prepare(model, generator)
+    assert list(model.state_dict()) == names
+    assert torch.equal(generator.get_state(), state)
+    assert not caplog.records

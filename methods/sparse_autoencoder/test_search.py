@@ -59,3 +59,17 @@ def test_what_is_refused(options: dict[str, float], said: str) -> None:
 def test_a_run_that_diverges_is_said() -> None:
     with pytest.raises(ValueError, match=r"coefficient 0\.1 gave nan active units: the run diverged"):
         coefficient_for_active_units(lambda _: math.nan, wanted=10, low=0.1, high=1)
+
+
+def test_it_trains_twelve_times_at_most_where_no_number_is_given() -> None:
+    assert len(coefficient_for_active_units(soft, wanted=10, low=1e-3, high=1e3, tolerance=0.0).runs) == 12
+
+
+@pytest.mark.parametrize("tolerance", [0.25, 0.5, 2.0])
+def test_an_end_may_miss_by_the_tolerance_and_no_more(tolerance: float) -> None:
+    ends = {"low": 0.1, "high": 0.2, "tolerance": tolerance}
+    for end, outward in ((0.2, -1), (0.1, 1)):
+        found = coefficient_for_active_units(soft, wanted=soft(end) + 0.99 * outward * tolerance, **ends)
+        assert found.coefficient == end
+        with pytest.raises(ValueError, match="active units lie outside"):
+            coefficient_for_active_units(soft, wanted=soft(end) + 1.01 * outward * tolerance, **ends)

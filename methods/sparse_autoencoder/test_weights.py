@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,3 +128,17 @@ def test_what_cannot_be_resampled_is_refused_in_one_line() -> None:
     layers.decoder = nn.Linear(D_SAE, 1)
     with pytest.raises(ValueError, match=r"returns a reconstruction of its inputs \(2, 5\), found dict"):
         layers(torch.ones(2, D_IN))
+
+
+def test_of_several_layers_those_beside_the_code_hold_a_latent_s_weights() -> None:
+    """The last of the encoder and the first of the decoder; norms of columns by numpy's own."""
+    model = nn.Module()
+    model.encoder = nn.Sequential(nn.Linear(D_IN, 6), nn.ReLU(), nn.Linear(6, D_SAE), nn.ReLU())
+    model.decoder = nn.Sequential(nn.Linear(D_SAE, 6), nn.ReLU(), nn.Linear(6, D_IN))
+    found = weights_of(model)
+    assert found.encoder.stored is model.encoder[2].weight
+    assert found.b_enc.stored is model.encoder[2].bias
+    assert found.decoder.stored is model.decoder[0].weight
+    assert (found.encoder.d_in, found.decoder.d_in) == (6, 6)
+    wanted = np.linalg.norm(model.decoder[0].weight.detach().double().numpy(), axis=0)
+    np.testing.assert_allclose(found.decoder.latents_first.norm(dim=1).detach(), wanted, rtol=1e-6)

@@ -1,0 +1,41 @@
+"""How finely a law is cut, and the estimate of entropy in the divergence: counts and loops in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import scipy.special
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from methods.activity_prior.method import Histogram, Laws, prior_loss
+
+
+@pytest.mark.parametrize("n", [2, 7, 100, 255, 256, 1000])
+@pytest.mark.parametrize("law", [Normal(0.0, 1.0), Histogram([0.0, 0.7, 2.0], [1.0, 5.0])])
+def test_a_law_is_cut_into_256_pieces_or_just_above(law: Normal | Histogram, n: int) -> None:
+    """All intervals between bounds in as many parts, no more of them than it takes; together they are all of it."""
+    intervals = n + (1 if isinstance(law, Histogram) else 0)  # an edge bounds one more
+    pieces = Laws([law]).pieces(n, torch.zeros(1, dtype=torch.float64))
+    count = len(pieces.width)
+    assert count % intervals == 0
+    assert count >= 256
+    assert count == intervals or count - intervals < 256
+    assert pieces.width.sum().item() == pytest.approx(1, rel=1e-12)
+    assert pieces.rank.tolist() == [min(n - 1, math.floor(level * n)) for level in pieces.level.tolist()]
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 40])
+def test_the_divergence_is_a_loop_over_spacings(n: int) -> None:
+    """``H = mean(log(x_(i+m) - x_(i-m)) - digamma(gaps)) + digamma(n + 1)``, m the rounded root of n."""
+    h: Tensor = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    ordered, reach = sorted(h.tolist()), round(math.sqrt(n))
+    entropy = scipy.special.digamma(n + 1)
+    for i in range(n):
+        low, high = max(i - reach, 0), min(i + reach, n - 1)
+        entropy += (math.log(ordered[high] - ordered[low]) - scipy.special.digamma(high - low)) / n
+    cross = sum((x - 0.3) ** 2 / (2 * 1.4**2) + math.log(1.4 * math.sqrt(2 * math.pi)) for x in ordered) / n
+    law = Normal(torch.tensor(0.3, dtype=torch.float64), torch.tensor(1.4, dtype=torch.float64))
+    assert prior_loss(h[:, None], law, distance="kl").item() == pytest.approx(cross - entropy, rel=1e-12)
