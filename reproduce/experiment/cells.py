@@ -93,7 +93,8 @@ def parse_seeds(text: str) -> tuple[int, ...] | None:
         raise UserError(f"{asked}: {shown(count)} seeds, expected at most {MOST_SEEDS}")
     found = numbers if "," in text else tuple(range(numbers[0]))
     if not found or min(found) < 0:
-        raise UserError(f"{asked}: expected at least one seed, none negative")
+        hint = ": a single number is how many, and '0,' is seed 0 alone" if numbers == (0,) else ", none negative"
+        raise UserError(f"{asked}: expected at least one seed{hint}")
     if max(found) >= 2**63:
         raise UserError(f"{asked}: expected seeds below 2**63")
     return found
