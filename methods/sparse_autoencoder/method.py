@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -235,6 +236,12 @@ class Resampling(nn.Module):
 
     def _rows(self, which: Literal[0, 1], decoder: Weight) -> Tensor:
         """Inputs or reconstructions of all batches since the last step, (samples, d_in)."""
+        shape = self.batches[0][which].shape
+        if decoder.d_in not in (math.prod(shape[axis:]) for axis in range(1, len(shape))):
+            raise ValueError(
+                f"resampling makes an input a row of the decoder, which has {decoder.d_in} entries, and inputs have "
+                f"shape {tuple(shape)}: encoder and decoder must be a single linear layer each"
+            )
         rows = [batch[which].reshape(-1, decoder.d_in) for batch in self.batches]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -291,6 +298,12 @@ class SparseAutoencoder(Method):
             with errors_in(f"Site {site.name!r}"):
                 for weight in filter(None, weights[:3]):
                     weight.stored  # noqa: B018  # or an error
+                sizes = [weight.d_in for weight in (weights.decoder, weights.encoder) if weight is not None]
+                if len({*sizes}) > 1:
+                    raise ValueError(
+                        f"resampling writes one direction into decoder and encoder, whose rows have {sizes[0]} and "
+                        f"{sizes[1]} entries: both must be one linear layer"
+                    )
             resampling = Resampling(site.features, self.resample_every, self.resample_until)
             owner.add_module("resampling", resampling)
             owner.register_forward_hook(resampling.remember, with_kwargs=True)

@@ -142,3 +142,21 @@ def test_of_several_layers_those_beside_the_code_hold_a_latent_s_weights() -> No
     assert (found.encoder.d_in, found.decoder.d_in) == (6, 6)
     wanted = np.linalg.norm(model.decoder[0].weight.detach().double().numpy(), axis=0)
     np.testing.assert_allclose(found.decoder.latents_first.norm(dim=1).detach(), wanted, rtol=1e-6)
+
+
+def test_an_autoencoder_of_several_layers_is_refused_where_it_is_resampled() -> None:
+    """Its latents' rows are as long as a hidden layer, into which no input fits."""
+    method = SparseAutoencoder(resample_every=4, l1_coefficient=0.1)
+    layers = pair()[1]
+    layers.encoder = nn.Sequential(nn.Linear(D_IN, 3), nn.ReLU(), nn.Linear(3, D_SAE))
+    with pytest.raises(ValueError, match=rf"Site 'code': resampling writes one .* rows have {D_IN} and 3 entries"):
+        method.prepare(layers, torch.Generator())
+    layers.decoder = nn.Sequential(nn.Linear(D_SAE, 3), nn.ReLU(), nn.Linear(3, D_IN))
+    layers.decoder.bias = torch.zeros(D_IN)  # which this encoder subtracts
+    method.prepare(layers, torch.Generator())
+    trace = watch(layers)
+    layers(seeded(6, D_IN).float())
+    method.penalty(trace, torch.tensor(0.5), torch.Generator())
+    optimizer = torch.optim.SGD(layers.parameters(), 0.1)
+    with pytest.raises(ValueError, match=rf"has 3 entries, and inputs have shape \(6, {D_IN}\): encoder and decoder"):
+        method.after_step(layers, optimizer, torch.tensor(0.5), torch.Generator())

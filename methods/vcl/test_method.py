@@ -300,7 +300,7 @@ def test_unusable_input_is_refused(activations: Tensor, options: dict, named: st
 
 
 def test_unusable_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="no 'pre' Site; it has sites.0 .post"):
+    with pytest.raises(ValueError, match=r"no 'pre' Site; it has sites\.0 \(post\)"):
         VCL().prepare(Net(Site("post", "nc", (3,))), torch.Generator())
     with pytest.raises(ValueError, match="no 'pre' Site after the first"):
         VCL(include_first=False).prepare(Net(Site("pre", "nc", (3,))), torch.Generator())

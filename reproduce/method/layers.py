@@ -21,6 +21,10 @@ MAPS_TO_MAPS = (
     *(nn.Upsample, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
 NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention uses its weights itself
+LINEAR_ALONE = (
+    "torch",
+    "transformers",
+)  # packages in which a module with a matrix as its weight multiplies the last axis
 UNIT_BY_UNIT = (activations.__name__, dropout.__name__, nn.Identity.__module__)  # where such modules are defined
 
 
@@ -96,7 +100,9 @@ def _by_weight(module: nn.Module) -> Layer | None:
     if isinstance(module, nn.Linear):
         return Layer(True, (module.in_features,), (module.out_features,))
     if weight.dim() in (1, 2):
-        return Layer(True if weight.dim() == 2 else None, tuple(weight.shape), tuple(weight.shape))
+        # What somebody's own module does with a matrix is not known: it may be a convolution of single locations.
+        is_linear = weight.dim() == 2 and type(module).__module__.partition(".")[0] in LINEAR_ALONE
+        return Layer(True if is_linear else None, tuple(weight.shape), tuple(weight.shape))
     return None
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from methods.vcreg.method import VCReg
 from reproduce.method.attach import attach
 from tests.unit.own_models import L2, Wired, assert_penalty, by_map, by_step, layouts
 
@@ -169,3 +170,29 @@ def test_layers_that_say_two_things_are_refused_and_axes_is_the_way_out(make: Ca
         model(signal)
         assert_penalty(told, by_hand(model.recorded))
         told.remove()
+
+
+class Locations(nn.Module):
+    """A module of one's own that multiplies channels or features by a matrix, (out, in)."""
+
+    def __init__(self, equation: str) -> None:
+        super().__init__()
+        self.weight, self.equation = nn.Parameter(torch.randn(6, 4)), equation
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.einsum(self.equation, self.weight, value)
+
+
+@pytest.mark.parametrize(("equation", "is_last"), [("oi,nil->nol", False), ("oi,nli->nlo", True)])
+def test_a_matrix_of_ones_own_is_believed_where_sizes_tell_and_else_refused(equation: str, is_last: bool) -> None:
+    for length in (9, 6):
+        model = nn.Sequential(Locations(equation), nn.ReLU())
+        signal = torch.randn((5, length, 4) if is_last else (5, 4, length))
+        if length == 6:
+            with pytest.raises(ValueError, match="no layer beside it says whether its axes are .*: give axes="):
+                attach(VCReg(), model, example=signal)
+        (site,) = attach(VCReg(), model, example=signal, axes="ntc" if is_last else "ncl").sites
+        assert (site.axes, site.features) == (("ntc", 6) if is_last else ("ncl", 6))
+        if length == 9:
+            (site,) = attach(VCReg(), model, example=signal).sites
+            assert (site.axes, site.features) == (("ntc", 6) if is_last else ("ncl", 6))
