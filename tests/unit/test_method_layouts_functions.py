@@ -189,8 +189,11 @@ def test_a_matrix_of_ones_own_is_believed_where_sizes_tell_and_else_refused(equa
         model = nn.Sequential(Locations(equation), nn.ReLU())
         signal = torch.randn((5, length, 4) if is_last else (5, 4, length))
         if length == 6:
-            with pytest.raises(ValueError, match="no layer beside it says whether its axes are .*: give axes="):
-                attach(VCReg(), model, example=signal)
+            handle = attach(VCReg(), model, example=signal)
+            model(signal)
+            with pytest.raises(ValueError, match=r"no layer beside it says whether its axes are .*: give axes="):
+                handle.penalty()
+            handle.remove()
         (site,) = attach(VCReg(), model, example=signal, axes="ntc" if is_last else "ncl").sites
         assert (site.axes, site.features) == (("ntc", 6) if is_last else ("ncl", 6))
         if length == 9:
