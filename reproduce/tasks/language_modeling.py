@@ -20,6 +20,7 @@ from reproduce.experiment.word_cache import CACHED_PERPLEXITY, SAMPLED_PERPLEXIT
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
+from reproduce.tasks._augmented_loss import augmented_loss, vectors_of
 from reproduce.tasks._word_predictions import cached_perplexity, sampled_perplexity
 
 # Of windows of random length, in tokens.
@@ -94,6 +95,8 @@ class LanguageModeling:
         sizes = Sizes((), len(data.vocabulary))
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
+        if recipe.augmented_loss:
+            vectors_of(model, spec.model)  # or it is refused before anything is trained
         self.state = self._initial_state()  # carried from window to window, in place
 
     def _initial_state(self) -> tuple[Tensor, ...]:
@@ -120,7 +123,12 @@ class LanguageModeling:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The mean loss of a window that begins in ``state``, and the state at its end."""
         logits, state = self._logits(inputs, state)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if added := self.recipe.augmented_loss:
+            vectors = vectors_of(self.model, "the model")
+            divergence = augmented_loss(logits, targets, vectors, added.temperature)
+            loss = loss + added.proportion * added.temperature * divergence
+        return loss, state
 
     def _logits(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         bfloat16 = self.recipe.precision == "bfloat16"
