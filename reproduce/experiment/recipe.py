@@ -120,6 +120,12 @@ class Recipe(Strict):
     optimizer: Literal["sgd", "adam", "nadam", "rmsprop"] = Field(default="sgd", description="What steps.")
     learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
     momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
+    smoothing: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of rmsprop: what its running mean of squares keeps of itself in a step. Left out: 0.99.",
+    )
     nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
     weight_decay: float = Field(default=0.0, description="The coefficient of weights in their own gradient.")
     decay_biases: bool = Field(default=True, description="Whether weight decay is on biases and scalars too.")
@@ -198,6 +204,8 @@ class Recipe(Strict):
     def _momentum_is_used(self) -> Recipe:
         if self.momentum and self.optimizer in ("adam", "nadam"):
             raise Misplaced(("momentum",), f"{self.optimizer} takes no momentum")
+        if self.smoothing and self.optimizer != "rmsprop":
+            raise Misplaced(("smoothing",), f"only rmsprop takes smoothing, found {self.optimizer}")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self

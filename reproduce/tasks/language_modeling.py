@@ -32,14 +32,16 @@ HALVED = 0.05  # the fraction of windows that are about half as long
 class Options(TaskOptions):
     train_examples: Count | None = None  # tokens
     symbols: Literal["characters"] | None = None  # None: words
+    token_errors: Literal[True] | None = None
     word_cache: WordCacheSpec | None = None
     dropout_samples: Count | None = None
 
     @property
     def metrics(self) -> frozenset[str]:
         of_characters = {"bits_per_character"} if self.symbols == "characters" else set()
+        of_tokens = {"error"} if self.token_errors else set()
         of_cache = {CACHED_PERPLEXITY} if self.word_cache else set()
-        return frozenset({"loss", "perplexity"} | of_characters | of_cache)
+        return frozenset({"loss", "perplexity"} | of_characters | of_tokens | of_cache)
 
     @property
     def test_metrics(self) -> frozenset[str]:
@@ -159,12 +161,19 @@ class LanguageModeling:
             yield logits, tokens[start + 1 : end + 1]
 
     def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        total, wrong = torch.zeros(2, device=self.device, dtype=torch.float64)
         for logits, targets in self.predictions(tokens):
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
+            if self.options.token_errors:
+                wrong += (logits.argmax(-1) != targets).sum()
+        predicted = (len(tokens) - 1) * tokens.shape[1]
+        loss = total.item() / predicted
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        return found | {"bits_per_character": loss / math.log(2)} if self.counts_bits else found
+        if self.counts_bits:
+            found["bits_per_character"] = loss / math.log(2)
+        if self.options.token_errors:
+            found["error"] = 100 * wrong.item() / predicted
+        return found
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         inputs, targets = self.train[: self.window], self.train[1 : self.window + 1]
