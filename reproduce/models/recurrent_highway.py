@@ -93,5 +93,5 @@ def build(
         draw_uniform(parameter, options.initial_bound, initialisation)
     with torch.no_grad():
         for transition in model.layer.from_state:
-            transition.bias[options.hidden :] = options.gate_bias
+            transition.get_parameter("bias")[options.hidden :] = options.gate_bias
     return model
