@@ -32,6 +32,7 @@ ANCHORS = {
     **dict.fromkeys(
         ("ConstantRate", "StepRate", "DecayRate", "PlateauRate", "CosineRate", "LinearRate"), "recipeschedule"
     ),
+    "AugmentedLoss": "recipeaugmented_loss",
     "Averaging": "recipeaveraging",
     "Clip": "recipeclip",
     "Arm": "armsname",

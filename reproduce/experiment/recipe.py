@@ -96,6 +96,13 @@ class Averaging(Strict):
     )
 
 
+class AugmentedLoss(Strict):
+    """A second loss of words, against the distribution of words that are like the one that comes (Inan et al. 2017)."""
+
+    temperature: float = Field(gt=0, description="Tau, by which the logits of both distributions are divided.")
+    proportion: float = Field(gt=0, description="Gamma: the loss has the weight gamma tau beside cross-entropy.")
+
+
 class Recipe(Strict):
     """How every arm is trained. Optimiser, rate and weight decay belong here, never to a method."""
 
@@ -113,6 +120,12 @@ class Recipe(Strict):
     optimizer: Literal["sgd", "adam", "nadam", "rmsprop"] = Field(default="sgd", description="What steps.")
     learning_rate: float = Field(gt=0, description="The rate that `schedule` starts from.")
     momentum: float = Field(default=0.0, description="Of sgd and rmsprop.")
+    smoothing: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of rmsprop: what its running mean of squares keeps of itself in a step. Left out: 0.99.",
+    )
     nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum.")
     weight_decay: float = Field(default=0.0, description="The coefficient of weights in their own gradient.")
     decay_biases: bool = Field(default=True, description="Whether weight decay is on biases and scalars too.")
@@ -141,6 +154,10 @@ class Recipe(Strict):
         description="Language modeling: `random` draws each window's length, normal around `window`, of one window in "
         "twenty around half of it, with deviation 5 and at least 5, and the rate is in proportion to it. Left out: all "
         "have `window` tokens.",
+    )
+    augmented_loss: AugmentedLoss | None = Field(
+        default=None,
+        description="Language modeling: train against words that are like the one that comes too. Left out: it alone.",
     )
     averaging: Averaging | None = Field(
         default=None, description="Evaluate a running average of the weights. Left out: the weights themselves."
@@ -171,7 +188,7 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _fine_tuning_begins_at_an_evaluation(self) -> Recipe:
+    def _what_belongs_together(self) -> Recipe:
         begins = self.averaging.fine_tune_after if self.averaging else None
         if begins and (self.epochs is None or begins >= self.epochs or begins % self.evaluate_every):
             trained = f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
@@ -179,12 +196,16 @@ class Recipe(Strict):
             raise Misplaced(("averaging", "fine_tune_after"), f"found {begins}, expected {expected}")
         if self.window_lengths and self.window is None:
             raise Misplaced(("window_lengths",), "lengths are drawn around window, which is missing")
+        if self.augmented_loss and self.window is None:
+            raise Misplaced(("augmented_loss",), "it is of words, which come in windows: window is missing")
         return self
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Recipe:
         if self.momentum and self.optimizer in ("adam", "nadam"):
             raise Misplaced(("momentum",), f"{self.optimizer} takes no momentum")
+        if self.smoothing and self.optimizer != "rmsprop":
+            raise Misplaced(("smoothing",), f"only rmsprop takes smoothing, found {self.optimizer}")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise Misplaced(("nesterov",), "only sgd with momentum takes nesterov")
         return self

@@ -72,6 +72,11 @@ class TaskSpec(Strict):
         description="Language modeling: what the tokens are. Left out: words. `characters`: of a corpus of characters, "
         "with bits per character as a further metric.",
     )
+    token_errors: Literal[True] | None = Field(
+        default=None,
+        description="Language modeling: `error` too, the percentage of tokens that are not the most probable one. Left "
+        "out: without.",
+    )
     word_cache: WordCacheSpec | None = Field(
         default=None,
         description="Language modeling: the perplexity with a cache of recent words too. Left out: without.",

@@ -14,14 +14,15 @@ from reproduce.models.initialisation import draw_uniform
 
 
 class Options(lstm.Options):
-    """As the language model's, without tied embeddings, and the width of the code."""
+    """As the language model's, without tied embeddings or a projection, and the width of the code."""
 
     d_sae: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _embedding_stays_apart(self) -> Options:
-        if self.tied:
-            raise ValueError("option 'tied' is for a decoder that reads the LSTM; here it reads the code")
+    def _decoder_reads_the_code(self) -> Options:
+        for name in ("tied", "projection"):
+            if getattr(self, name):
+                raise ValueError(f"option {name!r} is for a decoder that reads the LSTM; here it reads the code")
         return self
 
 

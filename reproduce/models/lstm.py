@@ -27,6 +27,7 @@ class Options(ModelOptions):
     embedding: int | None = Field(default=None, ge=1)  # None: as wide as `hidden`
     layers: int = Field(default=2, ge=1)
     tied: bool = False  # the decoder's weight is the embedding's
+    projection: bool = False  # a linear layer as wide as `hidden` before the decoder (Press & Wolf 2017)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # on the output of every layer
     dropout_kind: Literal["plain", "locked"] = "plain"
     embedding_dropout: float | None = Field(default=None, ge=0, lt=1)  # None: as `dropout`
@@ -70,6 +71,7 @@ class LanguageModel(nn.Module):
             Layer(width if index == 0 else options.hidden, options.hidden, kind(options.dropout, dropout))
             for index in range(options.layers)
         )
+        self.projection = nn.Linear(options.hidden, options.hidden) if options.projection else nn.Identity()
         self.decoder = nn.Linear(options.hidden, sizes.outputs)
         if options.tied:
             self.decoder.weight = self.embedding.weight
@@ -86,7 +88,7 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             value, hidden, cell = layer(value, state[2 * index], state[2 * index + 1])
             next_state += [hidden, cell]
-        return self.decoder(value), tuple(next_state)
+        return self.decoder(self.projection(value)), tuple(next_state)
 
 
 def build(
@@ -94,8 +96,8 @@ def build(
 ) -> LanguageModel:
     """The model with every parameter drawn from ``initialisation``.
 
-    Embedding and decoder weight U(+-0.1) (one draw where they are tied), decoder bias 0; all weights and
-    both bias vectors of the LSTM U(+-1 / sqrt(hidden)), torch's default. With ``initial_bound`` every parameter, biases
+    Embedding and decoder weight U(+-0.1) (one draw where they are tied), decoder bias 0; all weights and biases of the
+    LSTM and of the projection U(+-1 / sqrt(hidden)), torch's default. With ``initial_bound`` every parameter, biases
     among them, U(+-initial_bound), one draw each (Zaremba et al. 2014, section 4.1).
     """
     model = LanguageModel(options, sizes, dropout)
@@ -107,6 +109,8 @@ def build(
     for layer in model.layers:
         for parameter in layer.parameters():
             draw_uniform(parameter, 1.0 / math.sqrt(options.hidden), initialisation)
+    for parameter in model.projection.parameters():
+        draw_uniform(parameter, 1.0 / math.sqrt(options.hidden), initialisation)
     if not options.tied:
         draw_uniform(model.decoder.weight, EMBEDDING_BOUND, initialisation)
     nn.init.zeros_(model.decoder.bias)

@@ -20,6 +20,7 @@ from reproduce.experiment.word_cache import CACHED_PERPLEXITY, SAMPLED_PERPLEXIT
 from reproduce.method.rng import Generators
 from reproduce.models import Sizes
 from reproduce.tasks import Metrics, TaskOptions, rows_of_batch
+from reproduce.tasks._augmented_loss import augmented_loss, vectors_of
 from reproduce.tasks._word_predictions import cached_perplexity, sampled_perplexity
 
 # Of windows of random length, in tokens.
@@ -34,6 +35,7 @@ class Options(TaskOptions):
 
     train_examples: Count | None = None  # tokens
     symbols: Literal["characters"] | None = None  # None: words
+    token_errors: Literal[True] | None = None
     word_cache: WordCacheSpec | None = None
     dropout_samples: Count | None = None
 
@@ -66,8 +68,9 @@ class Options(TaskOptions):
     @property
     def metrics(self) -> frozenset[str]:
         of_characters = {"bits_per_character"} if self.symbols == "characters" else set()
+        of_tokens = {"error"} if self.token_errors else set()
         of_cache = {CACHED_PERPLEXITY} if self.word_cache else set()
-        return frozenset({"loss", "perplexity"} | of_characters | of_cache)
+        return frozenset({"loss", "perplexity"} | of_characters | of_tokens | of_cache)
 
     @property
     def test_metrics(self) -> frozenset[str]:
@@ -116,6 +119,8 @@ class LanguageModeling:
         sizes = Sizes((), len(data.vocabulary))
         model = models.build(spec.model, dict(spec.model_options), sizes, generators.initialisation, generators.dropout)
         self.model: Any = model.to(device)
+        if recipe.augmented_loss:
+            vectors_of(model, spec.model)  # or it is refused before anything is trained
         self.state = self._initial_state()  # carried from window to window, in place
 
     def _initial_state(self) -> tuple[Tensor, ...]:
@@ -142,7 +147,12 @@ class LanguageModeling:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The mean loss of a window that begins in ``state``, and the state at its end."""
         logits, state = self._logits(inputs, state)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if added := self.recipe.augmented_loss:
+            vectors = vectors_of(self.model, "the model")
+            divergence = augmented_loss(logits, targets, vectors, added.temperature)
+            loss = loss + added.proportion * added.temperature * divergence
+        return loss, state
 
     def _logits(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         bfloat16 = self.recipe.precision == "bfloat16"
@@ -173,12 +183,19 @@ class LanguageModeling:
             yield logits, tokens[start + 1 : end + 1]
 
     def _evaluate_split(self, tokens: Tensor) -> dict[str, float]:
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        total, wrong = torch.zeros(2, device=self.device, dtype=torch.float64)
         for logits, targets in self.predictions(tokens):
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        loss = total.item() / ((len(tokens) - 1) * tokens.shape[1])
+            if self.options.token_errors:
+                wrong += (logits.argmax(-1) != targets).sum()
+        predicted = (len(tokens) - 1) * tokens.shape[1]
+        loss = total.item() / predicted
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        return found | {"bits_per_character": loss / math.log(2)} if self.counts_bits else found
+        if self.counts_bits:
+            found["bits_per_character"] = loss / math.log(2)
+        if self.options.token_errors:
+            found["error"] = 100 * wrong.item() / predicted
+        return found
 
     def prepared_loss(self) -> Callable[[], Tensor]:
         inputs, targets = self.train[: self.window], self.train[1 : self.window + 1]

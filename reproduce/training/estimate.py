@@ -21,7 +21,7 @@ from reproduce.results.record import Result, device_kind
 
 # What of a recipe a step's or an evaluation's time hangs on; all else, rates and lengths, moves numbers and no time.
 TIMED = {"batch_size", "optimizer", "clip", "augment", "mixup", "cutmix", "window", "precision"}
-TIMED |= {"eval_batch_size", "probe_examples"}
+TIMED |= {"eval_batch_size", "probe_examples", "augmented_loss"}
 
 
 @dataclass(frozen=True)

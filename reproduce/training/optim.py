@@ -50,7 +50,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         case "nadam":
             return torch.optim.NAdam(groups, lr=recipe.learning_rate, capturable=on_cuda)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=recipe.learning_rate, momentum=recipe.momentum, capturable=on_cuda)
+            return torch.optim.RMSprop(
+                groups,
+                lr=recipe.learning_rate,
+                alpha=recipe.smoothing or 0.99,
+                momentum=recipe.momentum,
+                capturable=on_cuda,
+            )
 
 
 def rate_factor(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:

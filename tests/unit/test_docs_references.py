@@ -18,7 +18,7 @@ from reproduce.experiment.dataset_card import DatasetCard, File, HuggingFace, St
 from reproduce.experiment.files import Share
 from reproduce.experiment.folder import ROOT
 from reproduce.experiment.published import Published, Row
-from reproduce.experiment.recipe import Averaging, Clip, DecayRate, PlateauRate, Recipe, StepRate
+from reproduce.experiment.recipe import AugmentedLoss, Averaging, Clip, DecayRate, PlateauRate, Recipe, StepRate
 from reproduce.experiment.schema import Arm, Claim, Experiment, HostSpec, TaskSpec
 from reproduce.experiment.word_cache import WordCacheSpec
 
@@ -32,6 +32,7 @@ TABLES = {
         HostSpec,
         WordCacheSpec,
         Recipe,
+        AugmentedLoss,
         Averaging,
         Clip,
         Arm,

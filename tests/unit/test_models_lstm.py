@@ -1,11 +1,13 @@
 """The language model against torch's own two-layer LSTM, and the published parameter counts."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from methods.weight_norm_penalty.method import WeightNormPenalty
 from reproduce.method.sites import watch
 from reproduce.models import Sizes, build
 from reproduce.models.dropout import LockedDropout
@@ -116,3 +118,40 @@ def test_the_first_layer_reads_the_dropped_embedding_and_the_decoder_the_last_dr
     assert 0.6 < kept.double().mean() < 0.9
     torch.testing.assert_close(inputs[0][kept], model.embedding(tokens)[kept] / 0.75)
     assert torch.equal(logits, model.decoder(trace.select("dropped")[-1].activation))
+
+
+@pytest.mark.parametrize(
+    ("tied", "projection", "count"),
+    [(False, False, 4.65e6), (True, False, 2.65e6), (False, True, 4.69e6), (True, True, 2.69e6)],
+)
+def test_sizes_of_the_small_models_of_press_and_wolf(tied, projection, count):
+    """Their Table 6 in millions; of the LSTM's two bias vectors theirs has one."""
+    model = language_model(10_000, hidden=200, tied=tied, projection=projection, initial_bound=0.1)
+    ours = sum(parameter.numel() for parameter in model.parameters())
+    assert round((ours - 2 * 4 * 200) / 1e6, 2) == count / 1e6
+
+
+def test_a_projection_is_a_linear_layer_before_the_decoder():
+    plain, projected = (language_model(hidden=6, projection=flag).double() for flag in (False, True))
+    projected.load_state_dict({**projected.state_dict(), **plain.state_dict()})
+    tokens = torch.randint(30, (5, 3), generator=generator(2))
+    outputs = []
+    plain.decoder.register_forward_pre_hook(lambda module, arguments: outputs.append(arguments[0]))
+    plain(tokens, plain.initial_state(3))
+    logits, _ = projected(tokens, projected.initial_state(3))
+    kernel, bias = (part.tolist() for part in projected.projection.parameters())
+    read = torch.zeros_like(outputs[0])
+    for step, row, unit in itertools.product(range(5), range(3), range(6)):
+        given = outputs[0][step, row].tolist()
+        read[step, row, unit] = math.fsum(a * b for a, b in zip(kernel[unit], given, strict=True)) + bias[unit]
+    torch.testing.assert_close(logits, plain.decoder(read))
+    assert abs(projected.projection.weight).max() <= 1 / math.sqrt(6)
+
+
+def test_the_projection_alone_is_penalised_by_its_name():
+    """As an arm of Press & Wolf's Table 6 names it."""
+    model = language_model(hidden=6, projection=True, tied=True)
+    penalty = WeightNormPenalty(strength=1 / 5200, layers=("projection",))
+    found = penalty.penalty(watch(model), torch.tensor(0.0), generator())
+    wanted = math.fsum(value**2 for value in model.projection.weight.double().flatten().tolist()) / 5200
+    assert found.item() == pytest.approx(wanted, rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -346,6 +347,25 @@ def test_bits_per_character_are_the_loss_to_the_base_2_and_need_characters() -> 
     of_words = WordData(**{**vars(data), "card": DatasetCard.model_construct(name="tiny", format="text")})
     with pytest.raises(UserError, match=r"symbols = 'characters' needs a dataset of format 'characters'.*'text'"):
         word_task(of_words, {"symbols": "characters"})
+
+
+def test_errors_of_tokens_are_counted_one_by_one() -> None:
+    data = word_data()
+    task = word_task(data, {"token_errors": True})
+    found = task.evaluate()
+    task.model.eval()
+    for name, words, rows in (("validation", data.validation, 25), ("test", data.test, 20)):
+        wrong = 0
+        for stream in range(2):
+            state = task.model.initial_state(1)
+            column = words[stream * rows : (stream + 1) * rows].tolist()
+            for read, comes in itertools.pairwise(column):
+                logits, state = task.model(torch.tensor([[read]]), state)
+                values = logits.flatten().tolist()
+                wrong += values.index(max(values)) != comes
+        assert found[name]["error"] == pytest.approx(100 * wrong / (2 * (rows - 1)))
+        assert 50 < found[name]["error"] < 100
+    assert "error" not in word_task(data).evaluate()["test"]
 
 
 def test_evaluation_leaves_the_carried_state() -> None:

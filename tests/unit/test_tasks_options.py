@@ -22,6 +22,7 @@ VALUES: dict[str, Any] = {
     "validation": 3,
     "train_examples": 3,
     "symbols": "characters",
+    "token_errors": True,
     "word_cache": {"share": 0.1, "sharpness": 1.0, "length": 5},
     "dropout_samples": 3,
     "imbalance": 10.0,
@@ -38,7 +39,7 @@ VALUES: dict[str, Any] = {
     "fold_convention": "swapped",
 }
 IMAGES = {"validation", "train_examples", "normalise"}
-WORDS = {"train_examples", "symbols", "word_cache", "dropout_samples"}
+WORDS = {"train_examples", "symbols", "token_errors", "word_cache", "dropout_samples"}
 USED = {
     "image_classification": IMAGES | {"host", "imbalance", "corrupted", "out_of_distribution", "target_domain"},
     "regression": IMAGES,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from methods.batchnorm.method import BatchNorm
@@ -246,11 +247,12 @@ def test_sgd_is_the_loop(momentum: float, nesterov: bool, weight_decay: float, d
 
 
 def test_adam_and_rmsprop_are_the_loops() -> None:
-    for name in ("adam", "rmsprop"):
+    for name, smoothing in (("adam", None), ("rmsprop", None), ("rmsprop", 0.9)):
         weight = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5]]))
         model = nn.Module()
         model.weight = weight
-        optimizer = build_optimizer(model, recipe_of(optimizer=name, learning_rate=0.01))
+        optimizer = build_optimizer(model, recipe_of(optimizer=name, learning_rate=0.01, smoothing=smoothing))
+        kept = smoothing or 0.99
         value = weight.detach().double().numpy().copy()
         first, second = np.zeros_like(value), np.zeros_like(value)
         for step, (drawn,) in enumerate(gradients(2, 10, [(1, 3)]), 1):
@@ -263,7 +265,7 @@ def test_adam_and_rmsprop_are_the_loops() -> None:
                 corrected = first / (1 - 0.9**step), second / (1 - 0.999**step)
                 value -= 0.01 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
             else:
-                second = 0.99 * second + 0.01 * gradient**2
+                second = kept * second + (1 - kept) * gradient**2
                 value -= 0.01 * gradient / (np.sqrt(second) + 1e-8)
         np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-5)
 
@@ -287,6 +289,11 @@ def test_nadam_is_the_loop() -> None:
         ahead = after * first / (1 - product * after) + (1 - now) * gradient / (1 - product)
         value -= 0.01 * ahead / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
     np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-5)
+
+
+def test_smoothing_is_of_rmsprop_alone() -> None:
+    with pytest.raises(ValidationError, match="only rmsprop takes smoothing, found adam"):
+        recipe_of(optimizer="adam", smoothing=0.9)
 
 
 @pytest.mark.parametrize("norm", [0.5, 100.0])
