@@ -27,10 +27,11 @@ def of_arm(method: str, finding: Finding, task: TaskFinding, arm: ArmRuns) -> st
 
 
 def of_method(folder: MethodFolder, findings: Iterable[Finding]) -> tuple[str, ...]:
-    """From a checkout to a page; then what ran here, scale by scale."""
-    first = [f"make reproduce-{folder.name}"] if folder.path.parent == METHODS else []
+    """From a checkout to a page; then what ran here, scale by scale, whether or not the environment is active."""
+    is_here = folder.path.parent == METHODS
+    first, program = ([f"make reproduce-{folder.name}"], ".venv/bin/reproduce") if is_here else ([], "reproduce")
     scales = dict.fromkeys(finding.experiment.scale for finding in findings if finding.ran)
-    return (*first, *(_line("reproduce", "run", folder.name, "--scale", scale) for scale in scales or ("quick",)))
+    return (*first, *(_line(program, "run", folder.name, "--scale", scale) for scale in scales or ("quick",)))
 
 
 def seeds_option(seeds: Iterable[int]) -> str:
