@@ -150,3 +150,13 @@ def test_strength_zero_draws_nothing_and_leaves_the_model_as_it_is(caplog: pytes
     assert list(model.state_dict()) == names
     assert torch.equal(generator.get_state(), state)
     assert not caplog.records
+
+
+def test_a_plain_kernel_is_the_parameter_itself_and_lasts_beyond_a_step() -> None:
+    """A view would be refused by autograd as soon as an optimiser has written the weight in place."""
+    linear = nn.Linear(3, 4)
+    ((_, kernel),) = kernels(linear)
+    assert kernel is linear.weight
+    torch.optim.SGD(linear.parameters(), 0.1).step()
+    kernel.square().sum().backward()
+    torch.testing.assert_close(linear.weight.grad, 2 * linear.weight.detach())

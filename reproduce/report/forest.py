@@ -20,6 +20,7 @@ from reproduce.results.stats import Estimate
 
 MOST = 10  # rows in front; all stand in the tables of claims
 WIDTH, HEIGHT, MARGIN = 150, 18, 7  # CSS pixels; the page's style repeats them
+CHARACTER = 6.0  # CSS pixels of a digit on an axis, at most
 STEPS = (5, 2, 1, 0.5, 0.2)  # of a power of ten
 
 
@@ -243,11 +244,17 @@ def _plot(entry: Entry, place: Callable[[float], float]) -> Markup:
 def _axis(low: float, high: float, place: Callable[[float], float]) -> Markup:
     """Ticks with their numbers; hidden from who does not see the figure, since each row says its own."""
     parts = [f'<path d="M0 .5H{WIDTH}" class="zero"/>']
+    end = -math.inf  # of the number before
     for tick in ticks(low, high):
-        x = place(tick)
-        anchor = "start" if x < 2 * MARGIN else "end" if x > WIDTH - 2 * MARGIN else "middle"
-        parts.append(f'<path d="M{x:g} 0v4" class="zero"/><text x="{x:g}" y="14" text-anchor="{anchor}">')
-        parts.append(f"{short(tick)}</text>")
+        x, text = place(tick), short(tick)
+        anchor, before = (
+            ("start", 0.0) if x < 2 * MARGIN else ("end", 1.0) if x > WIDTH - 2 * MARGIN else ("middle", 0.5)
+        )
+        parts.append(f'<path d="M{x:g} 0v4" class="zero"/>')
+        begin = x - before * CHARACTER * len(text)
+        if begin > end + CHARACTER / 2:
+            parts.append(f'<text x="{x:g}" y="14" text-anchor="{anchor}">{text}</text>')
+            end = begin + CHARACTER * len(text)
     return Markup(f'<svg aria-hidden="true" viewBox="0 0 {WIDTH} 16">{"".join(parts)}</svg>')
 
 

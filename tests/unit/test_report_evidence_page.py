@@ -134,7 +134,10 @@ def test_one_seed_has_a_comma_and_tasks_are_named_where_they_are_several(make_ex
 
 def test_a_method_of_the_repository_has_its_make_target(make_experiment, make_results, tmp_path):
     finding = evaluate("t", make_experiment(scale="reduced"), ResultIndex(make_results(make_experiment())))
-    assert of_method(find_method("per"), [finding]) == ("make reproduce-per", ".venv/bin/reproduce run per --scale reduced")
+    assert of_method(find_method("per"), [finding]) == (
+        "make reproduce-per",
+        ".venv/bin/reproduce run per --scale reduced",
+    )
     assert of_method(MethodFolder("x", tmp_path / "x"), []) == ("reproduce run x --scale quick",)
 
 

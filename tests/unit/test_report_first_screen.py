@@ -14,7 +14,7 @@ from reproduce.experiment.recipe import Recipe
 from reproduce.experiment.schema import Arm, Claim
 from reproduce.report.counts import tallies
 from reproduce.report.first_screen import first_sentence
-from reproduce.report.forest import MOST, WIDTH, forest, ticks
+from reproduce.report.forest import CHARACTER, MARGIN, MOST, WIDTH, _axis, forest, ticks
 from reproduce.report.page import write_page
 from reproduce.report.provenance import deviations
 from reproduce.report.sentences import budget_sentence, correlation_sentence, tally_sentence
@@ -114,6 +114,18 @@ def test_the_forest_has_the_papers_number_as_a_diamond_and_one_axis_for_one_unit
     scale = (zero - mean) / -estimate.mean
     for place, number in ((low, estimate.interval.low), (high, estimate.interval.high), (paper, -0.5)):
         assert place == pytest.approx(zero + number * scale, abs=0.5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(105.45, 119.44), (-0.2, 0.02), (0.0, 1.0), (99998.0, 100012.0)])
+def test_numbers_of_an_axis_lie_beside_each_other(low: float, high: float) -> None:
+    axis = _axis(low, high, lambda value: MARGIN + (value - low) / (high - low) * (WIDTH - 2 * MARGIN))
+    found = re.findall(r'<text x="([\d.]+)" y="14" text-anchor="(\w+)">([^<]+)<', axis)
+    assert len(found) >= 2
+    end = 0.0
+    for x, anchor, text in found:
+        begin = float(x) - {"start": 0, "middle": 0.5, "end": 1}[anchor] * CHARACTER * len(text)
+        assert begin >= end - 1e-9
+        end = begin + CHARACTER * len(text)
 
 
 def test_panels_of_two_experiments_on_one_dataset_are_told_apart(found):
