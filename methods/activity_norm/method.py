@@ -118,7 +118,13 @@ class ActivityNorm(Method):
         return total
 
     def _last(self, trace: Trace, role: Role) -> Record:
-        record = trace.select(role)[-1]
+        records = trace.select(role)
+        record = records[-1]
+        if sum(each.site is record.site for each in records) > 1:
+            raise ValueError(
+                f"AR and TAR are of whole sequences; Site {record.site.name!r} was called several times in this pass: "
+                "call its layer once, on the whole sequence"
+            )
         if not record.site.is_sequence:
             raise ValueError(f"AR and TAR need a recurrent output; Site {record.site.name!r} has {record.site.axes!r}")
         return record

@@ -19,6 +19,7 @@ from reproduce.method import (
     check_activations,
     fill_sites,
     in_float32,
+    is_in_backward,
     sites_with_role,
 )
 
@@ -140,6 +141,11 @@ class CompoundBatchNormalization(nn.Module):
         self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool, device=offsets.device))
 
     def forward(self, activation: Tensor) -> Tensor:
+        if self.training and is_in_backward():
+            raise ValueError(
+                "compound batch normalization cannot be computed again in the backward pass, since its mixture has "
+                "moved: leave its Sites out of checkpoint()"
+            )
         features_last = activation if self.features_last else activation.movedim(1, -1)
         rows = in_float32(features_last).reshape(-1, features_last.shape[-1])
         # Squares of a mean that is far from zero would cost digits.

@@ -227,7 +227,7 @@ class VCL(Method):
             raise ValueError(f"Site {site.name!r} already has betas")
         if site.shape is None:
             raise ValueError(
-                f"Site {site.name!r} has not seen a batch yet: give `example=`, an input, where it is attached"
+                f"Site {site.name!r} has not seen a batch yet: give `example=`, an input that reaches it in eval() too"
             )
         _ = site.known_axes  # refused where they are a guess
         return site.shape

@@ -12,7 +12,7 @@ from reproduce.method.activations import (
     sample_rows,
 )
 from reproduce.method.chebyshev import clenshaw
-from reproduce.method.functions import TransformableFunction, differentiable_once
+from reproduce.method.functions import TransformableFunction, differentiable_once, is_in_backward
 from reproduce.method.gaussian import Deviation, gaussian_code
 from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
@@ -69,6 +69,7 @@ __all__ = [
     "holders_of",
     "in_float32",
     "is_channels_last",
+    "is_in_backward",
     "kernels_of",
     "losses_together",
     "mean_of_each",

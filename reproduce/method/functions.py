@@ -72,3 +72,11 @@ def _entry(argument: Any, dim: Any, index: int) -> Any:
     if isinstance(argument, list | tuple) and dim is not None:
         return [_entry(*each, index) for each in zip(argument, dim, strict=True)]
     return argument if dim is None else argument.select(dim, index)
+
+
+def is_in_backward() -> bool:
+    """Whether autograd's engine runs this: checkpointing computes activations again then.
+
+    A compiled model cannot tell.
+    """
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from reproduce.method.made_weights import is_of_torch, made_by_hooks, weight_in_use
+from reproduce.method.made_weights import is_of_torch, made_by_hooks, weight_as_drawn, weight_in_use
 from reproduce.method.sites import Site
 
 KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
@@ -74,7 +74,7 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
     added = (found for found in model.modules() if isinstance(found, ParametrizationList | Site))
     inside = {id(part) for found in added for part in found.modules()}
     modules = [(path, module) for path, module in model.named_modules() if id(module) not in inside]
-    tables = {_identity(module, "weight") for _, module in modules if isinstance(module, _EMBEDDINGS)}
+    tables = {_identity(module, "weight") for _, module in modules if _is_embedding(module)}
     kernels: list[Kernel] = []
     seen: set[Any] = set()
     for path, module in modules:
@@ -127,14 +127,14 @@ def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
         yield "weight", "linear", 3 if is_fused else 1, "outputs_first"
     elif isinstance(module, nn.Bilinear):
         yield "weight", "other", 1, "outputs_first"
-    elif isinstance(module, _EMBEDDINGS):
+    elif _is_embedding(module):
         yield "weight", "embedding", 1, "outputs_first"
     elif isinstance(module, _CONVOLUTIONS):
         yield "weight", "conv", module.groups, "outputs_first"
     elif isinstance(module, _TRANSPOSED):
         yield "weight", "conv", module.groups, "inputs_first" if module.groups == 1 else "groups_of_inputs"
     elif _is_conv1d_of_transformers(module):
-        inputs, outputs = module.weight.shape  # type: ignore[union-attr, misc]
+        inputs, outputs = weight_as_drawn(module, "weight").shape
         packs = path.rpartition(".")[2] == "c_attn" and outputs % inputs == 0  # queries, keys and values
         yield "weight", "linear", outputs // inputs if packs else 1, "inputs_first"
     elif blocks := next((n for kind, n in _BLOCKS.items() if isinstance(module, kind)), 0):
@@ -147,7 +147,8 @@ def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
 def _names_of_packed(module: Any) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         apart = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        return apart if module.in_proj_weight is None else ["in_proj_weight"]
+        is_apart = not is_parametrized(module, "in_proj_weight") and module.in_proj_weight is None
+        return apart if is_apart else ["in_proj_weight"]
     if isinstance(module, nn.RNNCellBase):
         return ["weight_ih", "weight_hh"]
     ends = [
@@ -155,6 +156,11 @@ def _names_of_packed(module: Any) -> list[str]:
     ]
     parts = ("ih", "hh", "hr") if module.proj_size else ("ih", "hh")
     return [f"weight_{part}_l{end}" for end in ends for part in parts]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """Of a scripted module its class of before says it."""
+    return isinstance(module, _EMBEDDINGS) or getattr(module, "original_name", "") in ("Embedding", "EmbeddingBag")
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:

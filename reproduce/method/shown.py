@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,12 +36,12 @@ def show_in_forward(site: Site, names: Sequence[str]) -> None:
     as ready before the backward pass, and fails at the gradient that the penalty then brings. Where one process trains
     nothing is done.
     """
+    site.register_forward_hook(partial(_show, tuple(names)))
 
-    def show(site: Any, inputs: Any, activation: Tensor) -> Tensor | None:
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not (several and site.training and torch.is_grad_enabled()):
-            return None
-        shown: Tensor = _Shown.apply(activation, *map(site.get_parameter, names))  # type: ignore[no-untyped-call]
-        return shown
 
-    site.register_forward_hook(show)
+def _show(names: tuple[str, ...], site: Any, inputs: Any, activation: Tensor) -> Tensor | None:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (several and site.training and torch.is_grad_enabled()):
+        return None
+    shown: Tensor = _Shown.apply(activation, *map(site.get_parameter, names))  # type: ignore[no-untyped-call]
+    return shown

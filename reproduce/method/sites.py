@@ -55,7 +55,7 @@ class Site(nn.Module):
         """Number of channels or units."""
         if self.shape is None:
             raise ValueError(
-                f"Site {self.name!r} has not seen a batch yet: give `example=`, an input, where it is attached"
+                f"Site {self.name!r} has not seen a batch yet: give `example=`, an input that reaches it in eval() too"
             )
         self._known(lambda axes: axes.index("c"))
         return self.shape[0]

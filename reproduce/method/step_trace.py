@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.functions import is_in_backward
 from reproduce.method.records import PackedRecord
 from reproduce.method.sites import Record, Role, Site, Trace
 
@@ -73,7 +74,7 @@ class StepTrace(Trace):
             and (self.model.training or any(module.training for module in self.hooked))
             and not _is_exported()
             and not torch.jit.is_tracing()
-            and not _is_in_backward()
+            and not is_in_backward()
         )
         self.end_abandoned()
         if self._is_elsewhere():
@@ -139,7 +140,7 @@ class StepTrace(Trace):
                 "would be left out of the penalty: call it in the model's own thread, or under no_grad"
             )
         if not self.is_open:
-            if name in self.without_gradient and torch.is_grad_enabled() and _is_in_backward():
+            if name in self.without_gradient and torch.is_grad_enabled() and is_in_backward():
                 raise ValueError(
                     f"module {name!r} lies in a reentrant checkpoint, where its activations have no gradient: use "
                     "checkpoint(..., use_reentrant=False), or name a module outside"
@@ -302,17 +303,10 @@ def _has_escaped(activation: Tensor) -> bool:
 
 
 def _version(activation: Tensor) -> int:
-    return activation._version
+    """How often it was written in place; an input that was made under `inference_mode` does not count that."""
+    return 0 if activation.is_inference() else activation._version
 
 
 def _is_exported() -> bool:
     """Whether `torch.export` calls the model, with tensors that have no values."""
     return not torch.compiler.is_dynamo_compiling() and bool(torch.compiler.is_exporting())
-
-
-def _is_in_backward() -> bool:
-    """Whether autograd's engine runs this: checkpointing computes activations again then.
-
-    A compiled model cannot tell.
-    """
-    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
