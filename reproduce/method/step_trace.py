@@ -304,7 +304,9 @@ def _has_escaped(activation: Tensor) -> bool:
 
 def _version(activation: Tensor) -> int:
     """How often it was written in place; an input that was made under `inference_mode` does not count that."""
-    return 0 if activation.is_inference() else activation._version
+    if not torch.compiler.is_compiling() and activation.is_inference():
+        return 0
+    return activation._version
 
 
 def _is_exported() -> bool:
