@@ -33,6 +33,11 @@ class Options(TaskOptions):
     host: HostSpec
     train_examples: Count | None = None  # tokens, of the text that the host is trained on and reads
 
+    def check_recipe(self, recipe: Recipe, n_train: int | None) -> None:
+        if recipe.window:
+            raise UserError("recipe.window: window belongs to task.host, which reads the text", ["recipe", "window"])
+        super().check_recipe(recipe, n_train)
+
     @property
     def metrics(self) -> frozenset[str]:
         losses = {name for name in METRICS if name.startswith("ce_loss_")}

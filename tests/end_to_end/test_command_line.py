@@ -159,7 +159,7 @@ def test_a_second_run_trains_nothing(answers: dict[str, Any], undisturbed: Any) 
 def test_a_budget_is_spent_on_what_a_pilot_says_will_finish(answers: dict[str, Any], checkout: Any) -> None:
     assert (answers["budget"].code, answers["budget"].stderr) == (0, "")
     lines = without_progress(answers["budget"])
-    assert lines[0] == "1 runs, 0 sealed, 1 to train on cpu"
+    assert lines[0] == "1 run, 0 sealed, 1 to train on cpu"
     assert lines[1].startswith("[1/1] tiny / per / seed 0: error ")
     (pilots,) = (checkout.path / "budgeted" / "pilots").glob("*.json")
     (step,) = json.loads(pilots.read_text("utf-8"))["steps"]

@@ -255,7 +255,7 @@ def test_a_column_that_no_method_joins_is_said(method: str, tmp_path: Path, monk
     ask = ["plan", method, "--only", "matrix_mine", "--runs", str(tmp_path / "runs")]
     alone = CliRunner().invoke(commands.app, ask)
     assert alone.exit_code == 0, alone
-    assert alone.stdout.startswith("1 runs, 1 to train")
+    assert alone.stdout.startswith("1 run, 1 to train")
     assert alone.stderr == (
         "matrix_mine: no method has a table [mine] in its matrix.toml, so the baseline trains alone; "
         'arms_of = "images" in matrix_mine.toml takes the arms that methods have there\n'
