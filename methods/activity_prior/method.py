@@ -28,7 +28,7 @@ from reproduce.method import (
     errors_in,
     fill_sites,
     in_float32,
-    sites_of,
+    sites_with_role,
 )
 
 __all__ = ["ActivityPrior", "Histogram", "Law", "Laws", "Memory", "RectifiedNormal", "SmoothedHistogram", "prior_loss"]
@@ -373,9 +373,10 @@ class ActivityPrior(Method):
         """
         if self.strength == 0 or (self.mode == "prior" and not self.memory):
             return
-        chosen = [site for site in sites_of(model) if site.role == self.sites and self.site_name in site.name]
+        of_role = sites_with_role(model, self.sites)
+        chosen = [site for site in of_role if self.site_name in site.name]
         if not chosen:
-            found = ", ".join(f"{site.name} ({site.role})" for site in sites_of(model)) or "none"
+            found = ", ".join(site.name for site in of_role)
             raise ValueError(f"the model has no {self.sites!r} Site named *{self.site_name}*; it has {found}")
         fill_sites(model, chosen, self._memory_of if self.mode == "prior" else self._normalizer)
 

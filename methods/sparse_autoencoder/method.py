@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from methods.sparse_autoencoder.weights import SHAPES, Weight, Weights, reconstruction, weights_of
+from methods.sparse_autoencoder.weights import SHAPES, Weight, Weights, reconstruction, several_layers, weights_of
 from reproduce.method import (
     Method,
     NonNegative,
@@ -298,6 +298,11 @@ class SparseAutoencoder(Method):
             with errors_in(f"Site {site.name!r}"):
                 for weight in filter(None, weights[:3]):
                     weight.stored  # noqa: B018  # or an error
+                if deep := several_layers(owner):
+                    raise ValueError(
+                        f"resampling writes an input into a row of encoder and decoder, and {deep} has several linear "
+                        "layers"
+                    )
                 sizes = [weight.d_in for weight in (weights.decoder, weights.encoder) if weight is not None]
                 if len({*sizes}) > 1:
                     raise ValueError(

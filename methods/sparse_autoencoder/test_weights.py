@@ -144,19 +144,30 @@ def test_of_several_layers_those_beside_the_code_hold_a_latent_s_weights() -> No
     np.testing.assert_allclose(found.decoder.latents_first.norm(dim=1).detach(), wanted, rtol=1e-6)
 
 
-def test_an_autoencoder_of_several_layers_is_refused_where_it_is_resampled() -> None:
-    """Its latents' rows are as long as a hidden layer, into which no input fits."""
-    method = SparseAutoencoder(resample_every=4, l1_coefficient=0.1)
+@pytest.mark.parametrize("width", [3, D_IN])
+def test_an_autoencoder_of_several_layers_is_refused_where_it_is_resampled(width: int) -> None:
+    """Its latents' rows lie in a hidden layer, where no input belongs, as long as one or not."""
+    method = SparseAutoencoder(resample_every=4)
+    for name, sizes in (("encoder", (D_IN, width, D_SAE)), ("decoder", (D_SAE, width, D_IN))):
+        layers = pair()[1]
+        setattr(layers, name, nn.Sequential(nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:])))
+        with pytest.raises(ValueError, match=f"Site 'code': .*, and {name} has several linear layers"):
+            method.prepare(layers, torch.Generator())
+
+
+def test_rows_that_no_input_fits_into_are_refused_where_it_is_resampled() -> None:
+    method, short = SparseAutoencoder(resample_every=4), D_IN - 2
     layers = pair()[1]
-    layers.encoder = nn.Sequential(nn.Linear(D_IN, 3), nn.ReLU(), nn.Linear(3, D_SAE))
-    with pytest.raises(ValueError, match=rf"Site 'code': resampling writes one .* rows have {D_IN} and 3 entries"):
+    as_map = nn.Unflatten(1, (1, -1))
+    layers.encoder = nn.Sequential(as_map, nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(short, D_SAE))
+    with pytest.raises(ValueError, match=rf"Site 'code': .* whose rows have {D_IN} and {short} entries"):
         method.prepare(layers, torch.Generator())
-    layers.decoder = nn.Sequential(nn.Linear(D_SAE, 3), nn.ReLU(), nn.Linear(3, D_IN))
+    layers.decoder = nn.Sequential(nn.Linear(D_SAE, short), as_map, nn.ConvTranspose1d(1, 1, 3), nn.Flatten())
     layers.decoder.bias = torch.zeros(D_IN)  # which this encoder subtracts
     method.prepare(layers, torch.Generator())
     trace = watch(layers)
     layers(seeded(6, D_IN).float())
     method.penalty(trace, torch.tensor(0.5), torch.Generator())
     optimizer = torch.optim.SGD(layers.parameters(), 0.1)
-    with pytest.raises(ValueError, match=rf"has 3 entries, and inputs have shape \(6, {D_IN}\): encoder and decoder"):
+    with pytest.raises(ValueError, match=rf"has {short} entries, and inputs have shape \(6, {D_IN}\): encoder"):
         method.after_step(layers, optimizer, torch.tensor(0.5), torch.Generator())

@@ -104,10 +104,19 @@ def weights_of(owner: nn.Module) -> Weights | None:
     return Weights(written, read, bias, centre)
 
 
+def several_layers(owner: nn.Module) -> str:
+    """Whichever of encoder and decoder has more than one linear layer; "" where neither has."""
+    return next((name for name in ("encoder", "decoder") if len(_linear_layers(owner, name)) > 1), "")
+
+
 def _linear(owner: nn.Module, name: str, place: int) -> nn.Linear | None:
-    module = getattr(owner, name, None)
-    layers = [part for part in module.modules() if isinstance(part, nn.Linear)] if isinstance(module, nn.Module) else []
+    layers = _linear_layers(owner, name)
     return layers[place] if layers else None
+
+
+def _linear_layers(owner: nn.Module, name: str) -> list[nn.Linear]:
+    module = getattr(owner, name, None)
+    return [part for part in module.modules() if isinstance(part, nn.Linear)] if isinstance(module, nn.Module) else []
 
 
 def reconstruction(inputs: Tensor, output: Any) -> Tensor:

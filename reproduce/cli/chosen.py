@@ -43,12 +43,16 @@ def chosen_experiments(
     unread: dict[tuple[str, str], str] | None = None if broken is None else {}
     experiments = readable_experiments(chosen_methods(method).values(), unread, whole)
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
+    columns = unread_columns() if unread else set()
     for (_, name), line in (unread or {}).items():
         is_meant = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        is_meant_alone = is_meant and (method != "all" or not any(name in found for found in experiments.values()))
-        if is_meant_alone or (method != "all" and not patterns and name not in unread_columns()):
+        if method == "all":
+            is_refused = is_meant and not any(name in found for found in experiments.values())
+        else:
+            is_refused = is_meant if patterns else name not in columns
+        if is_refused:
             raise UserError(line)  # before anything is trained: whoever names it is at work on it
-        if broken is not None and line not in broken and (method == "all" or is_meant or not patterns):
+        if broken is not None and line not in broken and (method == "all" or not patterns):
             broken.append(line)
     if not patterns:
         return {
@@ -90,7 +94,7 @@ def readable_experiments(
         experiments = folder.experiments(None if broken is None else unread)
         if broken is not None:
             broken |= {(folder.name, name): line for name, line in unread.items()}
-        if not (whole and unread.keys() - unread_columns()):
+        if not (whole and unread and unread.keys() - unread_columns()):
             found[folder] = experiments
     if broken and not any(found.values()):
         raise UserError(next(iter(broken.values())))

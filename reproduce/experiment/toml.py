@@ -48,10 +48,13 @@ class TomlFile:
             return model.model_validate(given)
         except ValidationError as error:
             (location, message), *others = problems_in(error, given, model)
-            more = [f"{_line_of(self.text, [*below, *at]) or ''}: {_keyed([*below, *at], what)}" for at, what in others]
-            raise self.error(
-                [*below, *location], with_others(message, [other.lstrip(": ") for other in more])
-            ) from error
+            more = [self._in_file([*below, *at], what) for at, what in others]
+            raise self.error([*below, *location], with_others(message, more)) from error
+
+    def _in_file(self, location: Sequence[int | str], message: str) -> str:
+        """As `error`, where the file is named already."""
+        line = _line_of(self.text, list(location))
+        return f"{line}: {_keyed(location, message)}" if line else _keyed(location, message)
 
     def error(self, location: Sequence[int | str], message: str) -> UserError:
         """What is wrong at a key, in one line."""

@@ -76,8 +76,8 @@ class Planner:
         self._dataset = cache(lambda name: _dataset(name, root))
         self.folder = cache(find_method)
         self._defaults = cache(_defaults)
-        self._measured: dict[str, Measured] = {}  # by task, spelled out
-        self._options: dict[str, tuple[tasks.TaskOptions, int | None]] = {}
+        # By task, spelled out: what is measured of it, its options, and how many examples there are to train on.
+        self._tasks: dict[str, tuple[Measured, tasks.TaskOptions, int | None]] = {}
 
     def resolve(self, cell: Cell, folder: MethodFolder) -> tuple[RunConfig, dict[str, Any]]:
         """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
@@ -96,8 +96,9 @@ class Planner:
             raise refused from error
         with located("dataset"):
             checksums = [self._dataset(name)[1] for name in cell.task.datasets]
-        self._check_recipe(cell)
-        tasks.check_validation(cell.recipe, self.measured(cell.task).validation, cell.task.dataset)
+        measured, options, n_train = self._looked_at(cell.task)
+        options.check_recipe(cell.recipe, n_train)
+        tasks.check_validation(cell.recipe, measured.validation, cell.task.dataset)
         start = None
         if cell.start is not None:
             with located("start"):
@@ -115,23 +116,21 @@ class Planner:
         )
         return config, defaults
 
-    def _check_recipe(self, cell: Cell) -> None:
-        self.measured(cell.task)
-        options, n_train = self._options[cell.task.model_dump_json()]
-        options.check_recipe(cell.recipe, n_train)
-
     def measured(self, task: TaskSpec) -> Measured:
         """What is measured of the task, whose options and model are taken by their kinds."""
+        return self._looked_at(task)[0]
+
+    def _looked_at(self, task: TaskSpec) -> tuple[Measured, tasks.TaskOptions, int | None]:
         key = task.model_dump_json()
-        if key not in self._measured:
+        if key not in self._tasks:
             options = tasks.check_options(task)
             models.check_options(task.model, dict(task.model_options))
             card, _, n_train = self._dataset(task.dataset)
             tasks.check_data(task, options, card)
             options.check_card(card, n_train)
-            self._options[key] = options, n_train
-            self._measured[key] = Measured(task.kind, options.metrics, options.holds_out(card), options.test_metrics)
-        return self._measured[key]
+            measured = Measured(task.kind, options.metrics, options.holds_out(card), options.test_metrics)
+            self._tasks[key] = measured, options, n_train
+        return self._tasks[key]
 
 
 def resolve(cell: Cell, folder: MethodFolder, root: Path | None) -> tuple[RunConfig, dict[str, Any]]:
