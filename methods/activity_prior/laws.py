@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 
+from reproduce.method import making_constants
+
 PIECES = 256  # a law that is no list of samples is cut into at least so many pieces of probability
 
 
@@ -184,7 +186,7 @@ class Laws:
         """The laws beside n sorted samples, with the dtype and on the device of ``like``."""
         key = n, like.dtype, like.device
         if key not in self._pieces:
-            with torch.inference_mode(False):  # what is kept outlives the mode of its first caller
+            with making_constants():
                 self._pieces[key] = self._cut(n, like)
         return self._pieces[key]
 
@@ -192,7 +194,7 @@ class Laws:
         """Mean and standard deviation, each (laws,)."""
         key = like.dtype, like.device
         if key not in self._moments:
-            with torch.inference_mode(False):
+            with making_constants():
                 mean, deviation = zip(*map(_moments, self.laws), strict=True)
                 self._moments[key] = torch.cat(mean).to(like), torch.cat(deviation).to(like)
         return self._moments[key]
@@ -210,7 +212,7 @@ class Laws:
         """The laws, with histograms smoothed, in the dtype and on the device of ``like``."""
         key = like.dtype, like.device
         if key not in self._densities:
-            with torch.inference_mode(False):
+            with making_constants():
                 self._densities[key] = tuple(_with_density(law, like) for law in self.laws)
         return self._densities[key]
 

@@ -28,6 +28,7 @@ from reproduce.method import (
     errors_in,
     fill_sites,
     in_float32,
+    making_constants,
     sites_with_role,
 )
 
@@ -286,7 +287,7 @@ _STANDARD_NORMAL = {"kind": "normal", "mean": 0.0, "std": 1.0}
 
 @cache  # never emptied: a recorded step goes on reading the constants that it met
 def _laws(priors: tuple[Prior, ...]) -> Laws:
-    with torch.inference_mode(False):  # what is kept outlives the mode of its first caller
+    with making_constants():
         return Laws([prior.law() for prior in priors])
 
 

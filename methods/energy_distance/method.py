@@ -30,6 +30,7 @@ from reproduce.method import (
     groups_of_samples,
     is_channels_last,
     losses_together,
+    making_constants,
     mean_of_each,
     moderate_scale,
     sample_rows,
@@ -152,7 +153,7 @@ def _series(dimension: int, dtype: torch.dtype, device: torch.device, nodes: int
     spaced ones of a variable in which the density vanishes smoothly at both ends: their sum is then exact
     to rounding. `_distance_to_normal` varies over ``y ~ 1/sqrt(q)``, which they resolve at every node.
     """
-    with torch.inference_mode(False), torch.no_grad():  # the cache outlives the mode of its first caller
+    with making_constants(), torch.no_grad():
         turn = (torch.arange(4096, dtype=torch.float64) + 0.5) * math.pi / 4096
         latitude = min(math.pi / 2, 12 / math.sqrt(dimension)) * (turn + turn.sin()) / math.pi
         weight = (1 + turn.cos()) * latitude.cos() ** (dimension - 2)

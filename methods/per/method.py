@@ -26,6 +26,7 @@ from reproduce.method import (
     directions_for,
     in_float32,
     losses_together,
+    making_constants,
     mean_of_each,
     moderate_scale,
     sample_directions,
@@ -274,7 +275,7 @@ def _coefficients(
     factor: list[float], tilt: list[float], dimension: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Both series with their constants, as one column (2, 1) per order."""
-    with torch.inference_mode(False):  # the cache outlives the mode of its first caller
+    with making_constants():
         columns = torch.tensor([factor, tilt], dtype=torch.float64) * _SQRT_2_OVER_PI
         columns[1] /= dimension
         return columns.mT.unsqueeze(-1).to(device=device, dtype=dtype).unbind()

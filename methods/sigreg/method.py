@@ -29,6 +29,7 @@ from reproduce.method import (
     in_float32,
     is_channels_last,
     losses_together,
+    making_constants,
     moderate_scale,
     sample_rows,
     sum_of_each,
@@ -175,7 +176,7 @@ def _series(dimension: int, dtype: torch.dtype, device: torch.device) -> tuple[T
     one smooth solution: collocation finds it for every d >= 2 alike, and the larger d, the shorter the series.
     """
     n = 80 if dimension < 8 else 40
-    with torch.inference_mode(False), torch.no_grad():  # the cache outlives the mode of its first caller
+    with making_constants(), torch.no_grad():
         kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         order = torch.arange(n + 1, **kind)
         angle = (torch.arange(n, **kind).unsqueeze(1) + 0.5) * (math.pi / n)

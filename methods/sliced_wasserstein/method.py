@@ -19,6 +19,7 @@ from reproduce.method import (
     Trace,
     check_activations,
     directions_for,
+    making_constants,
 )
 
 Order = Literal[1, 2]
@@ -70,7 +71,7 @@ class _Cells(NamedTuple):
 
 @cache  # never emptied: a recorded step goes on reading the constants that it met
 def _cells(n: int, device: torch.device) -> _Cells:
-    with torch.inference_mode(False), torch.no_grad():  # the cache outlives the mode of its first caller
+    with making_constants(), torch.no_grad():
         edge = torch.special.ndtri(torch.arange(n + 1, dtype=torch.float64) / n)
         density = torch.exp(-0.5 * edge.square()) / math.sqrt(2 * math.pi)
         mean = n * (density[:-1] - density[1:])

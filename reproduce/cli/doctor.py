@@ -58,10 +58,12 @@ def doctor(
             mark = {"fine": " ", "note": "-", "problem": "!"}[finding.state]
             print(f"{mark} {finding.what + ':':<14} {finding.found}", flush=True)
     problems = [finding for finding in found if finding.state == "problem"]
+    has_notes = any(finding.state == "note" for finding in found)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
-        print(f"{count_of(len(problems), 'problem')}, marked with !" if problems else "no problems")
+        said = f"{count_of(len(problems), 'problem')}, marked with !" if problems else "no problems"
+        print(f"{said}; - marks what some experiments need or wait for" if has_notes else said)
     if problems:
         raise typer.Exit(1)
 

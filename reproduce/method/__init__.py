@@ -12,7 +12,7 @@ from reproduce.method.activations import (
     sample_rows,
 )
 from reproduce.method.chebyshev import clenshaw
-from reproduce.method.functions import TransformableFunction, differentiable_once, is_in_backward
+from reproduce.method.functions import TransformableFunction, differentiable_once, is_in_backward, making_constants
 from reproduce.method.gaussian import Deviation, gaussian_code
 from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
@@ -72,6 +72,7 @@ __all__ = [
     "is_in_backward",
     "kernels_of",
     "losses_together",
+    "making_constants",
     "mean_of_each",
     "moderate_scale",
     "quantile_points",

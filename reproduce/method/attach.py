@@ -19,7 +19,7 @@ from reproduce.method.given import device_for, dry_run, fraction, refuse_argumen
 from reproduce.method.last_pass import LastPass
 from reproduce.method.living import living
 from reproduce.method.made_weights import any_draw
-from reproduce.method.places import Links, default_float32, forget_compiled
+from reproduce.method.places import Links, forget_compiled, usual_defaults
 from reproduce.method.restore import Changes, Structure, Values, tensors_of
 from reproduce.method.rng import Generators
 from reproduce.method.sites import Axes, Role, Site
@@ -244,7 +244,7 @@ class Handle:
 
     def _of_method(self, mask: Tensor | None) -> Tensor:
         try:
-            with default_float32(), self.trace.own_sites_only(), self.trace.masked(mask):
+            with usual_defaults(self.device), self.trace.own_sites_only(), self.trace.masked(mask):
                 return self.last_pass.reading(self.model, self._read, not self.trace.roles)
         except RuntimeError as error:
             if not is_of_shards(error):
@@ -263,7 +263,8 @@ class Handle:
         It sees the records of all penalties since the last one, of accumulated batches too.
         """
         if self.method.acts_after_step and self.has_penalty and self.is_attached:
-            with self.trace.own_sites_only(), self.processes.rewriting(optimizer):
+            rewriting = self.processes.rewriting(optimizer)
+            with usual_defaults(self.device), self.trace.own_sites_only(), rewriting:
                 self.trace.after_step(
                     lambda: self.method.after_step(self.model, optimizer, self.progress, self.generator)
                 )
@@ -336,7 +337,7 @@ class Handle:
         try:
             for tap, module in self.tapped:
                 tap.join(self.model, module, type(self.method).__name__)
-            with default_float32(), self.trace.own_sites_only(), any_draw():
+            with usual_defaults(self.device), self.trace.own_sites_only(), any_draw():
                 self.method.prepare(self.model, self.generator)
             for tap, _ in self.tapped:
                 tap.prepared()

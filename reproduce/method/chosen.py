@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -65,6 +66,8 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
             for name, module in modules.items()
             if isinstance(module, kinds)
         }
+        if method.recorded_roles:
+            _refuse_scripted(modules, kinds)
         if not found and method.recorded_roles:
             raise ValueError(_nothing_found(modules, sites))
         if found and method.recorded_roles:
@@ -78,14 +81,26 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     return {name: role for key, role in given.items() for name in _names(key, modules)}
 
 
+def _refuse_scripted(modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:
+    """Its penalty would be that of the other activations alone."""
+    called = {name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, kinds)}
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule) and module.original_name in called:
+            raise ValueError(
+                f"module {name!r}, {module.original_name}, lies in a part that is scripted or traced, and takes no "
+                "hooks: attach() before that part is scripted, or name in sites the modules of other parts that are "
+                "meant"
+            )
+
+
 def _nothing_found(modules: Mapping[str, nn.Module], sites: str) -> str:
     recurrent = [name for name, module in modules.items() if isinstance(module, RECURRENT)]
     if recurrent:
         which = f" ({_listed(recurrent)})" if any(recurrent) else ""
         return (
             f"the model has no activation module, whose input sites = {sites!r} takes; what its recurrent layers"
-            f"{which} give are Sites 'post': a method whose own parameter is called sites takes it there, "
-            "load_method(name, sites='post')"
+            f"{which} give are Sites 'post': attach(name, model, sites='post'), or load_method(name, sites='post') "
+            "where the method is made before"
         )
     return (
         f"the model has no modules for sites = {sites!r}: activations called as functions (F.relu) cannot be seen; "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ def _entry(argument: Any, dim: Any, index: int) -> Any:
     if isinstance(argument, list | tuple) and dim is not None:
         return [_entry(*each, index) for each in zip(argument, dim, strict=True)]
     return argument if dim is None else argument.select(dim, index)
+
+
+@contextlib.contextmanager
+def making_constants() -> Iterator[None]:
+    """Within it constants are made that are kept: on the CPU, and free of an inference mode that wants them first."""
+    is_elsewhere = not torch.compiler.is_compiling() and torch.get_default_device() != torch.device("cpu")
+    with torch.inference_mode(False), torch.device("cpu") if is_elsewhere else contextlib.nullcontext():
+        yield
 
 
 def is_in_backward() -> bool:

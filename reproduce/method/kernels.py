@@ -87,6 +87,8 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
             weight = weight_in_use(module, name)
             if isinstance(weight, UninitializedParameter):
                 raise ValueError(f"{full_name!r} has no shape yet: call the model once on a batch before this")
+            if weight.layout != torch.strided:
+                raise ValueError(f"{full_name!r} is sparse, {weight.layout}: a penalty on weights needs dense ones")
             if weight.dim() >= 2:
                 kernels.append(Kernel(full_name, kind, _whole(weight), blocks, layout))
     return kernels

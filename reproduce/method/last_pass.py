@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from reproduce.method.made_weights import is_function, made_in_pass
-from reproduce.method.step_trace import has_raised
+from reproduce.method.step_trace import frame_outside, has_raised
 
 Held = tuple[dict[str, Any], str, Tensor]  # a module's parameters or buffers, a name, and what lies there
 
@@ -31,6 +33,9 @@ class LastPass:
         self.is_watching = is_watching
         self.is_open = False  # a pass that is noted is under way
         self.error_before: BaseException | None = None  # that was being handled when it began
+        self.frame: FrameType | None = None  # that calls the model in it
+        self.thread = 0  # in which that is
+        self.n_inside = 0  # passes of the whole model in this one, as a model has that calls itself
         self.was_given = False  # a penalty was taken of the last one, and it had other weights than the model has
         self.n_passes = 0  # that were noted since the last penalty
         self.had: list[Held] = []
@@ -51,9 +56,19 @@ class LastPass:
     def begin(self, model: nn.Module, arguments: Any) -> None:
         if torch.compiler.is_compiling():
             self._begin_compiled(model)
+        elif self._is_inside():
+            self.n_inside += 1
         elif self._notes(model):
             self.forget()
             self.is_open, self.error_before = True, sys.exc_info()[1]
+            self.frame, self.thread, self.n_inside = frame_outside(), threading.get_ident(), 0
+
+    def _is_inside(self) -> bool:
+        """Whether this is called in the pass that is noted: not in another thread, nor after one that was left."""
+        frame = sys._getframe() if self.is_open and self.frame is not None else None
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
     def _begin_compiled(self, model: nn.Module) -> None:
         if not self.is_watching or not torch.is_grad_enabled():
@@ -78,11 +93,14 @@ class LastPass:
             self.versions += [(own, own._version) for own in made_by.parameters(recurse=False)]
 
     def end(self, model: nn.Module, arguments: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.is_open or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not self.is_open or self.thread != threading.get_ident():
+            return
+        if self.n_inside:
+            self.n_inside -= 1
             return
         self.is_open = False
         has_failed = has_raised(output, self.error_before)
-        self.error_before = None
+        self.error_before = self.frame = None
         if has_failed:
             self.forget()
             return
@@ -100,7 +118,8 @@ class LastPass:
 
     def release(self) -> None:
         """Note no more."""
-        self.is_watching = False
+        self.is_watching = self.is_open = False
+        self.frame = None
         self.forget()
 
     def reading(self, model: nn.Module, read: Callable[[], Tensor], reads_weights_alone: bool) -> Tensor:

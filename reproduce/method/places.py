@@ -131,14 +131,19 @@ def forget_compiled() -> None:
 
 
 @contextlib.contextmanager
-def default_float32() -> Iterator[None]:
-    """Within it, float32 is the default type: what a method makes has the type that it has in a usual process."""
-    before = torch.get_default_dtype()
-    if before == torch.float32:
+def usual_defaults(device: torch.device) -> Iterator[None]:
+    """Within it, what a method makes has float32, as in a usual process, and lies where the model does.
+
+    Another default of the user's, by `torch.set_default_dtype` or `torch.set_default_device`, is then as it was.
+    """
+    dtype = torch.get_default_dtype()
+    is_elsewhere = not torch.compiler.is_compiling() and torch.get_default_device() != torch.device("cpu")
+    if dtype == torch.float32 and not is_elsewhere:  # nothing that would cut a compiled penalty
         yield
         return
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.device(device) if is_elsewhere else contextlib.nullcontext():
+            yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(dtype)

@@ -68,7 +68,9 @@ class QuantileMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, ordered: Tensor) -> None:
-        """Let the mean quantile function of sorted samples (units, steps, n) enter the average."""
+        """Let the mean quantile function of sorted samples (units, steps, n) enter the average; none leaves it be."""
+        if not ordered.numel():
+            return
         newest = quantile_points(ordered, self.reference.shape[1]).mean(1)
         average = torch.lerp(self.reference, newest, self.momentum)
         self.reference.copy_(torch.where(self.is_filled, average, newest))

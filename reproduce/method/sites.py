@@ -55,7 +55,8 @@ class Site(nn.Module):
         """Number of channels or units."""
         if self.shape is None:
             raise ValueError(
-                f"Site {self.name!r} has not seen a batch yet: give `example=`, an input that reaches it in eval() too"
+                f"Site {self.name!r} has not seen a batch yet: give `example=`, an input that reaches it "
+                "in eval() too, or name in `sites` the modules without it"
             )
         self._known(lambda axes: axes.index("c"))
         return self.shape[0]
@@ -316,7 +317,12 @@ def sites_with_role(model: nn.Module, role: Role) -> list[Site]:
 
 def _those_there(model: nn.Module) -> str:
     found = [f"{site.name} ({site.role})" for site in sites_of(model)]
-    return f"it has {', '.join(found[:12])}{' and more' if len(found) > 12 else ''}" if found else "it has no Sites"
+    if not found:
+        return (
+            "it has no Sites at all: before and after activation modules there are some, not where activations are "
+            "called as functions; what recurrent layers give are Sites 'post'"
+        )
+    return f"it has {', '.join(found[:12])}{' and more' if len(found) > 12 else ''}"
 
 
 def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], nn.Module]) -> None:

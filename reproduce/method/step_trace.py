@@ -93,7 +93,7 @@ class StepTrace(Trace):
             if torch.compiler.is_compiling():
                 self.thread = None
             else:
-                self.thread, self.frame, self.error_before = threading.get_ident(), _frame_outside(), sys.exc_info()[1]
+                self.thread, self.frame, self.error_before = threading.get_ident(), frame_outside(), sys.exc_info()[1]
         if is_recorded or self.around:
             self.around.append(self._is_open)
             self._is_open = is_recorded
@@ -231,7 +231,8 @@ class StepTrace(Trace):
                     f"the model was attached on {device} and is on {record.activation.device} now: move it first, "
                     "and then attach()"
                 )
-            if _version(record.activation) != version:
+            # Of one graph with the pass nothing was overwritten: it records copies.
+            if not torch.compiler.is_compiling() and _version(record.activation) != version:
                 raise ValueError(
                     f"Site {record.site.name!r}: its activations were overwritten in place after it, by += or a "
                     "module with inplace=True: change that, or name another module"
@@ -286,7 +287,7 @@ def has_raised(output: Any, before: BaseException | None) -> bool:
     return output is None and error is not None and error is not before
 
 
-def _frame_outside() -> FrameType | None:
+def frame_outside() -> FrameType | None:
     """Of what calls the hooks of this package."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("reproduce.method."):

@@ -249,6 +249,12 @@ class Tap(nn.ModuleList):
         """The axes, what else they may be, and the shape of a sample."""
         if is_packed:  # rows in order of time, without padding
             return "tnc", (), (activation.shape[-1],)
+        if activation.dim() < 2:
+            raise ValueError(
+                f"module {self.name!r}: activations {tuple(activation.shape)} have one axis, and examples and features "
+                "are two: call the model with a batch, x.unsqueeze(0) for one example, or name a module before a "
+                "squeeze"
+            )
         axes, *could_be = (self.axes,) if self.axes else self._guess(module, activation)
         if len(axes) != activation.dim():
             raise ValueError(f"module {self.name!r}: axes {axes!r} do not fit activations {tuple(activation.shape)}")
