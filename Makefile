@@ -88,10 +88,17 @@ longest := tests/end_to_end/test_kills.py tests/end_to_end/test_torchrun.py \
 	tests/unit/test_training_group.py tests/unit/test_verdict_rates.py tests/unit/test_cluster_kills.py \
 	tests/end_to_end/test_bundle.py::test_killed_at_random_the_numbers_are_the_same \
 	tests/end_to_end/test_new_method.py::test_a_new_method_passes_its_own_tests_and_the_battery_at_once \
-	tests/unit/test_bench_check.py::test_the_command_on_the_cpu
+	tests/unit/test_bench_check.py::test_the_command_on_the_cpu \
+	tests/end_to_end/test_command_line.py::test_numbers_survive_interruption_and_death \
+	tests/end_to_end/test_bundle.py::test_what_is_sealed_at_home_goes_along_and_is_not_trained_again \
+	tests/unit/test_training_engines.py::test_a_killed_worker_costs_its_run_half_a_minute_and_no_other_anything \
+	tests/unit/test_results_stats.py::test_a_gap_covers_the_truth_and_pairing_makes_it_shorter_where_seeds_go_together \
+	tests/unit/test_results_scatter.py::test_independent_seeds_are_paired_no_oftener_than_the_level \
+	tests/unit/test_training_malloc.py::test_large_tensors_reuse_their_pages \
+	tests/unit/test_report_page.py::test_pages_are_the_same_without_docstrings
 
-test-ci: lint ## as test-all, without the longest: what continuous integration runs
-	@$(pytest) $(addprefix --deselect ,$(longest))
+test-ci: lint ## as test-all, without the longest, and a sample of cases: what continuous integration runs
+	@$(pytest) --sample $(addprefix --deselect ,$(longest))
 
 coverage: $(ready) ## every test, and how much of reproduce/ and methods/ they run: at least 90 percent
 	@$(pytest) --cov --cov-report=term

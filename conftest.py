@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -32,9 +33,29 @@ LONGEST_FIRST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sample", action="store_true", help="Of tests marked sampled(n) every n-th case, the same always."
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--sample"):
+        left_out = [item for item in items if not _is_in_sample(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_in_sample(item)]
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
+def _is_in_sample(item: pytest.Item) -> bool:
+    """By the name of the case, but for its last parameter: what several checks compute of one case is shared."""
+    marker = item.get_closest_marker("sampled")
+    if marker is None or not isinstance(item, pytest.Function):
+        return True
+    several = len(item.callspec.params) > 1
+    case = item.callspec.id.rpartition("-")[0] if several else item.callspec.id
+    return zlib.crc32(case.encode()) % marker.args[0] == 0
 
 
 def pytest_collection_finish() -> None:

@@ -142,6 +142,7 @@ def test_a_field_has_its_default_and_its_comment(site: Path) -> None:
     assert "lambda; the paper searches 3e-4, 1e-4, 3e-5, 1e-5" in text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_page_fits_a_telephone_is_quiet_and_can_be_read_by_all(name: str, site: Path, window: Window) -> None:
     window.show(site / f"{name}.html", NARROW)

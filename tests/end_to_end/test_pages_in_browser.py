@@ -22,6 +22,11 @@ from reproduce.results.store import read_result, read_results
 
 REPORTS = ROOT / "reports"
 PAGES = [*sorted(REPORTS.glob("*.html")), *sorted(REPORTS.glob("data/*.html"))]
+# Pages of methods are alike: continuous integration takes a third of them, and each of the others.
+SAMPLED = [
+    pytest.param(path, marks=pytest.mark.sampled(3)) if path.stem.removesuffix(".evidence") in all_methods() else path
+    for path in PAGES
+]
 LARGEST = sorted(PAGES, key=lambda path: path.stat().st_size)[-3:]
 METHOD_PAGES = [path for path in PAGES if path.stem in all_methods()]
 EVIDENCE_PAGES = [path for path in PAGES if path.stem.endswith(".evidence")]
@@ -55,7 +60,7 @@ ALL = {"rules": {"region": {"enabled": False}}}  # that one takes a second, and 
 CONTRAST = {"runOnly": ["color-contrast"]}  # what a theme changes
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SAMPLED, ids=lambda path: path.stem)
 def test_a_page_is_quiet_fits_and_can_be_read_by_all(path: Path, window: Window) -> None:
     assert path.stat().st_size < MOST_BYTES
     window.show(path, NARROW)
@@ -101,6 +106,7 @@ def test_every_run_leads_to_its_sealed_result() -> None:
         assert len(set(links)) == int(runs) > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", METHOD_PAGES, ids=lambda path: path.stem)
 def test_the_answers_stand_in_the_first_screen(path: Path, window: Window) -> None:
     """Does it hold, by how much, can it be trusted: in 800 pixels at 1280; the first one in 1,000 of a telephone."""
