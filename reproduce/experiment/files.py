@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,20 @@ def read_workloads(folder: Path = WORKLOADS, broken: dict[str, str] | None = Non
     found = {}
     for path in sorted(folder.glob("*.toml")):
         with told(broken, path.stem):
-            found[path.stem] = _read_workload(path)
+            found[path.stem] = _read_workload(path, *_state(path))
     return found
 
 
-def _read_workload(path: Path) -> Experiment:
+def _state(path: Path) -> tuple[int, int]:
+    """What changes with the file: when it was written, and how long it is."""
+    with contextlib.suppress(OSError):  # which reading it tells
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size
+    return 0, 0
+
+
+@lru_cache(maxsize=64)  # every method asks for all of them
+def _read_workload(path: Path, changed: int, size: int) -> Experiment:
     file = open_toml(path)
     experiment = _experiment(file)
     if not path.stem.startswith(COLUMN):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ class Estimates:
 
     def __init__(self, results: Iterable[Result] = (), files: Iterable[Path] = ()) -> None:
         """``files``: of pilots and benches, as `read_step_times` takes them."""
-        self._times: dict[str, dict[tuple[str, str], list[StepTime]]] = {}  # by device, by problem and way
+        self._times: dict[str, dict[str, dict[str, list[StepTime]]]] = {}  # by device, problem and way
         self._factors: dict[tuple[str, str, str], float | None] = {}
         for result in results:
             if result.epochs:
@@ -93,7 +92,7 @@ class Estimates:
         return sorted(self._times)
 
     def add(self, device: str, time: StepTime) -> None:
-        self._times.setdefault(device, {}).setdefault((time.problem, time.way), []).append(time)
+        self._times.setdefault(device, {}).setdefault(time.problem, {}).setdefault(time.way, []).append(time)
         self._factors.clear()
 
     def seconds(self, work: Work, device: str, threads: int = 1, at_once: int = 1) -> float | None:
@@ -102,13 +101,13 @@ class Estimates:
         From the same problem and method, where they were timed. Else from the same problem with another method, times
         what the method costs beside that one where both were timed (the median, over problems and over methods).
         """
-        times = self._times.get(device, {})
-        same = times.get((work.problem, work.way), [])
+        times = self._times.get(device, {}).get(work.problem, {})
+        same = times.get(work.way, [])
         if any(time.steps_per_epoch for time in same):
             return _training_seconds(work, same, _seconds(same, threads, at_once))
         guesses = []
-        for (problem, way), others in times.items():
-            factor = self._factor(device, work.way, way) if problem == work.problem else None
+        for way, others in times.items():
+            factor = self._factor(device, work.way, way)
             if factor is not None and any(time.steps_per_epoch for time in others):
                 guesses.append(_training_seconds(work, others, factor * _seconds(others, threads, at_once)))
         return statistics.median(guesses) if guesses else None
@@ -117,11 +116,7 @@ class Estimates:
         """How many times as long a step takes in one way as in another, where both were timed on one problem."""
         key = device, way, other
         if key not in self._factors:
-            by_problem: dict[str, dict[str, list[StepTime]]] = defaultdict(dict)
-            for (problem, found), times in self._times[device].items():
-                if found in (way, other):
-                    by_problem[problem][found] = times
-            both = [found for found in by_problem.values() if len(found) == 2]
+            both = [times for times in self._times[device].values() if way in times and other in times]
             ratios = [_median_seconds(found[way]) / _median_seconds(found[other]) for found in both]
             self._factors[key] = statistics.median(ratios) if ratios else None
         return self._factors[key]

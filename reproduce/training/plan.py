@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ class Planner:
         self._defaults = cache(_defaults)
         # By task, spelled out: what is measured of it, its options, and how many examples there are to train on.
         self._tasks: dict[str, tuple[Measured, tasks.TaskOptions, int | None]] = {}
+        self._params: dict[tuple[str, str], dict[str, Any]] = {}  # complete, by method and those that are given
 
     def resolve(self, cell: Cell, folder: MethodFolder) -> tuple[RunConfig, dict[str, Any]]:
         """Fill in the defaults of the cell's method and the dataset's checksum; the complete config, and the defaults.
@@ -87,13 +89,7 @@ class Planner:
                 needs a validation split where there is none.
         """
         method_class, defaults = self._defaults(folder)
-        try:
-            method = method_class.model_validate_json(json.dumps(cell.params, default=str))  # dates, which JSON has not
-        except ValidationError as error:
-            owner = f"arm {cell.arm_name!r}: method {folder.name}"
-            refused = explained(error, cell.params, owner, method_class)
-            refused.location = ("params", *refused.location)
-            raise refused from error
+        params = self._complete(cell, folder, method_class)
         with located("dataset"):
             checksums = [self._dataset(name)[1] for name in cell.task.datasets]
         measured, options, n_train = self._looked_at(cell.task)
@@ -110,11 +106,25 @@ class Planner:
             recipe=cell.recipe,
             method=folder.name,
             method_version=method_class.version,
-            params=method.model_dump(mode="json"),
+            params=params,
             start=start,
             seed=cell.seed,
         )
         return config, defaults
+
+    def _complete(self, cell: Cell, folder: MethodFolder, method_class: type[Method]) -> dict[str, Any]:
+        """The cell's parameters with the defaults of the others; seeds of an arm have the same."""
+        given = json.dumps(cell.params, default=str)  # dates, which JSON has not
+        key = str(folder.path), given
+        if key not in self._params:
+            try:
+                self._params[key] = method_class.model_validate_json(given).model_dump(mode="json")
+            except ValidationError as error:
+                owner = f"arm {cell.arm_name!r}: method {folder.name}"
+                refused = explained(error, cell.params, owner, method_class)
+                refused.location = ("params", *refused.location)
+                raise refused from error
+        return copy.deepcopy(self._params[key])
 
     def measured(self, task: TaskSpec) -> Measured:
         """What is measured of the task, whose options and model are taken by their kinds."""
