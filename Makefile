@@ -94,6 +94,7 @@ longest := tests/end_to_end/test_kills.py tests/end_to_end/test_torchrun.py \
 	tests/unit/test_training_engines.py::test_a_killed_worker_costs_its_run_half_a_minute_and_no_other_anything \
 	tests/unit/test_results_stats.py::test_a_gap_covers_the_truth_and_pairing_makes_it_shorter_where_seeds_go_together \
 	tests/unit/test_results_scatter.py::test_independent_seeds_are_paired_no_oftener_than_the_level \
+	tests/unit/test_integrations_lightning.py::test_two_processes_train_as_one_on_both_their_batches \
 	tests/unit/test_training_malloc.py::test_large_tensors_reuse_their_pages \
 	tests/unit/test_report_page.py::test_pages_are_the_same_without_docstrings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from reproduce import Method, load_method
-from reproduce.integrations.transformers import PenaltyTrainer
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("plain_loop", "lightning_callback", "trainer_subclass")
@@ -24,6 +23,7 @@ LAYERS = [f"bert.encoder.layer.{index}.intermediate" for index in range(2)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # advice of Lightning and of torch's DataLoader
 
 
+@cache  # where it is wanted: the libraries take longer to load than all files of tests
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     assert spec is not None
@@ -31,9 +31,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-plain, callback, subclass = map(load, NAMES)
 
 
 def l2(strength: float) -> Method:
@@ -59,12 +56,10 @@ def squares_by_hand(model: nn.Module, inputs: Any, names: list[str]) -> Tensor:
     return torch.stack([output.square().mean() for output in seen]).sum()
 
 
-@pytest.mark.parametrize("module", [plain, callback, subclass], ids=NAMES)
-def test_the_example_runs_and_its_penalty_shrinks_activations(
-    module: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_runs_and_its_penalty_shrinks_activations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.random.fork_rng(devices=[]):
-        module.main()
+        load(name).main()
     output = capsys.readouterr().out
     printed = re.findall(r"^strength (.+): test .*, mean square of the first layer (.+)$", output, re.M)
     (zero, free), (strength, penalised) = ((float(one), float(other)) for one, other in printed)
@@ -80,9 +75,9 @@ def test_at_strength_zero_the_plain_loop_is_the_loop_without_a_method() -> None:
     with torch.random.fork_rng(devices=[]):
         for _ in range(2):
             torch.manual_seed(0)
-            models.append(plain.network())
+            models.append(load("plain_loop").network())
     before = shape_of(models[0])
-    plain.train(models[0], inputs, labels, l2(0.0), epochs=2)
+    load("plain_loop").train(models[0], inputs, labels, l2(0.0), epochs=2)
     optimizer, order = torch.optim.Adam(models[1].parameters(), lr=1e-3), torch.Generator().manual_seed(0)
     for _ in range(2):
         for batch in torch.randperm(200, generator=order).split(100):
@@ -96,6 +91,11 @@ def test_at_strength_zero_the_plain_loop_is_the_loop_without_a_method() -> None:
 
 def trained_by_subclass(strength: float, pieces: int, folder: Path) -> tuple[Any, Any]:
     """One step of plain gradient descent over 16 sentences, without dropout."""
+    from transformers import TrainingArguments
+
+    from reproduce.integrations.transformers import PenaltyTrainer
+
+    subclass = load("trainer_subclass")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = subclass.classifier()
@@ -132,7 +132,7 @@ def test_a_trainers_step_adds_the_gradient_of_the_penalty(pieces: int, tmp_path:
             trainer.train()
         ends.append(trainer.model)
     free, penalised = (dict(model.named_parameters()) for model in ends)
-    twin = subclass.classifier()
+    twin = load("trainer_subclass").classifier()
     twin.load_state_dict(start, strict=False)
     (3.0 * squares_by_hand(twin.eval(), ids, LAYERS)).backward()
     moved = 0
@@ -145,7 +145,7 @@ def test_a_trainers_step_adds_the_gradient_of_the_penalty(pieces: int, tmp_path:
 
 def test_a_trainer_evaluates_without_the_penalty_and_gives_the_model_back(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
-        before = shape_of(subclass.classifier())
+        before = shape_of(load("trainer_subclass").classifier())
         trainer, ids = trained_by_subclass(100.0, 1, tmp_path)
         found = trainer.evaluate()["eval_loss"]
         assert trainer.handle.trace.records == []
