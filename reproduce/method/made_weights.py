@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from reproduce.method.own_parts import own_attribute, own_parametrizations
 
 # What parametrizations made in the last forward pass, by their ids: see `LastPass`.
 _MADE: ContextVar[Mapping[int, Tensor] | None] = ContextVar("weights that a forward pass made", default=None)
@@ -89,8 +91,8 @@ def weight_in_use(module: nn.Module, name: str) -> Tensor:
                 )
         with _on_copied_buffers([module]):
             return made.make()
-    if is_parametrized(module, name):
-        return _parametrized(module, name)
+    if made_by := own_parametrizations(module).get(name):
+        return _parametrized(module, name, made_by)
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
@@ -104,17 +106,17 @@ def is_of_torch(part: nn.Module) -> bool:
 
 
 def weight_as_drawn(module: nn.Module, name: str) -> Any:
-    """`module.name` as reading it gives it, None if there is none; of a parametrized one for its shape alone, since the
+    """`module.name` as reading it gives it, None if the module has none of its own; of a parametrized one for its shape alone, since the
     forward pass reads another. As in `weight_in_use` nothing is moved.
     """
-    if not is_parametrized(module, name):
-        return getattr(module, name, None)
+    made_by = own_parametrizations(module).get(name)
+    if made_by is None:
+        return own_attribute(module, name)
     with torch.no_grad():
-        return _made_anew(module.parametrizations[name])[0]  # type: ignore[index, arg-type]
+        return _made_anew(made_by)[0]
 
 
-def _parametrized(module: nn.Module, name: str) -> Tensor:
-    made_by: ParametrizationList = module.parametrizations[name]  # type: ignore[index, assignment]
+def _parametrized(module: nn.Module, name: str, made_by: ParametrizationList) -> Tensor:
     cached = parametrize._cache.get((id(module), name)) if parametrize._cache_enabled else None
     if cached is not None:
         return cached
