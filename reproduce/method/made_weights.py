@@ -106,8 +106,8 @@ def is_of_torch(part: nn.Module) -> bool:
 
 
 def weight_as_drawn(module: nn.Module, name: str) -> Any:
-    """`module.name` as reading it gives it, None if the module has none of its own; of a parametrized one for its shape alone, since the
-    forward pass reads another. As in `weight_in_use` nothing is moved.
+    """`module.name` as reading it gives it, None if the module itself has none; of a parametrized one for its shape
+    alone, since the forward pass reads another. As in `weight_in_use` nothing is moved.
     """
     made_by = own_parametrizations(module).get(name)
     if made_by is None:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import weight_norm as older_weight_norm
-from tests.unit.own_models import assert_penalty, by_map, layouts
 
 from methods.activity_norm.method import ActivityNorm
 from methods.sparse_autoencoder.weights import weights_of
 from methods.weight_norm_penalty.method import WeightNormPenalty
 from reproduce import attach
 from reproduce.method import Method, holder_of, kernels_of, own_attribute, own_parametrizations
+from tests.unit.own_models import assert_penalty, by_map, layouts
 
 
 class Passing(nn.Module):
