@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -20,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reproduce.method.own_parts import own_attribute, own_parametrizations
+from reproduce.method.rng import GlobalRandomness
 
 # What parametrizations made in the last forward pass, by their ids: see `LastPass`.
 _MADE: ContextVar[Mapping[int, Tensor] | None] = ContextVar("weights that a forward pass made", default=None)
@@ -140,7 +139,7 @@ def _made_anew(made_by: ParametrizationList) -> tuple[Tensor, bool]:
     with _on_copied_buffers(made_by.modules()) as are_as_before, _no_power_iteration(made_by):
         if is_function(made_by):
             return made_by.forward(), True
-        state = _RandomState(next(made_by.parameters()).device)
+        state = GlobalRandomness([next(made_by.parameters()).device])
         try:
             if not _gives_the_same_twice(made_by):
                 with torch.no_grad():
@@ -199,26 +198,3 @@ def _no_power_iteration(made_by: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-class _RandomState:
-    """The state of torch's global generators, of the CPU and of another device, and of numpy's and Python's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = None if device.type in ("cpu", "meta") else device
-        self.before = self._now()
-        self.of_others = np.random.get_state(), random.getstate()
-
-    def is_as_before(self) -> bool:
-        return all(map(torch.equal, self._now(), self.before))
-
-    def put_back(self) -> None:
-        torch.set_rng_state(self.before[0])
-        np.random.set_state(self.of_others[0])
-        random.setstate(self.of_others[1])
-        if self.device is not None:
-            torch.get_device_module(self.device).set_rng_state(self.before[1], self.device)
-
-    def _now(self) -> list[Tensor]:
-        other = [torch.get_device_module(self.device).get_rng_state(self.device)] if self.device is not None else []
-        return [torch.get_rng_state(), *other]
