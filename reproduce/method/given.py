@@ -56,9 +56,9 @@ def dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
     """One forward pass in eval mode, without gradient; all that it changes is put back, also where it raises an error.
 
     That is: modes, buffers and attributes of modules; among attributes and in the example, the entries of lists,
-    dictionaries and sets, the numbers in tensors and arrays, and the states of generators; torch's, NumPy's and Python's
-    global generators. Not put back are parameters that ``forward`` itself writes, what other objects hold that are
-    attributes, what classes and Python's modules hold, and files.
+    dictionaries and sets, the numbers in tensors and arrays, and the states of generators; the global generators of
+    torch, NumPy and Python. Not put back are parameters that ``forward`` itself writes, what other objects hold that
+    are attributes, what classes and Python's modules hold, and files.
     """
     modules = list(model.modules())
     states = [
