@@ -84,7 +84,9 @@ class LatentDensity(Method):
             _ = site.known_axes  # refused where they are a guess
         if _decoder(latent) is not None:
             raise ValueError(f"Site {latent.name!r} already has a decoder")
-        decoder = nn.utils.skip_init(nn.Linear, latent.features, target.features, bias=False, dtype=dtype_of(model))
+        decoder = nn.utils.skip_init(
+            nn.Linear, latent.features, target.features, bias=False, dtype=dtype_of(model, latent)
+        )
         decoder = decoder.to(device_of(model))
         with torch.no_grad():
             decoder.weight.normal_(0, 1 / math.sqrt(latent.features), generator=generator)

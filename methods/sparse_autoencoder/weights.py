@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from reproduce.method import weight_in_use
+from reproduce.method import holder_of, own_parametrizations, weight_in_use
 
 SHAPES = "W_dec (d_sae, d_in) or a linear layer `decoder`, and b_enc or a linear layer `encoder` with a bias"
 
@@ -34,14 +33,15 @@ class Weight(NamedTuple):
             ValueError: a parametrization that keeps several, of which none is the weight.
         """
         module: Any = self.module
-        if not parametrize.is_parametrized(module, self.name):
+        made_by = own_parametrizations(module).get(self.name)
+        if made_by is None:
             if self.name not in module._parameters:
                 raise ValueError(
                     f"{self.name} of {type(module).__name__} is no parameter, and resampling writes one: a hook such "
                     "as pruning makes it from others"
                 )
             return module.get_parameter(self.name)  # type: ignore[no-any-return]
-        found = getattr(module.parametrizations[self.name], "original", None)
+        found = getattr(made_by, "original", None)
         if found is None:
             raise ValueError(
                 f"{self.name} of {type(module).__name__} is made from several parameters, and resampling writes one: "
@@ -82,17 +82,18 @@ def weights_of(owner: nn.Module) -> Weights | None:
     ``W_dec`` (d_sae, d_in), ``W_enc`` (d_in, d_sae), ``b_enc`` and ``b_dec`` in the names of the literature; or
     ``decoder`` and ``encoder``, linear layers, or modules of which the first or the last is one.
     """
-    own = dict(owner.named_parameters(recurse=False))
+    owner = holder_of(owner, "W_dec") or holder_of(owner, "decoder") or owner  # and not a wrapper
+    own, made = dict(owner.named_parameters(recurse=False)), own_parametrizations(owner)
     decoder, encoder = _linear(owner, "decoder", 0), _linear(owner, "encoder", -1)
     if isinstance(getattr(owner, "W_dec", None), Tensor):
         written = Weight(owner, "W_dec", False)
-        if "W_dec" not in own and not parametrize.is_parametrized(owner, "W_dec"):
+        if "W_dec" not in own and "W_dec" not in made:
             return Weights(written, None, None, None)  # a view of some other weight, to be read alone
     elif decoder is not None:
         written = Weight(decoder, "weight", True)
     else:
         return None
-    if "W_enc" in own or parametrize.is_parametrized(owner, "W_enc"):
+    if "W_enc" in own or "W_enc" in made:
         read: Weight | None = Weight(owner, "W_enc", True)
     else:
         read = Weight(encoder, "weight", False) if encoder is not None else None

@@ -204,8 +204,10 @@ class VCL(Method):
             raise ValueError(
                 f"the model has no {self.sites!r} Site after the first; include_first = True takes that one"
             )
-        kind: dict[str, Any] = {"device": device_of(model), "dtype": dtype_of(model)}
-        betas = [torch.full(self._shape(site), self.initial_beta, **kind) for site in chosen]
+        betas = [
+            torch.full(self._shape(site), self.initial_beta, device=device_of(model), dtype=dtype_of(model, site))
+            for site in chosen
+        ]
         for site, beta in zip(chosen, betas, strict=True):
             if self.learn_beta:
                 site.register_parameter("beta", nn.Parameter(beta))

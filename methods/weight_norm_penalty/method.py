@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from reproduce.method import Kernel, Method, NonNegative, Role, Trace, in_float32, kernels_of, refuse_frozen
+from reproduce.method import Kernel, Method, NonNegative, Role, Trace, errors_in, in_float32, kernels_of, refuse_frozen
 
 
 def kernel_l1(weight: Tensor) -> Tensor:
@@ -68,9 +68,13 @@ class WeightNormPenalty(Method):
         Raises:
             ValueError: as `weights`, or all of them are frozen in a model that trains.
         """
-        term, weights = kernel_l1 if self.kind == "l1" else kernel_l2, self.weights(trace.model)
-        refuse_frozen(trace.model, weights)
-        return self.strength * torch.stack([term(weight) for weight in weights]).sum()
+        kernels = self._kernels(trace.model)
+        refuse_frozen(trace.model, [kernel.weight for kernel in kernels])
+        return self.strength * torch.stack([self._term(kernel) for kernel in kernels]).sum()
+
+    def _term(self, kernel: Kernel) -> Tensor:
+        with errors_in(f"kernel {kernel.name!r}"):
+            return kernel_l1(kernel.weight) if self.kind == "l1" else kernel_l2(kernel.weight)
 
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The weights that count, each once.
@@ -78,9 +82,12 @@ class WeightNormPenalty(Method):
         Raises:
             ValueError: the model has none; the message lists the names it has.
         """
+        return [kernel.weight for kernel in self._kernels(model)]
+
+    def _kernels(self, model: nn.Module) -> list[Kernel]:
         found = kernels_of(model)
         kept = [
-            kernel.weight
+            kernel
             for kernel in found
             if (not self.layers or _is_meant(kernel, self.layers)) and not _is_meant(kernel, self.exclude)
         ]

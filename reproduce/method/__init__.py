@@ -18,6 +18,7 @@ from reproduce.method.interface import Later, Method, NonNegative, Positive, Pos
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
 from reproduce.method.made_weights import weight_in_use
 from reproduce.method.normalization import batch_normalization
+from reproduce.method.own_parts import holder_of, own_attribute, own_parametrizations
 from reproduce.method.projections import SharedDirections, directions_for, sample_directions
 from reproduce.method.quantiles import QuantileMemory, quantile_points, tied_places
 from reproduce.method.records import Features, Record
@@ -66,6 +67,7 @@ __all__ = [
     "gaussian_code",
     "grouped",
     "groups_of_samples",
+    "holder_of",
     "holders_of",
     "in_float32",
     "is_channels_last",
@@ -75,6 +77,8 @@ __all__ = [
     "making_constants",
     "mean_of_each",
     "moderate_scale",
+    "own_attribute",
+    "own_parametrizations",
     "quantile_points",
     "refuse_frozen",
     "sample_directions",

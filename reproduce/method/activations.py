@@ -34,7 +34,16 @@ def check_activations(activations: Tensor, feature_axes: int = 1, least_samples:
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Float32 for half precision, whose sums and squares overflow; else the tensor's own type."""
+    """Float32 for half precision, whose sums and squares overflow; else the tensor's own type.
+
+    Raises:
+        ValueError: a type of eight bits or fewer, which holds numbers and is not computed in.
+    """
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        raise ValueError(
+            f"found {tensor.dtype} {tuple(tensor.shape)}, in which torch does not compute: needed is bfloat16 or wider, "
+            "as .to(torch.bfloat16) makes it; weights that are kept so may be left out by name"
+        )
     return torch.promote_types(tensor.dtype, torch.float32)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method import Method
+from reproduce.method.contents import Contents
 from reproduce.method.distributed import reshard
 from reproduce.method.first_tensor import at_first_tensor
 from reproduce.method.restore import Values, tensors_of
+from reproduce.method.rng import GlobalRandomness
 from reproduce.method.sites import Site
 
 
@@ -50,34 +53,56 @@ def device_for(model: nn.Module, example: Any) -> torch.device:
 
 
 def dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
-    """One forward pass that leaves no trace: in eval mode, without gradient, with torch's global generator, the
-    model's buffers and the attributes of its modules put back.
+    """One forward pass in eval mode, without gradient; all that it changes is put back, also where it raises an error.
+
+    That is: modes, buffers and attributes of modules; among attributes and in the example, the entries of lists,
+    dictionaries and sets, the numbers in tensors and arrays, and the states of generators; the global generators of
+    torch, NumPy and Python. Not put back are parameters that ``forward`` itself writes, what other objects hold that
+    are attributes, what classes and Python's modules hold, and files.
     """
-    buffers = Values(model.buffers())
-    modes = [(module, module.training) for module in model.modules()]
-    held = [_Held(module) for module in model.modules()]
-    has_fast_path = torch.backends.mha.get_fastpath_enabled()  # around the modules of a transformer
-    for module, _ in modes:  # not by eval(), in which an adapter may merge its weights
-        module.training = False
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    modules = list(model.modules())
+    states = [
+        GlobalRandomness([device, *(tensor.device for tensor in tensors_of(model))]),
+        *(_Fastpath(), Values(model.buffers()), Contents([example, *_attributes(modules)])),
+        *map(_Held, modules),
+        *map(_Mode, modules),
+    ]
+    with contextlib.ExitStack() as stack:
+        for state in states:  # each, also where another fails; values last, when modules hold again what they held
+            stack.callback(state.put_back)
+        stack.callback(reshard, model)
+        for module in modules:  # not by eval(), in which an adapter may merge its weights
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # around the modules of a transformer
+        with torch.no_grad():
             if isinstance(example, Mapping):
                 model(**example)
             else:
                 model(*(example if isinstance(example, tuple | list) else (example,)))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(has_fast_path)
-        reshard(model)
-        for each in held:
-            each.put_back()
-        buffers.put_back()
-        for module, training in modes:
-            module.training = training
+
+
+class _Mode:
+    """Of a module: training or not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+
+    def put_back(self) -> None:
+        self.module.training = self.training
+
+
+class _Fastpath:
+    """Of torch's attention: in use or not."""
+
+    def __init__(self) -> None:
+        self.is_enabled = torch.backends.mha.get_fastpath_enabled()
+
+    def put_back(self) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.is_enabled)
 
 
 class _Held:
-    """The buffers and attributes of a module: a state that it carries from pass to pass, or counts."""
+    """Which buffers and attributes a module has: a state that it carries from pass to pass, or counts."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -89,12 +114,16 @@ class _Held:
             return
         self.module._buffers.clear()
         self.module._buffers.update(self.buffers)
+        held = vars(self.module)  # a wrapper would set or delete an attribute of the module inside
         for name in _own_attributes(self.module) or ():
             if name not in self.attributes:
-                delattr(self.module, name)
-        for name, value in self.attributes.items():
-            if vars(self.module).get(name) is not value:
-                setattr(self.module, name, value)
+                del held[name]
+        held.update(self.attributes)
+
+
+def _attributes(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    for module in modules:
+        yield from (_own_attributes(module) or {}).values()
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any] | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 
 from reproduce.method.made_weights import is_of_torch, made_by_hooks, weight_as_drawn, weight_in_use
+from reproduce.method.own_parts import own_attribute, own_parametrizations
 from reproduce.method.sites import Site
 
 KernelKind = Literal["linear", "conv", "recurrent", "embedding", "other", "unknown"]
@@ -77,8 +79,9 @@ def kernels_of(model: nn.Module) -> list[Kernel]:
     tables = {_identity(module, "weight") for _, module in modules if _is_embedding(module)}
     kernels: list[Kernel] = []
     seen: set[Any] = set()
+    names = _names(model)
     for path, module in modules:
-        for name, kind, blocks, layout in _named(path, module):
+        for name, kind, blocks, layout in _named(names[id(module)], module):
             identity, full_name = _identity(module, name), f"{path}.{name}".lstrip(".")
             if identity in seen or (identity in tables and kind != "embedding"):
                 continue
@@ -106,15 +109,25 @@ def refuse_frozen(model: nn.Module, weights: Sequence[Tensor]) -> None:
         raise ValueError("all weights that the penalty reads are frozen: choose `layers` that train, or leave it out")
 
 
-def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
+def _names(model: nn.Module) -> dict[int, set[str]]:
+    """By a module's id its own name, and that of what holds it alone: a wrapper, as `torch.compile` puts around it."""
+    names: dict[int, set[str]] = defaultdict(set)
+    for path, module in model.named_modules():
+        names[id(module)].add(path.rpartition(".")[2])
+        parts = list(module.children())
+        if len(parts) == 1:
+            names[id(parts[0])] |= names[id(module)]
+    return names
+
+
+def _named(called: set[str], module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
     """Name, kind, blocks and layout of what may be a kernel of this module."""
     if isinstance(module, _NO_KERNELS):
         return
-    known = list(_known(path, module))
+    known = list(_known(called, module))
     yield from known
     names = [name for name, _ in module.named_parameters(recurse=False)]
-    if is_parametrized(module):
-        names += list(module.parametrizations)  # type: ignore[arg-type]
+    names += own_parametrizations(module)
     made = made_by_hooks(module)
     parts = {original for hook in made.values() for original in hook.originals}
     listed = {name for name, *_ in known} | parts
@@ -123,9 +136,9 @@ def _named(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
             yield name, "unknown", 1, "outputs_first"
 
 
-def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
+def _known(called: set[str], module: nn.Module) -> Iterator[tuple[str, KernelKind, int, Any]]:
     if isinstance(module, nn.Linear):
-        is_fused = path.rpartition(".")[2] in _FUSED and module.out_features == 3 * module.in_features
+        is_fused = bool(called & _FUSED) and module.out_features == 3 * module.in_features
         yield "weight", "linear", 3 if is_fused else 1, "outputs_first"
     elif isinstance(module, nn.Bilinear):
         yield "weight", "other", 1, "outputs_first"
@@ -137,7 +150,7 @@ def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
         yield "weight", "conv", module.groups, "inputs_first" if module.groups == 1 else "groups_of_inputs"
     elif _is_conv1d_of_transformers(module):
         inputs, outputs = weight_as_drawn(module, "weight").shape
-        packs = path.rpartition(".")[2] == "c_attn" and outputs % inputs == 0  # queries, keys and values
+        packs = "c_attn" in called and outputs % inputs == 0  # queries, keys and values
         yield "weight", "linear", outputs // inputs if packs else 1, "inputs_first"
     elif blocks := next((n for kind, n in _BLOCKS.items() if isinstance(module, kind)), 0):
         for name in _names_of_packed(module):
@@ -149,7 +162,7 @@ def _known(path: str, module: nn.Module) -> Iterator[tuple[str, KernelKind, int,
 def _names_of_packed(module: Any) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         apart = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        is_apart = not is_parametrized(module, "in_proj_weight") and module.in_proj_weight is None
+        is_apart = "in_proj_weight" not in own_parametrizations(module) and module.in_proj_weight is None
         return apart if is_apart else ["in_proj_weight"]
     if isinstance(module, nn.RNNCellBase):
         return ["weight_ih", "weight_hh"]
@@ -162,13 +175,13 @@ def _names_of_packed(module: Any) -> list[str]:
 
 def _is_embedding(module: nn.Module) -> bool:
     """Of a scripted module its class of before says it."""
-    return isinstance(module, _EMBEDDINGS) or getattr(module, "original_name", "") in ("Embedding", "EmbeddingBag")
+    return isinstance(module, _EMBEDDINGS) or own_attribute(module, "original_name") in ("Embedding", "EmbeddingBag")
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:
     """Its weight is (in, out). By name: the library is not needed for this."""
     is_named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-    return is_named and isinstance(getattr(module, "nf", None), int)
+    return is_named and isinstance(own_attribute(module, "nf"), int)
 
 
 def _refuse_left_over(module: nn.Module, name: str, full_name: str) -> None:
@@ -181,8 +194,8 @@ def _refuse_left_over(module: nn.Module, name: str, full_name: str) -> None:
 
 def _identity(module: nn.Module, name: str) -> Any:
     """Equal for one weight in two modules, also where it is made anew each time that it is read."""
-    if is_parametrized(module, name):
-        made_by: Any = module.parametrizations[name]  # type: ignore[index]
+    made_by = own_parametrizations(module).get(name)
+    if made_by is not None:
         originals = [id(original) for _, original in made_by.named_parameters(recurse=False)]
         return (*originals, *map(_function, made_by))
     if hook := made_by_hooks(module).get(name):

@@ -12,6 +12,7 @@ from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
 from torch.nn.parameter import is_lazy
 
 from reproduce.method.made_weights import weight_as_drawn
+from reproduce.method.own_parts import defined_in
 from reproduce.method.readings import FIRST, LAST
 from reproduce.method.sites import Axes
 
@@ -21,10 +22,9 @@ MAPS_TO_MAPS = (
     *(nn.Upsample, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
 NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention uses its weights itself
-LINEAR_ALONE = (
-    "torch",
-    "transformers",
-)  # packages in which a module with a matrix as its weight multiplies the last axis
+# Packages in which a module with a matrix as its weight multiplies the last axis; elsewhere in torch there are modules
+# made from those of others.
+LINEAR_ALONE = ("torch.nn.modules.", "torch.ao.nn.", "transformers.")
 UNIT_BY_UNIT = (activations.__name__, dropout.__name__, nn.Identity.__module__)  # where such modules are defined
 
 
@@ -90,7 +90,7 @@ def may_say(module: nn.Module) -> bool:
 
 def is_unit_by_unit(module: nn.Module) -> bool:
     """Whether its output has the axes of its input."""
-    return type(module).__module__ in UNIT_BY_UNIT and describe(module) is None
+    return defined_in(module) in UNIT_BY_UNIT and describe(module) is None
 
 
 def _by_weight(module: nn.Module) -> Layer | None:
@@ -101,7 +101,7 @@ def _by_weight(module: nn.Module) -> Layer | None:
         return Layer(True, (module.in_features,), (module.out_features,))
     if weight.dim() in (1, 2):
         # What somebody's own module does with a matrix is not known: it may be a convolution of single locations.
-        is_linear = weight.dim() == 2 and type(module).__module__.partition(".")[0] in LINEAR_ALONE
+        is_linear = weight.dim() == 2 and f"{defined_in(module)}.".startswith(LINEAR_ALONE)
         return Layer(True if is_linear else None, tuple(weight.shape), tuple(weight.shape))
     return None
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from reproduce.method.own_parts import own_attribute, own_parametrizations
+from reproduce.method.rng import GlobalRandomness
 
 # What parametrizations made in the last forward pass, by their ids: see `LastPass`.
 _MADE: ContextVar[Mapping[int, Tensor] | None] = ContextVar("weights that a forward pass made", default=None)
@@ -89,8 +90,8 @@ def weight_in_use(module: nn.Module, name: str) -> Tensor:
                 )
         with _on_copied_buffers([module]):
             return made.make()
-    if is_parametrized(module, name):
-        return _parametrized(module, name)
+    if made_by := own_parametrizations(module).get(name):
+        return _parametrized(module, name, made_by)
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
@@ -104,17 +105,17 @@ def is_of_torch(part: nn.Module) -> bool:
 
 
 def weight_as_drawn(module: nn.Module, name: str) -> Any:
-    """`module.name` as reading it gives it, None if there is none; of a parametrized one for its shape alone, since the
-    forward pass reads another. As in `weight_in_use` nothing is moved.
+    """`module.name` as reading it gives it, None if the module itself has none; of a parametrized one for its shape
+    alone, since the forward pass reads another. As in `weight_in_use` nothing is moved.
     """
-    if not is_parametrized(module, name):
-        return getattr(module, name, None)
+    made_by = own_parametrizations(module).get(name)
+    if made_by is None:
+        return own_attribute(module, name)
     with torch.no_grad():
-        return _made_anew(module.parametrizations[name])[0]  # type: ignore[index, arg-type]
+        return _made_anew(made_by)[0]
 
 
-def _parametrized(module: nn.Module, name: str) -> Tensor:
-    made_by: ParametrizationList = module.parametrizations[name]  # type: ignore[index, assignment]
+def _parametrized(module: nn.Module, name: str, made_by: ParametrizationList) -> Tensor:
     cached = parametrize._cache.get((id(module), name)) if parametrize._cache_enabled else None
     if cached is not None:
         return cached
@@ -138,7 +139,7 @@ def _made_anew(made_by: ParametrizationList) -> tuple[Tensor, bool]:
     with _on_copied_buffers(made_by.modules()) as are_as_before, _no_power_iteration(made_by):
         if is_function(made_by):
             return made_by.forward(), True
-        state = _RandomState(next(made_by.parameters()).device)
+        state = GlobalRandomness([next(made_by.parameters()).device])
         try:
             if not _gives_the_same_twice(made_by):
                 with torch.no_grad():
@@ -197,26 +198,3 @@ def _no_power_iteration(made_by: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-class _RandomState:
-    """The state of torch's global generators, of the CPU and of another device, and of numpy's and Python's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = None if device.type in ("cpu", "meta") else device
-        self.before = self._now()
-        self.of_others = np.random.get_state(), random.getstate()
-
-    def is_as_before(self) -> bool:
-        return all(map(torch.equal, self._now(), self.before))
-
-    def put_back(self) -> None:
-        torch.set_rng_state(self.before[0])
-        np.random.set_state(self.of_others[0])
-        random.setstate(self.of_others[1])
-        if self.device is not None:
-            torch.get_device_module(self.device).set_rng_state(self.before[1], self.device)
-
-    def _now(self) -> list[Tensor]:
-        other = [torch.get_device_module(self.device).get_rng_state(self.device)] if self.device is not None else []
-        return [torch.get_rng_state(), *other]

@@ -69,12 +69,15 @@ def by_strides(axes: Axes, own: Lying, view: Lying) -> Axes | None:
 def by_sizes(shape: tuple[int, ...], outputs: Iterable[Output]) -> tuple[Axes, ...]:
     """All axes that an activation of this shape may have if functions made it of one of these outputs.
 
-    Outputs of which channels, time and space have the same sizes count first, channels moved or not; then those with as
-    many channels, or with all other sizes the same, since channels may be joined or cut; then those of one position,
-    whose channels may be spread over all. An output of one channel is spread over an axis too, and tells nothing but by
-    all sizes. Of sequences it is not said whether time is first.
+    Outputs with the same sizes count first, channels moved or not; then those that differ in the batch alone, and where
+    there are some, those that differ in channels alone, joined or cut, as well; then those with as many channels, or
+    with all other sizes the same; then those of one position, whose channels may be spread over all. An output of one
+    channel is spread over an axis too, and tells nothing but by all sizes. Of sequences it is not said whether time is
+    first.
     """
-    tiers: tuple[dict[Axes, None], ...] = {}, {}, {}  # each in the order in which axes were found
+    # Each in the order in which axes were found.
+    tiers: tuple[dict[Axes, None], ...] = {}, {}, {}, {}
+    of_other_channels: dict[Axes, None] = {}
     for output in outputs:
         if len(output.shape) != len(shape) or not output.axes:
             continue
@@ -84,8 +87,12 @@ def by_sizes(shape: tuple[int, ...], outputs: Iterable[Output]) -> tuple[Axes, .
             tier = None if axes is None else _likeness(shape, axes, output)
             if axes is not None and tier is not None:
                 tiers[tier][axes] = None
-                if tier == 1 and axes.endswith("c") != is_last:  # or channels were joined, and space was cut to so many
+                if tier == 2 and _has_others(shape, axes, output):
+                    of_other_channels[axes] = None
+                if tier == 2 and axes.endswith("c") != is_last:  # or channels were joined, and space was cut to so many
                     tiers[tier][(LAST if is_last else FIRST)[len(shape)]] = None
+    if tiers[1]:
+        tiers[1].update(of_other_channels)
     return next((tuple(found) for found in tiers if found), ())
 
 
@@ -93,12 +100,19 @@ def _likeness(shape: tuple[int, ...], axes: Axes, output: Output) -> int | None:
     """How like an output an activation is, if these are its axes: the smaller the more; None: not at all."""
     rest = list(shape)
     has_channels = rest.pop(axes.index("c")) == output.size("c")
+    has_others = _has_others(shape, axes, output)
     if has_channels and _has_positions(rest, output, axes):
-        return 0
-    has_others = sorted(rest) == sorted([output.size("n"), *output.positions])
+        return 0 if has_others else 1
     if output.size("c") == 1 or not (has_channels or has_others):
         return None
-    return 2 if all(size == 1 for size in output.positions) else 1
+    return 3 if all(size == 1 for size in output.positions) else 2
+
+
+def _has_others(shape: tuple[int, ...], axes: Axes, output: Output) -> bool:
+    """Whether all sizes but the number of channels are those of the output, in any order."""
+    rest = list(shape)
+    rest.pop(axes.index("c"))
+    return sorted(rest) == sorted([output.size("n"), *output.positions])
 
 
 def _has_positions(rest: list[int], output: Output, axes: Axes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,16 +101,39 @@ class Changes:
 
 
 class Values:
-    """The values of all parameters and buffers, copied to the CPU."""
+    """The values of tensors, copied to the CPU."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.copies = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors if not _is_lazy(tensor)]
+        self.copies = [(tensor, _memory(tensor).to("cpu", copy=True)) for tensor in tensors if not _is_lazy(tensor)]
 
     @torch.no_grad()
     def put_back(self) -> None:
+        """Write what is different: a tensor that a graph has saved for its gradient stays as it is."""
         for tensor, copied in self.copies:
-            if tensor.shape == copied.shape:
-                tensor.copy_(copied)
+            own = _memory(tensor)
+            if own.shape == copied.shape and _differs(own, copied):
+                # A tensor made in inference mode can be written in that mode alone.
+                with torch.inference_mode() if tensor.is_inference() else contextlib.nullcontext():
+                    own.copy_(copied)
+
+
+def _differs(tensor: Tensor, copied: Tensor) -> bool:
+    """Of one that is sparse or in shards it is not asked."""
+    is_plain = tensor.layout == torch.strided and not hasattr(tensor, "full_tensor")
+    return not is_plain or not torch.equal(tensor.to("cpu"), copied)
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """The tensor; or the memory that it lies in, where several entries may lie in one place, as after `expand`."""
+    own = tensor.detach()
+    if own.layout != torch.strided or not own.numel():
+        return own
+    reach, overlaps = 0, False  # of the axes with smaller strides
+    for stride, size in sorted(zip(own.stride(), own.shape, strict=True)):
+        if size > 1:
+            overlaps = overlaps or stride <= reach
+            reach += stride * (size - 1)
+    return own.as_strided((reach + 1,), (1,)) if overlaps else own
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

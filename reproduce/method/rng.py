@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from torch import Tensor
 
 
 def derived_seed(seed: int, name: str) -> int:
@@ -40,3 +44,31 @@ class Generators:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         for field in fields(self):
             getattr(self, field.name).set_state(state[field.name].cpu())
+
+
+class GlobalRandomness:
+    """The state of the global generators: torch's of the CPU and of other devices, NumPy's and Python's.
+
+    Args:
+        devices: where something may draw, beside the CPU.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self.devices = [device for device in dict.fromkeys(devices) if device.type not in ("cpu", "meta")]
+        self.before = self._now()
+        self.of_others = np.random.get_state(), random.getstate()
+
+    def is_as_before(self) -> bool:
+        """Of torch's."""
+        return all(map(torch.equal, self._now(), self.before))
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self.before[0])
+        np.random.set_state(self.of_others[0])
+        random.setstate(self.of_others[1])
+        for device, state in zip(self.devices, self.before[1:], strict=True):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    def _now(self) -> list[Tensor]:
+        others = [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
+        return [torch.get_rng_state(), *others]

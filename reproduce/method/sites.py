@@ -44,6 +44,7 @@ class Site(nn.Module):
         self.axes: Axes = axes
         self.could_be = tuple(could_be)
         self.shape = shape
+        self.dtype: torch.dtype | None = None  # of what passed in a dry run
         self.is_packed = False  # rows of a packed sequence pass it, with axes "tnc": (steps of all sequences, features)
         self.name = ""  # its path in the model, given by `watch`
         self.transform: nn.Module | None = None
@@ -326,9 +327,8 @@ def _those_there(model: nn.Module) -> str:
 
 
 def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], nn.Module]) -> None:
-    """Put a module of its own, on the model's device and of its type, into each of these Sites, or into none.
-
-    In a model of half precision what is put in stays in float32, as statistics must.
+    """Put a module of its own, on the model's device and of the type of `dtype_of`, into each of these Sites, or into
+    none.
 
     Raises:
         ValueError: a Site that is filled already, or that ``make`` refuses.
@@ -336,21 +336,19 @@ def fill_sites(model: nn.Module, sites: Sequence[Site], make: Callable[[Site], n
     filled = next((site for site in sites if site.transform is not None), None)
     if filled is not None:
         raise ValueError(f"Site {filled.name!r} already holds {type(filled.transform).__name__}")
-    device, dtype = device_of(model), dtype_of(model)
-    with _made_in(dtype):
-        made = [make(site) for site in sites]
-    for site, transform in zip(sites, made, strict=True):
+    device, dtypes = device_of(model), [dtype_of(model, site) for site in sites]
+    made = [_made_in(dtype, make, site) for site, dtype in zip(sites, dtypes, strict=True)]
+    for site, dtype, transform in zip(sites, dtypes, made, strict=True):
         # To float32 nothing is cast: what a method keeps in double precision stays so.
         site.transform = transform.to(device, dtype) if dtype == torch.float64 else transform.to(device)
 
 
-@contextlib.contextmanager
-def _made_in(dtype: torch.dtype) -> Iterator[None]:
+def _made_in(dtype: torch.dtype, make: Callable[[Site], nn.Module], site: Site) -> nn.Module:
     """Where torch's default type is half precision, or not the model's, modules begin in this one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(before if before == torch.float32 else dtype)
     try:
-        yield
+        return make(site)
     finally:
         torch.set_default_dtype(before)
 
@@ -360,7 +358,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """What a method adds to a model is of this type: float64 for a model in double precision, else float32."""
-    found = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+def dtype_of(model: nn.Module, site: Site | None = None) -> torch.dtype:
+    """What a method adds to a model is of this type: float64 for one in double precision, else float32.
+
+    At a Site what has passed it in a dry run says so, where there was one, else the model's first parameter. In half
+    precision it is float32, as statistics must be.
+    """
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    found = next(types, torch.float32) if site is None or site.dtype is None else site.dtype
     return found if found == torch.float64 else torch.float32

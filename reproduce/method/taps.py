@@ -203,6 +203,7 @@ class Tap(nn.ModuleList):
         index, site = self._site(module, whole, is_packed)
         if self.is_explored:
             self.calls[index] += 1
+            site.dtype = activation.dtype
         if is_step and self.trace is not None and site not in self.trace.stepped:
             self.trace.stepped.add(site)
         if not self.is_filled:

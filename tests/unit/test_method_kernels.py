@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from methods.activity_norm.method import l2_activity
 from reproduce import attach, load_method, models
 from reproduce.errors import UserError
 from reproduce.method import Site, kernels_of
@@ -308,3 +309,22 @@ def test_a_penalty_on_frozen_kernels_alone_is_refused(name: str) -> None:
         measured = handle.penalty()
     assert handle.model.requires_grad_(False)
     assert handle.penalty() == measured > 0
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "weight_norm_penalty"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_kernels_of_eight_bits_are_refused_by_name_and_may_be_left_out(name: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight = nn.Parameter(model[0].weight.detach().to(dtype), requires_grad=False)
+    with pytest.raises(ValueError, match=rf"^kernel '0.weight': found {dtype} \(4, 3\).*needed is bfloat16 or wider"):
+        attach(name, model).penalty()
+    layers: Any = "1.weight" if name == "orthogonal" else ("1.weight",)
+    alone = nn.Sequential(nn.Identity(), model[1])
+    torch.testing.assert_close(
+        attach(name, model, layers=layers).penalty(), attach(name, alone).penalty(), rtol=0, atol=0
+    )
+
+
+def test_activations_of_eight_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"found torch.float8_e5m2 \(5, 3\), in which torch does not compute"):
+        l2_activity(torch.zeros(5, 3).to(torch.float8_e5m2))
