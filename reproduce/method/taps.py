@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.first_tensor import at_first_tensor
+from reproduce.method.functions import is_in_backward
 from reproduce.method.known_layouts import KnownLayouts
 from reproduce.method.layouts import Layouts
 from reproduce.method.places import host_of
@@ -201,7 +202,7 @@ class Tap(nn.ModuleList):
         is_step = self.is_stepped and activation.dim() == 2 and not is_packed
         whole = activation.unsqueeze(0) if is_step else activation
         index, site = self._site(module, whole, is_packed)
-        if self.is_explored:
+        if self.is_explored and not is_in_backward():
             self.calls[index] += 1
         if is_step and self.trace is not None and site not in self.trace.stepped:
             self.trace.stepped.add(site)
