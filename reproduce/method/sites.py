@@ -99,6 +99,10 @@ class Site(nn.Module):
             self.trace.add(self, activation)
         return activation
 
+    def is_recorded(self, activation: Tensor) -> bool:
+        """Whether what passes now is recorded, for a transform that remembers what penalties read."""
+        return self.trace is not None and self.trace.takes(self, activation)
+
     def extra_repr(self) -> str:
         return f"{self.role}, {' or '.join((self.axes, *self.could_be))}, {self.shape}"
 
@@ -120,6 +124,10 @@ class Trace:
         self._is_read_by_penalty = False
         self._mask: Tensor | None = None
         self._zero: Tensor | None = None
+
+    def takes(self, site: Site, activation: Tensor) -> bool:
+        """Whether this activation of a Site is recorded."""
+        return site.training
 
     def add(self, site: Site, activation: Tensor) -> None:
         if site.role in self.roles:

@@ -155,6 +155,9 @@ class StepTrace(Trace):
             return False
         return True
 
+    def takes(self, site: Site, activation: Tensor) -> bool:
+        return self.is_open and torch.is_grad_enabled() and (site.training or activation.requires_grad)
+
     def add(self, site: Site, activation: Tensor) -> None:
         if self.is_open and torch.is_grad_enabled():
             if torch.compiler.is_compiling():  # whose outputs have no version that tells what overwrote them inside

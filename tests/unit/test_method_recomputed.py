@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from methods.activity_norm.method import ActivityNorm
+from methods.activity_prior.method import ActivityPrior, Memory, prior_loss
 from reproduce import load_method
 from reproduce.method.attach import attach
 
@@ -121,3 +124,70 @@ def test_a_weight_that_is_drawn_inside_such_a_pass_is_that_of_its_first_time() -
     for layer, weight in zip(reference, kernels, strict=True):
         layer.weight = nn.Parameter(weight.detach())
     torch.testing.assert_close(handle.penalty(), attach(handle.method, reference).penalty())
+
+
+class Blocks(nn.Module):
+    """One block, which may lie in a checkpoint."""
+
+    def __init__(self, is_checkpointed: bool, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.is_checkpointed = block.double(), is_checkpointed
+
+    def forward(self, value: Tensor) -> Any:
+        return checkpoint(self.block, value, use_reentrant=False) if self.is_checkpointed else self.block(value)
+
+
+def tanh_block(is_checkpointed: bool = False) -> Blocks:
+    torch.manual_seed(0)
+    return Blocks(is_checkpointed, nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)))
+
+
+def no_pass(model: Blocks, value: Tensor) -> None:
+    """Nothing between a pass and its penalty."""
+
+
+def a_pass_without_gradient(model: Blocks, value: Tensor) -> None:
+    with torch.no_grad():
+        model(value)
+
+
+def a_part_called_alone(model: Blocks, value: Tensor) -> None:
+    model.block(value)
+
+
+def a_copy_that_is_called(model: Blocks, value: Tensor) -> None:
+    copied = copy.deepcopy(model)
+    copied(value)
+    assert torch.equal(memory_of(copied).values, memory_of(model).values)  # as deep copies record nothing
+
+
+def memory_of(model: Blocks) -> Memory:
+    (found,) = [module for module in model.modules() if isinstance(module, Memory)]
+    return found
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("between", [no_pass, a_pass_without_gradient, a_part_called_alone, a_copy_that_is_called])
+def test_a_memory_takes_in_what_is_recorded_alone(is_checkpointed: bool, between: Any) -> None:
+    """By hand: the histogram is that of the last three batches, the first one in place of those that have not come."""
+    model, inputs = tanh_block(is_checkpointed), batch(5, 8, 3)
+    made = model.block[:2](inputs).detach()
+    handle = attach(ActivityPrior(strength=1.0, memory=24), model, example=inputs[0])
+    for step in range(5):
+        output = model(inputs[step])
+        between(model, batch(8, 3, seed=7))
+        penalty = handle.penalty()
+        (output.sum() + penalty).backward()
+        samples = made[[max(step - 2, 0), max(step - 1, 0), step]].flatten(0, 1)
+        torch.testing.assert_close(penalty, prior_loss(samples, Normal(0.0, 1.0)))
+        assert {*memory_of(model).values[:, 0].tolist()} == {*samples[:, 0].tolist()}
+
+
+def test_a_memory_takes_in_what_is_recorded_of_a_part_in_evaluation() -> None:
+    model, inputs = tanh_block(), batch(3, 8, 3)
+    made = model.block[:2](inputs).detach()
+    handle = attach(ActivityPrior(strength=1.0, memory=16), model, example=inputs[0])
+    model.block.eval()
+    for step, before in ((0, 0), (1, 0), (2, 1)):
+        model(inputs[step])
+        torch.testing.assert_close(handle.penalty(), prior_loss(made[[before, step]].flatten(0, 1), Normal(0.0, 1.0)))
