@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from reproduce.method import Method, NonNegative, Positive, PositiveCount, device_of, dtype_of, in_float32
+from reproduce.method import Method, NonNegative, Positive, PositiveCount, device_of, dtype_of, in_float32, is_in_backward
 
 Terms = Literal["all", "gates", "input"]
 Term = Literal["input", "hidden", "cell"]
@@ -233,11 +233,20 @@ class LayerNormalizations(nn.Module):
         self.generator = generator if self.noise else None
 
     def initial_state(self, inputs: Tensor, units: int) -> tuple[Tensor, Tensor]:
-        """h_0 and c_0, both (N, H), for inputs (T, N, C)."""
+        """h_0 and c_0, both (N, H), for inputs (T, N, C).
+
+        Raises:
+            ValueError: noise is to be drawn again in a backward pass, where it would be another.
+        """
         zeros = inputs.new_zeros(inputs.shape[1], units)
         hidden = zeros if self.initial_hidden is None else zeros + self.initial_hidden
         cell = zeros if self.initial_cell is None else zeros + self.initial_cell
         if self.training and self.generator is not None:
+            if is_in_backward():
+                raise ValueError(
+                    "recurrent batch normalization cannot draw initial_state_noise a second time, as its LSTM is "
+                    "computed again in a backward pass: leave the LSTM out of checkpoint(), or the noise at 0"
+                )
             drawn = torch.empty_like(hidden).normal_(generator=self.generator)
             hidden = hidden + self.noise * drawn
         return hidden, cell

@@ -191,3 +191,23 @@ def test_a_memory_takes_in_what_is_recorded_of_a_part_in_evaluation() -> None:
     for step, before in ((0, 0), (1, 0), (2, 1)):
         model(inputs[step])
         torch.testing.assert_close(handle.penalty(), prior_loss(made[[before, step]].flatten(0, 1), Normal(0.0, 1.0)))
+
+
+def recurrent_step(is_checkpointed: bool, **options: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = Blocks(is_checkpointed, nn.LSTM(3, 4))
+    handle = attach(load_method("recurrent_batchnorm", initial_scale=1.0, **options), model)
+    (model(batch(5, 8, 3))[0].square().mean() + handle.penalty()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_noise_that_a_checkpoint_would_draw_anew_is_refused() -> None:
+    recurrent_step(False, initial_state_noise=1.0)
+    with pytest.raises(ValueError, match=r"cannot draw initial_state_noise a second time.*leave the LSTM out of"):
+        recurrent_step(True, initial_state_noise=1.0)
+
+
+@pytest.mark.parametrize("learn_initial_state", [False, True])
+def test_without_noise_a_checkpoint_changes_no_gradient(learn_initial_state: bool) -> None:
+    options = {"learn_initial_state": learn_initial_state}
+    torch.testing.assert_close(recurrent_step(True, **options), recurrent_step(False, **options))
