@@ -268,10 +268,10 @@ class Trace:
         return examples[: self.source_examples], examples[self.source_examples :]
 
     def zero(self) -> Tensor:
-        """A 0-dim zero on the model's device."""
+        """A 0-dim zero on the model's device, a new one each time: a penalty is its caller's to write into."""
         if self._zero is None:
             self._zero = torch.zeros((), device=device_of(self.model), dtype=torch.float32)
-        return self._zero
+        return self._zero.clone()
 
 
 def sites_of(model: nn.Module) -> Iterator[Site]:
