@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -111,7 +112,7 @@ class Handle:
         self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
         self.changes: list[Changes] = []
         self.is_attached = False
-        self.must_be_met = False  # every Tap is of a module that was named, and none has been missed yet
+        self.must_be_met = False  # every Tap is of a module that was named, and it was not looked yet which are called
         self.has_penalty = False  # since the last after_step
         self.awaits_after_step = False  # an optimiser has stepped since then
         self.optimizer_hook: Any = None
@@ -145,7 +146,7 @@ class Handle:
     def connect(self, example: Any, are_named: bool) -> None:
         """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model.
 
-        Modules that ``are_named`` by the caller must be met.
+        Of modules that ``are_named`` by the caller it is told which are not called.
         """
         forget_compiled()
         self.is_attached = True
@@ -194,10 +195,10 @@ class Handle:
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
-                raised an error; a module that was named and is never called, or is no part of the model any more; an
-                optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on another
-                device than when it was attached; activations overwritten in place; a step without `after_step`; or what
-                the method refuses.
+                raised an error; modules that were named, none of which is called; one that is no part of the model any
+                more; an optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on
+                another device than when it was attached; activations overwritten in place; a step without
+                `after_step`; or what the method refuses.
         """
         if not self.is_attached:
             raise ValueError("this is a removed handle: attach() the method again")
@@ -220,7 +221,8 @@ class Handle:
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
         trace.end_abandoned()
-        self._refuse_unmet("in the forward pass")
+        if trace.has_ended and not trace.consumed:
+            self._tell_unmet()
         if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
         try:
@@ -328,7 +330,6 @@ class Handle:
                 tap.is_explored = False
         if self.passes is not None:
             self.passes.end_watching()
-        self._refuse_unmet("in the dry run")
 
     def _prepare(self) -> None:
         before = Structure(self.model)
@@ -365,15 +366,27 @@ class Handle:
             "make it after attach(), or add_param_group() what is new"
         )
 
-    def _refuse_unmet(self, where: str) -> None:
+    def _tell_unmet(self) -> None:
+        """Once, of modules that were named and that no pass has called yet: they may take turns with others.
+
+        Raises:
+            ValueError: none of them has been called.
+        """
         unmet = [tap.name for tap, _ in self.tapped if not tap.is_met] if self.must_be_met else []
         unmet = [name for name in unmet if not self.trace.has(name)]
-        if unmet:
-            raise ValueError(
-                f"module {unmet[0]!r} was named, and is not called {where}: a module around it may use its weights "
-                "without calling it, as nn.MultiheadAttention does; name one that is called"
-            )
+        if not unmet:
+            self.must_be_met = False
+            return
+        others = f" (and {len(unmet) - 1} more)" if len(unmet) > 1 else ""
+        found = f"module {unmet[0]!r}{others} was named, and is not called in this forward pass or one before it"
+        if len(unmet) == len(self.tapped):
+            raise ValueError(f"{found}: name modules that are called, and call the model so that it reaches them")
         self.must_be_met = False
+        warnings.warn(
+            f"{found}: where it takes turns with others it counts once it is called; where nothing calls it, as its "
+            "weights are used from outside, it never does: name one that is called",
+            stacklevel=4,
+        )
 
 
 class CopiedHandle:

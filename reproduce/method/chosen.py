@@ -78,7 +78,19 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     given: dict[str, Role] = dict(sites) if isinstance(sites, Mapping) else dict.fromkeys(sites, default)
     if not given:
         raise ValueError(f"sites names none of: {_listed(modules)}")
-    return {name: role for key, role in given.items() for name in _names(key, modules)}
+    found = {name: role for key, role in given.items() for name in _names(key, modules)}
+    for name in found:
+        _refuse_uncalled(modules, name)
+    return found
+
+
+def _refuse_uncalled(modules: Mapping[str, nn.Module], name: str) -> None:
+    attention = modules.get(name.rpartition(".")[0])
+    if type(attention) is nn.MultiheadAttention and modules[name] is attention.out_proj:
+        raise ValueError(
+            f"module {name!r} was named, and is never called: nn.MultiheadAttention uses its weights without that: "
+            "name the attention itself, or another module that is called"
+        )
 
 
 def _refuse_scripted(modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:
