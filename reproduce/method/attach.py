@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
-from reproduce.method.chosen import named_kernels, taps_for
+from reproduce.method.additions import Additions, Kinds
+from reproduce.method.chosen import kinds_of, named_kernels, taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised
 from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
 from reproduce.method.last_pass import LastPass
@@ -85,7 +86,7 @@ def attach(
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
         handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
         try:
-            handle.connect(example, are_named=not isinstance(sites, str))
+            handle.connect(example, kinds_of(sites))
         except BaseException:
             handle.remove()
             raise
@@ -119,6 +120,7 @@ class Handle:
         self.added: list[str] = []  # parameters of the method's own that train
         self.untrained: str | None = None  # one of them, which an optimiser that stepped does not hold
         self.links = Links()
+        self.additions = Additions()
         self.processes = AlikeAfterSteps(model)
 
     @property
@@ -143,14 +145,17 @@ class Handle:
             lines.append(f"  {site.name}: {site.role}, {kind}{transform}")
         return "\n".join(lines)
 
-    def connect(self, example: Any, are_named: bool) -> None:
+    def connect(self, example: Any, kinds: Kinds) -> None:
         """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model.
 
-        Of modules that ``are_named`` by the caller it is told which are not called.
+        Args:
+            example: for the dry run; None: there is none.
+            kinds: of all modules that are meant, so that none may be added; none where they are named by the caller, to
+                whom it is told which are not called.
         """
         forget_compiled()
         self.is_attached = True
-        self.must_be_met = are_named
+        self.must_be_met = not kinds
         before = Structure(self.model)
         try:
             if self.tapped:
@@ -172,6 +177,7 @@ class Handle:
         self._prepare()
         filled = [(tap.name, tap) for tap, _ in self.tapped if tap.is_filled]
         self.links.watch(self.model, [(tap.name, module) for tap, module in self.tapped], filled)
+        self.additions.watch(self.model, kinds if self.trace.roles or filled else ())
         if self.method.acts_after_step or self.added:
             self.optimizer_hook = _watch_optimizers(self)
         _HANDLES.add(self)
@@ -195,10 +201,10 @@ class Handle:
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
-                raised an error; modules that were named, none of which is called; one that is no part of the model any
-                more; an optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on
-                another device than when it was attached; activations overwritten in place; a step without
-                `after_step`; or what the method refuses.
+                raised an error; modules that were named, none of which is called; a module with Sites that is no part
+                of the model any more, or one without them that is new in it; an optimiser that does not hold what the
+                method added; a ``progress`` outside [0, 1]; a model on another device than when it was attached;
+                activations overwritten in place; a step without `after_step`; or what the method refuses.
         """
         if not self.is_attached:
             raise ValueError("this is a removed handle: attach() the method again")
@@ -206,6 +212,7 @@ class Handle:
             raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
         if self.trace.roles or self.links.filled:
             self.links.refuse_replaced()
+            self.additions.refuse()
         self._refuse_untrained()
         if progress is not None:
             self.progress.fill_(fraction(progress))
@@ -312,6 +319,7 @@ class Handle:
         if self.passes is not None:
             self.passes.release()
         self.links.release()
+        self.additions.release()
         self.last_pass.release()
         if self.optimizer_hook is not None:
             self.optimizer_hook.remove()
