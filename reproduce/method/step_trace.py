@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.callers import Callers
 from reproduce.method.functions import is_in_backward
 from reproduce.method.records import PackedRecord
 from reproduce.method.sites import Record, Role, Site, Trace
@@ -36,6 +37,7 @@ class StepTrace(Trace):
         self.tapped = tapped
         self.hooked = [module for _, module in tapped]
         self.versions: list[int] = []
+        self.callers = Callers(model)
         self.thread: int | None = None  # whose pass is recorded
         self.frame: FrameType | None = None  # that calls the model in it
         self.error_before: BaseException | None = None  # that was being handled when it began

@@ -215,7 +215,9 @@ class Tap(nn.ModuleList):
 
     def _filled(self, module: nn.Module, site: Site, whole: Tensor) -> Tensor:
         """What a Site gives that holds something."""
-        if self.trace is not None and self.trace.is_open:
+        if self.trace is not None and not self.trace.is_open:
+            self.trace.callers.refuse_other(module, self.name)
+        elif self.trace is not None:
             if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
                 self._refuse_calls(site, 2)
             self.trace.filled.append(site)
