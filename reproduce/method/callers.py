@@ -43,8 +43,8 @@ class Callers:
                 return
             if weighted:
                 raise ValueError(
-                    f"module {name!r} is called in a {type(caller).__name__} too that is no part of the model, and what "
-                    "the method put there would change that one as well: give each model activation modules of its own"
+                    f"module {name!r} is called in a {type(caller).__name__} too that is no part of the model, and "
+                    "what the method put there would change that too: give each model activation modules of its own"
                 )
 
 
