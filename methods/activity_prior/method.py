@@ -305,7 +305,11 @@ class FlattenOneSize(nn.Flatten):
 
 
 class Remembering(nn.Module):
-    """Passes activations on unchanged and, while training, keeps the most recent samples in ``memory``."""
+    """Passes activations on unchanged and keeps the most recent samples of those that are recorded in ``memory``.
+
+    Penalties read the newest ones in the record itself: what is in no record, as a pass under `torch.no_grad` or what a
+    checkpoint computes again, would stand in their place.
+    """
 
     def __init__(self, site: Site, capacity: int, features: Features, is_ordered: bool) -> None:
         super().__init__()
@@ -315,8 +319,8 @@ class Remembering(nn.Module):
         self.memory = Memory(capacity, math.prod(site.shape or ()) if is_flat else site.features)
 
     def forward(self, activation: Tensor) -> Tensor:
-        if self.training:
-            (site,) = self._site
+        (site,) = self._site
+        if site.is_recorded(activation):
             samples = _samples(Record(site, activation), self.features, self.is_ordered)
             if samples.shape[1] != self.memory.values.shape[1]:
                 raise ValueError(_of_another_size(site, activation))

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from reproduce.method import Method, NonNegative, Positive, PositiveCount, device_of, dtype_of, in_float32
+from methods.recurrent_batchnorm.calls import OneCall
+from reproduce.method import (
+    Method,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    device_of,
+    dtype_of,
+    in_float32,
+    is_in_backward,
+)
 
 Terms = Literal["all", "gates", "input"]
 Term = Literal["input", "hidden", "cell"]
@@ -213,8 +223,11 @@ class LayerNormalizations(nn.Module):
     ``initial_cell``); while training, the hidden state has Gaussian noise of deviation ``noise`` on it.
     """
 
-    def __init__(self, options: RecurrentBatchNorm, units: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, options: RecurrentBatchNorm, units: int, generator: torch.Generator, name: str, calls: OneCall
+    ) -> None:
         super().__init__()
+        self.name, self.calls = name, calls
         widths: dict[Term, int] = {"input": 4 * units, "hidden": 4 * units, "cell": units}
         names = _NORMALIZED[options.terms]
         # No shift for the sums of the gates: their bias covers both (section 3).
@@ -233,11 +246,20 @@ class LayerNormalizations(nn.Module):
         self.generator = generator if self.noise else None
 
     def initial_state(self, inputs: Tensor, units: int) -> tuple[Tensor, Tensor]:
-        """h_0 and c_0, both (N, H), for inputs (T, N, C)."""
+        """h_0 and c_0, both (N, H), for inputs (T, N, C).
+
+        Raises:
+            ValueError: noise is to be drawn again in a backward pass, where it would be another.
+        """
         zeros = inputs.new_zeros(inputs.shape[1], units)
         hidden = zeros if self.initial_hidden is None else zeros + self.initial_hidden
         cell = zeros if self.initial_cell is None else zeros + self.initial_cell
         if self.training and self.generator is not None:
+            if is_in_backward():
+                raise ValueError(
+                    "recurrent batch normalization cannot draw initial_state_noise a second time, as its LSTM is "
+                    "computed again in a backward pass: leave the LSTM out of checkpoint(), or the noise at 0"
+                )
             drawn = torch.empty_like(hidden).normal_(generator=self.generator)
             hidden = hidden + self.noise * drawn
         return hidden, cell
@@ -245,7 +267,12 @@ class LayerNormalizations(nn.Module):
     def run(
         self, inputs: Tensor, state: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`batch_normalized_lstm` with the own normalizations; while training, they take up the moments it met."""
+        """`batch_normalized_lstm` with the own normalizations; while training, they take up the moments it met.
+
+        Raises:
+            ValueError: a second call in one forward pass of the model, whose first step would count as the first again.
+        """
+        self.calls.note(self, self.name)
         terms: Any = dict(self.terms.items())
         rules = {name: term.rule(len(inputs)) for name, term in terms.items()}
         met: dict[Term, Moments] = {}
@@ -277,7 +304,8 @@ class BatchNormalizedLSTM(nn.LSTM):
         """As `nn.LSTM`, but for packed sequences.
 
         Raises:
-            ValueError: a packed sequence; while training, a mini-batch of fewer than two examples.
+            ValueError: a packed sequence; while training, a mini-batch of fewer than two examples; a second call in one
+                forward pass of the model.
         """
         if isinstance(input, PackedSequence):
             raise ValueError(
@@ -362,8 +390,10 @@ class RecurrentBatchNorm(Method):
             )
         for name, lstm in found:
             self._check(name, lstm)
-        for _, lstm in found:
-            self._normalize(lstm, generator)
+        calls = OneCall()
+        calls.hook(model)
+        for name, lstm in found:
+            self._normalize(name, lstm, generator, calls)
 
     def _check(self, name: str, lstm: nn.LSTM) -> None:
         named = f"LSTM {name!r}" if name else "this LSTM"
@@ -379,10 +409,10 @@ class RecurrentBatchNorm(Method):
         if not lstm.bias and self.forget_bias is not None:
             raise ValueError(f"{named} has no biases, and forget_bias {self.forget_bias} needs them: give None")
 
-    def _normalize(self, lstm: nn.LSTM, generator: torch.Generator) -> None:
+    def _normalize(self, name: str, lstm: nn.LSTM, generator: torch.Generator, calls: OneCall) -> None:
         device, dtype = device_of(lstm), dtype_of(lstm)
         count = lstm.num_layers * (2 if lstm.bidirectional else 1)
-        made = [LayerNormalizations(self, lstm.hidden_size, generator) for _ in range(count)]
+        made = [LayerNormalizations(self, lstm.hidden_size, generator, name, calls) for _ in range(count)]
         lstm.__class__ = BatchNormalizedLSTM
         lstm.normalizations = nn.ModuleList(made).to(device, dtype).train(lstm.training)
         if self.forget_bias is not None:

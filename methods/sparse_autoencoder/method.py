@@ -162,26 +162,38 @@ class Resampling(nn.Module):
     idle: Tensor  # (d_sae,) steps since each latent fired
     steps: Tensor
 
-    def __init__(self, d_sae: int, every: int, until: float) -> None:
+    def __init__(self, site: Site, every: int, until: float) -> None:
         super().__init__()
         self.every, self.until = every, until
-        self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
+        self._site = (site,)  # in a tuple: that of the code, which is no part of this
+        self.register_buffer("idle", torch.zeros(site.features, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.batch: tuple[Tensor, Tensor] | None = None  # of the last forward pass, whose penalty has not been taken
         self.batches: list[tuple[Tensor, Tensor]] = []  # of those since the last step
+        self.is_recorded = False  # the call that is under way
 
     def forward(self, value: Any) -> Any:
         """The identity, for an autoencoder that calls all its children in turn, as Sequential does."""
         return value
 
-    def remember(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        """Forward hook of the autoencoder: keep the inputs and reconstructions of its last call that trains."""
+    def begin(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Forward pre-hook of the autoencoder: whether its code is recorded, as a call of it alone is not.
+
+        Not where it ends: the autoencoder may be the whole model, whose pass is over then.
+        """
+        self.is_recorded = False
         if module.training and torch.is_grad_enabled():
             read = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
             if read is None:
                 raise ValueError(
                     f"resampling needs inputs that are a tensor, {type(module).__name__} was called with none"
                 )
+            self.is_recorded = self._site[0].is_recorded(read)
+
+    def remember(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        """Forward hook of the autoencoder: keep the inputs and reconstructions of its last call that is recorded."""
+        if self.is_recorded:
+            read = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
             self.batch = read.detach(), reconstruction(read, output).detach()
 
     def keep(self) -> None:
@@ -309,8 +321,9 @@ class SparseAutoencoder(Method):
                         f"resampling writes one direction into decoder and encoder, whose rows have {sizes[0]} and "
                         f"{sizes[1]} entries: both must be one linear layer"
                     )
-            resampling = Resampling(site.features, self.resample_every, self.resample_until)
+            resampling = Resampling(site, self.resample_every, self.resample_until)
             owner.add_module("resampling", resampling)
+            owner.register_forward_pre_hook(resampling.begin, with_kwargs=True)
             owner.register_forward_hook(resampling.remember, with_kwargs=True)
 
     def penalty(self, trace: Trace, progress: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from methods.sparse_autoencoder.method import SparseAutoencoder, l1_code_penalty
 from methods.sparse_autoencoder.weights import weights_of
@@ -113,6 +114,42 @@ def test_a_pass_without_gradients_or_without_its_penalty_is_not_drawn_from() -> 
             session.model(other)
         session.step()
     session.expect_rows_towards(target)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_call_of_the_autoencoder_alone_is_not_drawn_from(is_whole: bool) -> None:
+    """What is drawn is what was recorded: of a part the other input would be, of the whole both are passes."""
+    inputs, target = inputs_with_an_outlier(16, place=3)
+    other = torch.full((8, D_IN), 1e6)
+    coder = Coder()
+    model = coder if is_whole else nn.Sequential(OrderedDict(before=nn.Identity(), coder=coder))
+    sites = {"act" if is_whole else "coder.act": "code"}
+    handle = attach(SparseAutoencoder(resample_every=2), model, sites=sites, example=inputs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(2):
+        (model if is_whole else coder)(other)
+        model(inputs)
+        if not is_whole:
+            coder(other)
+        handle.penalty().backward()
+        optimizer.step()
+        handle.after_step(optimizer)
+    expected = nn.functional.normalize(target - coder.decoder.bias, dim=0)
+    torch.testing.assert_close(coder.decoder.weight[:, DEAD].mT, expected.expand(2, D_IN))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_what_a_checkpoint_computes_again_is_not_kept(use_reentrant: bool) -> None:
+    """Nor does it stay in memory where no step follows."""
+    inputs, _ = inputs_with_an_outlier(16, place=3)
+    session = Session(Coder(), inputs)
+    output = checkpoint(session.model, inputs.requires_grad_(), use_reentrant=use_reentrant)
+    if not use_reentrant:
+        (output.sum() + session.handle.penalty()).backward()
+        assert len(session.model.resampling.batches) == 1
+    else:
+        output.sum().backward()
+    assert session.model.resampling.batch is None
 
 
 def test_a_mask_is_refused_since_padding_would_count_as_fired() -> None:

@@ -125,6 +125,7 @@ def test_what_cannot_be_resampled_is_refused_in_one_line() -> None:
         SparseAutoencoder(resample_every=4).prepare(layers, torch.Generator())
     layers = pair()[1]
     SparseAutoencoder(resample_every=4).prepare(layers, torch.Generator())
+    watch(layers)
     layers.decoder = nn.Linear(D_SAE, 1)
     with pytest.raises(ValueError, match=r"returns a reconstruction of its inputs \(2, 5\), found dict"):
         layers(torch.ones(2, D_IN))

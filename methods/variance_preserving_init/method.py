@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from methods.variance_preserving_init.direct import DirectlyBefore
 from reproduce.method import Method, Role, Site, errors_in, fill_sites, in_float32, sites_of, sites_with_role
 
 
@@ -276,6 +277,9 @@ def _standardise(model: nn.Module, of_layer: bool) -> None:
     for kernel in filter(None, kernels.values()):
         _own_weight(kernel)  # or an error: what is known is moved into it in the end
     fill_sites(model, list(kernels), lambda site: FirstBatchStandardisation(site, kernels[site], of_layer))
+    for site, kernel in kernels.items():
+        if kernel is not None:
+            DirectlyBefore(site).hook(kernel)
 
 
 @torch.no_grad()

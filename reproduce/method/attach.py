@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
 from reproduce.method import Method
-from reproduce.method.chosen import named_kernels, taps_for
+from reproduce.method.additions import Additions, Kinds
+from reproduce.method.chosen import kinds_of, named_kernels, taps_for
 from reproduce.method.distributed import AlikeAfterSteps, is_of_shards, refuse_unsynchronised
 from reproduce.method.given import device_for, dry_run, fraction, refuse_arguments
 from reproduce.method.last_pass import LastPass
@@ -84,7 +86,7 @@ def attach(
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
         handle = Handle(method, model, taps_for(method, model, sites, axes), seed, example)
         try:
-            handle.connect(example, are_named=not isinstance(sites, str))
+            handle.connect(example, kinds_of(sites))
         except BaseException:
             handle.remove()
             raise
@@ -111,13 +113,14 @@ class Handle:
         self.progress = torch.zeros((), device=self.device, dtype=torch.float32)
         self.changes: list[Changes] = []
         self.is_attached = False
-        self.must_be_met = False  # every Tap is of a module that was named, and none has been missed yet
+        self.must_be_met = False  # every Tap is of a module that was named, and it was not looked yet which are called
         self.has_penalty = False  # since the last after_step
         self.awaits_after_step = False  # an optimiser has stepped since then
         self.optimizer_hook: Any = None
         self.added: list[str] = []  # parameters of the method's own that train
         self.untrained: str | None = None  # one of them, which an optimiser that stepped does not hold
         self.links = Links()
+        self.additions = Additions()
         self.processes = AlikeAfterSteps(model)
 
     @property
@@ -142,14 +145,17 @@ class Handle:
             lines.append(f"  {site.name}: {site.role}, {kind}{transform}")
         return "\n".join(lines)
 
-    def connect(self, example: Any, are_named: bool) -> None:
+    def connect(self, example: Any, kinds: Kinds) -> None:
         """Register Sites and hooks, meet the shapes in a dry run, and let the method prepare the model.
 
-        Modules that ``are_named`` by the caller must be met.
+        Args:
+            example: for the dry run; None: there is none.
+            kinds: of all modules that are meant, so that none may be added; none where they are named by the caller, to
+                whom it is told which are not called.
         """
         forget_compiled()
         self.is_attached = True
-        self.must_be_met = are_named
+        self.must_be_met = not kinds
         before = Structure(self.model)
         try:
             if self.tapped:
@@ -171,6 +177,7 @@ class Handle:
         self._prepare()
         filled = [(tap.name, tap) for tap, _ in self.tapped if tap.is_filled]
         self.links.watch(self.model, [(tap.name, module) for tap, module in self.tapped], filled)
+        self.additions.watch(self.model, kinds if self.trace.roles or filled else ())
         if self.method.acts_after_step or self.added:
             self.optimizer_hook = _watch_optimizers(self)
         _HANDLES.add(self)
@@ -194,10 +201,10 @@ class Handle:
 
         Raises:
             ValueError: no forward pass in training mode since the last penalty, one without gradients, or one that
-                raised an error; a module that was named and is never called, or is no part of the model any more; an
-                optimiser that does not hold what the method added; a ``progress`` outside [0, 1]; a model on another
-                device than when it was attached; activations overwritten in place; a step without `after_step`; or what
-                the method refuses.
+                raised an error; modules that were named, none of which is called; a module with Sites that is no part
+                of the model any more, or one without them that is new in it; an optimiser that does not hold what the
+                method added; a ``progress`` outside [0, 1]; a model on another device than when it was attached;
+                activations overwritten in place; a step without `after_step`; or what the method refuses.
         """
         if not self.is_attached:
             raise ValueError("this is a removed handle: attach() the method again")
@@ -205,6 +212,7 @@ class Handle:
             raise ValueError("this method acts after each step too: call handle.after_step(optimizer) there")
         if self.trace.roles or self.links.filled:
             self.links.refuse_replaced()
+            self.additions.refuse()
         self._refuse_untrained()
         if progress is not None:
             self.progress.fill_(fraction(progress))
@@ -220,7 +228,8 @@ class Handle:
     def _penalty_of_records(self, mask: Tensor | None) -> Tensor:
         trace = self.trace
         trace.end_abandoned()
-        self._refuse_unmet("in the forward pass")
+        if trace.has_ended and not trace.consumed:
+            self._tell_unmet()
         if trace.consumed or trace.is_empty or trace.has_failed:
             raise ValueError(trace.why_empty())
         try:
@@ -310,6 +319,7 @@ class Handle:
         if self.passes is not None:
             self.passes.release()
         self.links.release()
+        self.additions.release()
         self.last_pass.release()
         if self.optimizer_hook is not None:
             self.optimizer_hook.remove()
@@ -328,7 +338,6 @@ class Handle:
                 tap.is_explored = False
         if self.passes is not None:
             self.passes.end_watching()
-        self._refuse_unmet("in the dry run")
 
     def _prepare(self) -> None:
         before = Structure(self.model)
@@ -365,15 +374,27 @@ class Handle:
             "make it after attach(), or add_param_group() what is new"
         )
 
-    def _refuse_unmet(self, where: str) -> None:
+    def _tell_unmet(self) -> None:
+        """Once, of modules that were named and that no pass has called yet: they may take turns with others.
+
+        Raises:
+            ValueError: none of them has been called.
+        """
         unmet = [tap.name for tap, _ in self.tapped if not tap.is_met] if self.must_be_met else []
         unmet = [name for name in unmet if not self.trace.has(name)]
-        if unmet:
-            raise ValueError(
-                f"module {unmet[0]!r} was named, and is not called {where}: a module around it may use its weights "
-                "without calling it, as nn.MultiheadAttention does; name one that is called"
-            )
+        if not unmet:
+            self.must_be_met = False
+            return
+        others = f" (and {len(unmet) - 1} more)" if len(unmet) > 1 else ""
+        found = f"module {unmet[0]!r}{others} was named, and is not called in this forward pass or one before it"
+        if len(unmet) == len(self.tapped):
+            raise ValueError(f"{found}: name modules that are called, and call the model so that it reaches them")
         self.must_be_met = False
+        warnings.warn(
+            f"{found}: where it takes turns with others it counts once it is called; where nothing calls it, as its "
+            "weights are used from outside, it never does: name one that is called",
+            stacklevel=4,
+        )
 
 
 class CopiedHandle:

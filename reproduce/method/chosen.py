@@ -28,6 +28,13 @@ def default_sites(method: Method) -> Literal["pre", "post"]:
     return "pre" if getattr(method, "sites", "post") == "pre" else "post"
 
 
+def kinds_of(sites: Any) -> tuple[type[nn.Module], ...]:
+    """The classes of modules that ``"pre"`` and ``"post"`` mean; none where modules are named."""
+    if not isinstance(sites, str):
+        return ()
+    return ACTIVATIONS if sites == "pre" else ACTIVATIONS + RECURRENT
+
+
 def taps_for(method: Method, model: nn.Module, sites: Any, axes: Any) -> list[tuple[Tap, nn.Module]]:
     """A Tap for each module that ``sites`` asks for, and the module.
 
@@ -60,7 +67,7 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     if isinstance(sites, str):
         if sites not in ("pre", "post"):
             raise ValueError(f"sites is 'pre', 'post' or a list of module names, got {sites!r}")
-        kinds = ACTIVATIONS if sites == "pre" else ACTIVATIONS + RECURRENT
+        kinds = kinds_of(sites)
         found: dict[str, Role] = {
             name: sites  # type: ignore[misc]
             for name, module in modules.items()
@@ -78,7 +85,19 @@ def _roles(method: Method, modules: Mapping[str, nn.Module], sites: Any) -> dict
     given: dict[str, Role] = dict(sites) if isinstance(sites, Mapping) else dict.fromkeys(sites, default)
     if not given:
         raise ValueError(f"sites names none of: {_listed(modules)}")
-    return {name: role for key, role in given.items() for name in _names(key, modules)}
+    found = {name: role for key, role in given.items() for name in _names(key, modules)}
+    for name in found:
+        _refuse_uncalled(modules, name)
+    return found
+
+
+def _refuse_uncalled(modules: Mapping[str, nn.Module], name: str) -> None:
+    attention = modules.get(name.rpartition(".")[0])
+    if type(attention) is nn.MultiheadAttention and modules[name] is attention.out_proj:
+        raise ValueError(
+            f"module {name!r} was named, and is never called: nn.MultiheadAttention uses its weights without that: "
+            "name the attention itself, or another module that is called"
+        )
 
 
 def _refuse_scripted(modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:

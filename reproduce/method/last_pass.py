@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from reproduce.method.functions import is_in_backward
 from reproduce.method.made_weights import is_function, made_in_pass
 from reproduce.method.step_trace import frame_outside, has_raised
 
@@ -26,7 +27,7 @@ class LastPass:
     and send its gradient to, the model's own. A parametrization that draws makes another weight when it is read again.
 
     Noted are passes with gradients: of a model in training mode, and those in eval mode that are given tensors with a
-    gradient. What a part of the model is given, when it is called alone, is not.
+    gradient. What a part of the model is given, when it is called alone, is not, nor what a checkpoint computes again.
     """
 
     def __init__(self, is_watching: bool = True) -> None:
@@ -56,6 +57,8 @@ class LastPass:
     def begin(self, model: nn.Module, arguments: Any) -> None:
         if torch.compiler.is_compiling():
             self._begin_compiled(model)
+        elif is_in_backward():
+            return
         elif self._is_inside():
             self.n_inside += 1
         elif self._notes(model):
@@ -88,12 +91,16 @@ class LastPass:
 
     def note_made(self, made_by: nn.Module, arguments: Any, weight: Tensor) -> None:
         """Forward hook of a parametrization."""
-        if not torch.compiler.is_compiling() and self.is_open and torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or is_in_backward():
+            return
+        if self.is_open and torch.is_grad_enabled():
             self.made.setdefault(id(made_by), []).append(weight)
             self.versions += [(own, own._version) for own in made_by.parameters(recurse=False)]
 
     def end(self, model: nn.Module, arguments: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.is_open or self.thread != threading.get_ident():
+        if torch.compiler.is_compiling() or is_in_backward():
+            return
+        if not self.is_open or self.thread != threading.get_ident():
             return
         if self.n_inside:
             self.n_inside -= 1

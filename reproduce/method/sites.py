@@ -100,6 +100,10 @@ class Site(nn.Module):
             self.trace.add(self, activation)
         return activation
 
+    def is_recorded(self, activation: Tensor) -> bool:
+        """Whether what passes now is recorded, for a transform that remembers what penalties read."""
+        return self.trace is not None and self.trace.takes(self, activation)
+
     def extra_repr(self) -> str:
         return f"{self.role}, {' or '.join((self.axes, *self.could_be))}, {self.shape}"
 
@@ -121,6 +125,10 @@ class Trace:
         self._is_read_by_penalty = False
         self._mask: Tensor | None = None
         self._zero: Tensor | None = None
+
+    def takes(self, site: Site, activation: Tensor) -> bool:
+        """Whether this activation of a Site is recorded."""
+        return site.training
 
     def add(self, site: Site, activation: Tensor) -> None:
         if site.role in self.roles:
@@ -261,10 +269,10 @@ class Trace:
         return examples[: self.source_examples], examples[self.source_examples :]
 
     def zero(self) -> Tensor:
-        """A 0-dim zero on the model's device."""
+        """A 0-dim zero on the model's device, a new one each time: a penalty is its caller's to write into."""
         if self._zero is None:
             self._zero = torch.zeros((), device=device_of(self.model), dtype=torch.float32)
-        return self._zero
+        return self._zero.clone()
 
 
 def sites_of(model: nn.Module) -> Iterator[Site]:

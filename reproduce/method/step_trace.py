@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.method.callers import Callers
 from reproduce.method.functions import is_in_backward
 from reproduce.method.records import PackedRecord
 from reproduce.method.sites import Record, Role, Site, Trace
@@ -23,7 +24,7 @@ class StepTrace(Trace):
     """A Trace that begins anew with each forward pass of the whole model in which gradients are computed.
 
     Other passes neither add to it nor replace it: evaluation, passes under `torch.no_grad`, parts of the model that are
-    called alone, and what checkpointing computes again in the backward pass.
+    called alone, and what checkpointing computes again in a backward pass, also one inside the forward pass.
 
     Args:
         model: whose Sites record.
@@ -36,6 +37,7 @@ class StepTrace(Trace):
         self.tapped = tapped
         self.hooked = [module for _, module in tapped]
         self.versions: list[int] = []
+        self.callers = Callers(model)
         self.thread: int | None = None  # whose pass is recorded
         self.frame: FrameType | None = None  # that calls the model in it
         self.error_before: BaseException | None = None  # that was being handled when it began
@@ -60,8 +62,12 @@ class StepTrace(Trace):
 
     @property
     def is_open(self) -> bool:
-        """Whether a pass that is recorded is under way in this thread."""
-        return self._is_open and not self._is_elsewhere()
+        """Whether a pass that is recorded is under way in this thread, and this is computed for the first time.
+
+        A model that takes a gradient of its own in its forward pass, as force fields do, has what lies in a checkpoint
+        computed again while the pass is open.
+        """
+        return self._is_open and not self._is_elsewhere() and not is_in_backward()
 
     def begin(self) -> bool:
         """A forward pass of the whole model begins; returns whether it is a new one that is recorded.
@@ -134,7 +140,7 @@ class StepTrace(Trace):
             ValueError: it is computed again in the backward pass, and had no gradient in the forward pass; or it is
                 computed in another thread than the pass of the whole model.
         """
-        if self._is_open and self._is_elsewhere() and torch.is_grad_enabled():
+        if self._is_open and self._is_elsewhere() and torch.is_grad_enabled() and not is_in_backward():
             raise ValueError(
                 f"module {name!r} is called in another thread than the model whose forward pass is under way, and "
                 "would be left out of the penalty: call it in the model's own thread, or under no_grad"
@@ -150,6 +156,9 @@ class StepTrace(Trace):
             self.without_gradient.add(name)
             return False
         return True
+
+    def takes(self, site: Site, activation: Tensor) -> bool:
+        return self.is_open and torch.is_grad_enabled() and (site.training or activation.requires_grad)
 
     def add(self, site: Site, activation: Tensor) -> None:
         if self.is_open and torch.is_grad_enabled():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.first_tensor import at_first_tensor
+from reproduce.method.functions import is_in_backward
 from reproduce.method.known_layouts import KnownLayouts
 from reproduce.method.layouts import Layouts
 from reproduce.method.places import host_of
@@ -201,7 +202,7 @@ class Tap(nn.ModuleList):
         is_step = self.is_stepped and activation.dim() == 2 and not is_packed
         whole = activation.unsqueeze(0) if is_step else activation
         index, site = self._site(module, whole, is_packed)
-        if self.is_explored:
+        if self.is_explored and not is_in_backward():
             self.calls[index] += 1
             site.dtype = activation.dtype
         if is_step and self.trace is not None and site not in self.trace.stepped:
@@ -215,7 +216,9 @@ class Tap(nn.ModuleList):
 
     def _filled(self, module: nn.Module, site: Site, whole: Tensor) -> Tensor:
         """What a Site gives that holds something."""
-        if self.trace is not None and self.trace.is_open:
+        if self.trace is not None and not self.trace.is_open:
+            self.trace.callers.refuse_other(module, self.name)
+        elif self.trace is not None:
             if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
                 self._refuse_calls(site, 2)
             self.trace.filled.append(site)

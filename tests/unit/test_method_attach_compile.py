@@ -160,8 +160,8 @@ def test_named_modules_are_missed_as_without_compiling(inputs: Tensor) -> None:
     handle = attach(L2, model, sites=["first", "unused"])
     compiled = torch.compile(model, backend="aot_eager")
     compiled(inputs)
-    with pytest.raises(ValueError, match="'unused' was named, and is not called in the forward pass"):
-        handle.penalty()
+    with pytest.warns(UserWarning, match="'unused' was named, and is not called in this forward pass"):
+        assert handle.penalty() > 0
 
 
 def test_a_model_that_was_compiled_and_called_is_compiled_anew(inputs: Tensor) -> None:

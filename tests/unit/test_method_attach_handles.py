@@ -394,3 +394,21 @@ def test_what_is_no_state_of_this_handle_is_refused(state: dict[str, Tensor], me
     with pytest.raises(ValueError, match=message):
         handle.load_state_dict(state)
     assert all(torch.equal(value, before[key]) for key, value in handle.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Vanilla(), BatchNorm(), ActivityNorm(kind="l2", strength=0.0), OrthogonalRegularization(strength=0.0)],
+    ids=lambda method: type(method).__name__,
+)
+def test_what_is_written_into_a_penalty_of_zero_stays_in_it(method: Any, inputs: Tensor) -> None:
+    model = perceptron()
+    handle = attach(method, model, sites="pre", example=inputs)
+    for _ in range(3):
+        output = model(inputs).square().mean()
+        loss = handle.penalty()
+        assert (loss.item(), loss.shape) == (0.0, ())
+        logged = loss.detach()
+        loss += output
+        loss.backward()
+        assert loss.item() == logged.item() == output.item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -213,17 +214,61 @@ def test_frozen_layers_have_no_penalty(inputs: Tensor) -> None:
 
 def test_modules_that_are_named_and_never_called(inputs: Tensor) -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    tokens, named = torch.randn(2, 5, 8), ["self_attn.out_proj", "linear1"]
-    with pytest.raises(ValueError, match=r"'self_attn\.out_proj' was named, and is not called in the dry run"):
-        attach(PER(), model, sites=named, example=tokens)
+    tokens = torch.randn(2, 5, 8)
+    with pytest.raises(ValueError, match=r"'self_attn\.out_proj' was named, and is never called: nn.Multihead"):
+        attach(PER(), model, sites=["self_attn.out_proj", "linear1"], example=tokens)
     assert not any(part._forward_hooks for part in model.modules())
-    handle = attach(PER(), model, sites=named)
-    model(tokens)
-    with pytest.raises(ValueError, match=r"'self_attn\.out_proj' was named, and is not called in the forward pass"):
-        handle.penalty()
     handle = attach(L2, model, sites=["self_attn", "linear1"], example=tokens)
     model(tokens)
     assert len(handle.trace.records) == 2
+
+
+class Heads(nn.Module):
+    """Of two tasks, which are called in turn; one more is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Linear(4, 6)
+        self.heads = nn.ModuleDict({name: nn.Sequential(nn.Linear(6, 5), nn.ReLU()) for name in "abc"})
+
+    def forward(self, inputs: Tensor, task: str) -> Tensor:
+        return self.heads[task](self.trunk(inputs))
+
+
+@pytest.mark.parametrize("example", [None, {"inputs": torch.zeros(2, 4), "task": "a"}])
+def test_named_modules_may_take_turns(inputs: Tensor, example: Any) -> None:
+    """What is not called is told once, and each penalty is of the head that was."""
+    model = Heads()
+    handle = attach(L2, model, sites=["heads.*.1"], example=example)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for task in "abab":
+            made = model(inputs, task)
+            torch.testing.assert_close(handle.penalty(), made.square().mean())
+    (one,) = told
+    assert str(one.message).startswith("module 'heads.b.1' (and 1 more) was named, and is not called in this forward")
+    assert one.filename == __file__
+
+
+def test_named_modules_that_have_all_been_called_are_not_told_of(inputs: Tensor) -> None:
+    model = Heads()
+    handle = attach(L2, model, sites=["heads.a.1", "heads.b.1"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for task in "ab":  # without a penalty for the first
+            model(inputs, task)
+        assert handle.penalty() > 0
+        model(inputs, "a")
+        assert handle.penalty() > 0
+
+
+def test_named_modules_of_which_none_is_called_are_refused(inputs: Tensor) -> None:
+    model = Heads()
+    handle = attach(L2, model, sites=["heads.b.1", "heads.c"])
+    model(inputs, "a")
+    with pytest.raises(ValueError, match=r"'heads\.b\.1' \(and 1 more\) was named, and is not called.*reaches them"):
+        handle.penalty()
 
 
 def test_a_model_without_parameters() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from reproduce import attach, load_method
 from reproduce.method.places import Links
@@ -143,3 +144,71 @@ def test_a_compiled_model_misses_it_in_the_penalty() -> None:
 def links_of(module: nn.Module) -> list[Links]:
     owners = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
     return [owner for owner in owners if isinstance(owner, Links)]
+
+
+def is_appended(model: nn.Sequential) -> None:
+    model.extend([nn.Linear(2, 2), nn.Tanh()])
+
+
+def lies_in_a_new_head(model: nn.Sequential) -> None:
+    """There are as many modules in each place as before."""
+    model[2] = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+
+@pytest.mark.parametrize("name", ["activity_norm", "batchnorm"])
+@pytest.mark.parametrize(("add", "where"), [(is_appended, "4"), (lies_in_a_new_head, r"2\.1")])
+def test_an_activation_that_is_added_is_refused(name: str, add: Callable[[Any], None], where: str) -> None:
+    model = small()
+    handle = attach(load_method(name, sites="pre"), model, sites="pre", example=INPUTS)
+    model(INPUTS)
+    handle.penalty()
+    add(model)
+    for _ in range(2):
+        model(INPUTS)
+        with pytest.raises(ValueError, match=rf"module '{where}' was added after attach\(\), and would be left out"):
+            handle.penalty()
+    handle.remove()
+    handle = attach(load_method(name, sites="pre"), model, sites="pre", example=INPUTS)
+    model(INPUTS)
+    assert len(handle.trace.records) in (0, 2)  # batch normalization reads none
+    handle.penalty()
+
+
+@pytest.mark.parametrize(("sites", "is_refused"), [("pre", False), ("post", True), (["act1"], False)])
+def test_a_recurrent_layer_that_is_added_is_one_of_those_meant_by_post(sites: Any, is_refused: bool) -> None:
+    model = Twice()
+    handle = attach(load_method("activity_norm", sites="pre" if sites == "pre" else "post"), model, sites=sites)
+    model.later = nn.GRU(2, 2)
+    model(INPUTS)
+    if is_refused:
+        with pytest.raises(ValueError, match="module 'later' was added"):
+            handle.penalty()
+    else:
+        assert handle.penalty() > 0
+
+
+def is_no_activation(model: Any) -> None:
+    model.later = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+
+
+def is_put_around(model: Any) -> None:
+    model.act1 = nn.Sequential(model.act1, nn.Dropout(0.0))
+
+
+def makes_a_weight(model: Any) -> None:
+    parametrize.register_parametrization(model.first, "weight", nn.Tanh())
+
+
+def is_of_another_handle(model: Any) -> None:
+    attach(load_method("batchnorm"), model, sites={"first": "pre"}, example=INPUTS)
+
+
+@pytest.mark.parametrize("add", [is_no_activation, is_put_around, makes_a_weight, is_of_another_handle])
+def test_what_may_be_added(add: Callable[[Any], None]) -> None:
+    model = Twice()
+    handle = attach(load_method("activity_norm", kind="l2"), model)
+    model(INPUTS)
+    before = handle.penalty()
+    add(model)
+    model(INPUTS)
+    assert handle.penalty() != 0 < before
