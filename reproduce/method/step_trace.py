@@ -38,6 +38,7 @@ class StepTrace(Trace):
         self.hooked = [module for _, module in tapped]
         self.versions: list[int] = []
         self.callers = Callers(model)
+        self.n_under_way = 0  # passes of the whole model, recorded or not
         self.thread: int | None = None  # whose pass is recorded
         self.frame: FrameType | None = None  # that calls the model in it
         self.error_before: BaseException | None = None  # that was being handled when it began

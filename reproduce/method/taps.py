@@ -48,6 +48,8 @@ class Passes:
             if not torch.compiler.is_compiling():
                 self.layouts.release()
             return
+        if not torch.compiler.is_compiling():
+            self.trace.n_under_way += 1
         is_new = self.trace.begin()
         if is_new and self.layouts.notes():
             self.layouts.begin(module)
@@ -55,6 +57,8 @@ class Passes:
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.trace is None:
             return
+        if not torch.compiler.is_compiling():
+            self.trace.n_under_way = max(0, self.trace.n_under_way - 1)
         if self.trace.end(output) and self.layouts.notes():
             self.end_watching()
 
@@ -217,7 +221,8 @@ class Tap(nn.ModuleList):
     def _filled(self, module: nn.Module, site: Site, whole: Tensor) -> Tensor:
         """What a Site gives that holds something."""
         if self.trace is not None and not self.trace.is_open:
-            self.trace.callers.refuse_other(module, self.name)
+            if not self.trace.n_under_way:
+                self.trace.callers.refuse_other(module, self.name)
         elif self.trace is not None:
             if site in self.trace.filled:  # the dry run, in eval mode, may have gone another way
                 self._refuse_calls(site, 2)
