@@ -41,8 +41,8 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """
     if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
         raise ValueError(
-            f"found {tensor.dtype} {tuple(tensor.shape)}, in which torch does not compute: needed is bfloat16 or wider, "
-            "as .to(torch.bfloat16) makes it; weights that are kept so may be left out by name"
+            f"found {tensor.dtype} {tuple(tensor.shape)}, in which torch does not compute: needed is bfloat16 or "
+            "wider, as .to(torch.bfloat16) makes it; weights that are kept so may be left out by name"
         )
     return torch.promote_types(tensor.dtype, torch.float32)
 
