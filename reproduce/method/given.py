@@ -61,7 +61,7 @@ def dry_run(model: nn.Module, example: Any, device: torch.device) -> None:
     are attributes, what classes and Python's modules hold, and files.
     """
     modules = list(model.modules())
-    states = [
+    states: list[Any] = [
         GlobalRandomness([device, *(tensor.device for tensor in tensors_of(model))]),
         *(_Fastpath(), Values(model.buffers()), Contents([example, *_attributes(modules)])),
         *map(_Held, modules),
