@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -63,6 +64,22 @@ def test_what_is_computed_again_inside_the_forward_pass_is_recorded_once() -> No
     by_hand = plain.block[:2](inputs).square().sum(1).mean()
     torch.testing.assert_close(expected["penalty"], by_hand.detach())
     torch.testing.assert_close(a_step(checkpointed, attach(L2, checkpointed), inputs), expected)
+
+
+def test_a_backward_pass_in_another_thread_is_no_branch_of_the_model() -> None:
+    """Autograd has a thread for each GPU, in which checkpoints are computed again."""
+
+    class Threaded(ForceField):
+        def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+            positions = positions.detach().requires_grad_()
+            energy = self.head(checkpoint(self.block, positions, use_reentrant=False)).sum()
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(torch.autograd.grad, energy, positions, create_graph=True).result()
+            return energy, -found[0]
+
+    model, threaded = ForceField(is_checkpointed=False), Threaded(is_checkpointed=True)
+    expected = a_step(model, attach(L2, model), batch(16, 3))
+    torch.testing.assert_close(a_step(threaded, attach(L2, threaded), batch(16, 3)), expected)
 
 
 @pytest.mark.parametrize("name", ["batchnorm", "distribution_mismatch_correction", "vcl"])
