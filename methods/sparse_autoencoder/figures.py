@@ -36,6 +36,9 @@ def family(result: Any) -> tuple[str, float, str]:
         alpha = f", α {options['alpha']:g}" if options.get("alpha", 1.0) != 1.0 else ""
         return f"k-sparse, {width} units{alpha}", float(options["k"]), f"k {options['k']}"
     strength = params.get("l1_coefficient", 0.0)
+    if not strength and params.get("strength"):  # another method's price of activity, as KL to a law
+        named = result.config.method.replace("_", " ")
+        return f"{named}, {width} units", float(params["strength"]), f"{params['strength']:.2g}"
     if not strength:
         return HARD, float(width), f"{width} units"
     kind = "unit-norm decoder" if options.get("decoder") == "unit_norm" else "free decoder"

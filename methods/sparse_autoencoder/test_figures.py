@@ -45,7 +45,7 @@ def result(
     )
     params = {"l1_coefficient": strength, "reduction": reduction, "norm_weighted": norm_weighted} if strength else {}
     final = SimpleNamespace(test=test) if test else None
-    return SimpleNamespace(config=SimpleNamespace(task=task, params=params), final=final)
+    return SimpleNamespace(config=SimpleNamespace(task=task, params=params, method="sparse_autoencoder"), final=final)
 
 
 def labelled(axis: Any) -> dict[str, Any]:
@@ -70,6 +70,13 @@ def test_every_way_to_a_sparse_code_is_a_family_of_its_own():
     assert found[3][1:] == (0.4, "0.4")
     assert len({name for name, _, _ in found}) == len(found)
     assert family(result(strength=0.8, decoder="unit_norm"))[0] == found[3][0]  # another price, the same line
+
+
+def test_another_methods_price_is_no_hard_code():
+    priced = result(d_sae=300)
+    priced.config.method, priced.config.params = "activity_prior", {"strength": 5e-3, "kind": "kl"}
+    assert family(priced) == ("activity prior, 300 units", 5e-3, "0.005")
+    assert family(result(d_sae=300))[0] == HARD
 
 
 def test_seeds_of_an_arm_are_together_and_diverged_runs_nowhere():

@@ -15,7 +15,7 @@ from reproduce.report.counts import kind_of
 from reproduce.report.numbers import MINUS, decimals_of, metric_text, paper_number, with_interval
 from reproduce.report.said import short
 from reproduce.report.tables import baseline_label
-from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
+from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding, at_chance_level
 from reproduce.results.stats import Estimate
 
 MOST = 10  # rows in front; all stand in the tables of claims
@@ -40,6 +40,7 @@ class Entry:
     kind: str = ""  # what came out of a claim
     evidence: str = ""
     experiment: str = ""  # its title
+    doubt: str = ""  # arms that learned nothing
 
     @property
     def subject(self) -> str:
@@ -75,6 +76,7 @@ class ForestRow:
     said: str
     plot: Markup
     evidence: str
+    doubt: str
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _claims(method: str, finding: Finding, ours: bool) -> Iterator[Entry]:
             kind=kind_of(verdict),
             evidence=evidence.link(method, finding, task, claim.arm),
             experiment=finding.experiment.title,
+            doubt="; ".join(at_chance_level(claim, finding.tasks)),
         )
 
 
@@ -211,6 +214,7 @@ def _one_panel(title: str, entries: Sequence[Entry]) -> ForestPanel:
             said=entry.said,
             plot=_plot(entry, place),
             evidence=entry.evidence,
+            doubt=entry.doubt,
         )
         for entry in entries
     )

@@ -24,8 +24,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "reduced scale",
-        "fewer examples, a smaller network or fewer epochs than the paper's. Then a verdict only says which way a gap "
-        "points, and values are not compared.",
+        "fewer or other examples, a smaller or another network, or fewer epochs than the paper's; what it is, the "
+        "deviations of each experiment say. Then a verdict only says which way a gap points, and values are not "
+        "compared.",
     ),
     (
         "same direction, opposite",

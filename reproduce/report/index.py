@@ -127,7 +127,7 @@ def counted_sentences(methods: Sequence[MethodFindings]) -> str:
     said = (
         f"A claim is one number, or one gap between two, of one experiment: {len(verdicts)} claims are fewer "
         f"statements, from {places} place{'s' if places != 1 else ''} in the papers, since a statement that is tested "
-        "on two networks or at two scales counts in each."
+        "on two networks or at two scales, or whose number two papers print, counts in each."
     )
     one_way = [verdict for verdict in verdicts if kind_of(verdict) != NOT_RUN and points(verdict)]
     if one_way:

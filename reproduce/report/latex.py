@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from reproduce.report.counts import kind_of
 from reproduce.report.numbers import MINUS, NOTHING, metric_text
-from reproduce.report.tables import TO_THE_LEFT, TextTable, claim_texts, difference_heading, row_texts
+from reproduce.report.tables import ADJUSTED, TO_THE_LEFT, TextTable, claim_texts, difference_heading, row_texts
 from reproduce.results.evaluate import Finding, MethodFindings, TaskFinding
 
 SIGNS = {
@@ -42,7 +42,8 @@ SIGNS = {
 for letter in "αβγδεζηθικλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ":
     name = unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
     SIGNS[letter] = rf"$\{name.capitalize() if letter.isupper() else name.lower()}$"
-PLACES = {"Claim": r"p{.3\linewidth}", "Address": r"p{.2\linewidth}"}  # of long texts
+PLACES = {"Chosen": r"p{.2\linewidth}", "Note": r"p{.2\linewidth}"}
+PLACES |= {"Claim": r"p{.2\linewidth}", "Why": r"p{.2\linewidth}", "Address": r"p{.2\linewidth}"}  # of long texts
 HEAD = r"""% Tables of {method}, written by `python -m reproduce report`. In the preamble: \usepackage{{booktabs}}
 % Arms without a run are left out. Letters that are neither Latin nor Greek need LuaLaTeX. References: references.bib"""
 
@@ -85,6 +86,8 @@ def _of_task(task: TaskFinding) -> TextTable:
         "n": [text.n for text in texts],
         difference_heading(task): [text.difference for text in texts],
         "p (Holm)": [text.p_value for text in texts],
+        "Chosen": [text.chosen or NOTHING for text in texts],
+        "Note": [text.note or NOTHING for text in texts],
     }
     known = {name: column for name, column in columns.items() if not set(column) <= {NOTHING}}
     return TextTable(tuple(known), tuple(zip(*known.values(), strict=True)))
@@ -93,12 +96,12 @@ def _of_task(task: TaskFinding) -> TextTable:
 def _claims(method: str, finding: Finding) -> Iterator[tuple[TextTable, str, str]]:
     kinds = [kind_of(verdict) for verdict in finding.verdicts]
     rows = tuple(
-        (text.claim, text.claimed, text.ours, text.n, text.verdict, text.address)
+        (text.claim, text.claimed, text.ours, text.n, text.p_value, text.verdict, text.reason, text.address)
         for text, kind in zip(claim_texts(finding), kinds, strict=True)
         if kind != "not run"
     )
     if rows:
-        table = TextTable(("Claim", "Claimed", "Ours", "n", "Verdict", "Address"), rows)
+        table = TextTable(("Claim", "Claimed", "Ours", "n", ADJUSTED, "Verdict", "Why", "Address"), rows)
         yield table, f"{finding.experiment.title}: claims that were judged.", f"{method}-{finding.name}-claims"
 
 

@@ -10,7 +10,7 @@ from reproduce.report.counts import Tally, kind_of
 from reproduce.report.numbers import decimals_of, metric_name, number, p_equals, with_interval, with_unit
 from reproduce.report.tables import baseline_label
 from reproduce.results.chance import ERRORS, another_test_set, rows_of_test
-from reproduce.results.evaluate import ArmRow, Finding, TaskFinding
+from reproduce.results.evaluate import ArmRow, Finding, TaskFinding, at_chance_level
 from reproduce.results.judge import Verdict
 from reproduce.results.match import higher_is_better
 from reproduce.results.over_tasks import MANY
@@ -177,7 +177,8 @@ def _claim_text(finding: Finding, verdict: Verdict, with_metric: bool) -> str:
         return text
     row = finding.tasks[claim.task].row(claim.metric, claim.arm)
     level: Estimate = row.estimate if row and row.estimate else verdict.ours
-    return f"{text}, {with_interval(verdict.ours, decimals_of([level.mean]), sign=bool(over))}"
+    said = [f"{text}, {with_interval(verdict.ours, decimals_of([level.mean]), sign=bool(over))}"]
+    return ", ".join(said + at_chance_level(claim, finding.tasks))
 
 
 def _counted(texts: Sequence[str], one: str, several: str) -> str:

@@ -253,12 +253,16 @@ def _with_its_p(verdict: Verdict, experiment: Experiment, tasks: Mapping[str, Ta
 
 def _with_collapses(verdict: Verdict, tasks: Mapping[str, TaskFinding]) -> Verdict:
     """The verdict with the arms named whose runs learned nothing: their mean says little."""
-    claim, task = verdict.claim, tasks[verdict.claim.task]
-    rows = [task.row(claim.metric, name) for name in (claim.arm, claim.over) if name is not None]
-    said = [
+    said = at_chance_level(verdict.claim, tasks)
+    return replace(verdict, reason="; ".join((verdict.reason, *said))) if said else verdict
+
+
+def at_chance_level(claim: Claim, tasks: Mapping[str, TaskFinding]) -> list[str]:
+    """Of a claim's arms, in words, those with runs that learned nothing."""
+    rows = [tasks[claim.task].row(claim.metric, name) for name in (claim.arm, claim.over) if name is not None]
+    return [
         f"{row.label}: {len(row.collapsed)} of {row.n} seeds at chance level" for row in rows if row and row.collapsed
     ]
-    return replace(verdict, reason="; ".join((verdict.reason, *said))) if said else verdict
 
 
 def task_finding(task: TaskRuns, card: DatasetCard) -> TaskFinding:

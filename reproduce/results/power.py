@@ -69,7 +69,7 @@ def seeds_text(verdict: Verdict) -> str:
     if needed is None:
         return "" if verdict.claim.direction is not None else f"more than {MOST} seeds needed"
     of_what = "a gap of this size" if verdict.word == "reduced scale" or verdict.claim.direction else "it"
-    return f"to tell {of_what} takes {needed} seeds"
+    return f"to tell {of_what} takes {needed} seeds an arm ({100 * POWER:.0f} % power)"
 
 
 def _fewest(power_at: Callable[[float], float], one: float, power: float) -> int | None:

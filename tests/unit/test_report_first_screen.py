@@ -15,9 +15,10 @@ from reproduce.experiment.schema import Arm, Claim
 from reproduce.report.counts import tallies
 from reproduce.report.first_screen import first_sentence
 from reproduce.report.forest import CHARACTER, MARGIN, MOST, WIDTH, _axis, forest, ticks
+from reproduce.report.latex import latex_tables
 from reproduce.report.page import write_page
 from reproduce.report.provenance import deviations
-from reproduce.report.sentences import budget_sentence, correlation_sentence, tally_sentence
+from reproduce.report.sentences import budget_sentence, claims_sentences, correlation_sentence, tally_sentence
 from reproduce.report.trust import trust
 from reproduce.report.waiting import Timing, waiting_rows
 from reproduce.results.evaluate import MethodFindings, evaluate
@@ -126,6 +127,15 @@ def test_numbers_of_an_axis_lie_beside_each_other(low: float, high: float) -> No
         begin = float(x) - {"start": 0, "middle": 0.5, "end": 1}[anchor] * CHARACTER * len(text)
         assert begin >= end - 1e-9
         end = begin + CHARACTER * len(text)
+
+
+def test_arms_that_learned_nothing_are_named_wherever_their_gap_stands(found, monkeypatch):
+    monkeypatch.setattr("reproduce.results.evaluate.collapsed", lambda values, *_: tuple(values)[:2])
+    method = found(claims=(claim(over="vanilla"),), scale="reduced")
+    doubt = "PER: 2 of 3 seeds at chance level; Vanilla: 2 of 3 seeds at chance level"
+    assert forest(method, method.findings, ()).panels[0].rows[0].doubt == doubt
+    assert doubt.replace("; ", ", ") in claims_sentences(method.findings[0])
+    assert doubt in latex_tables(method)
 
 
 def test_panels_of_two_experiments_on_one_dataset_are_told_apart(found):
