@@ -231,7 +231,7 @@ def _reach(column: Column) -> float:
 
 
 def _picture(gap: Estimate, sign: float, far: float, significant: bool, description: str) -> Markup:
-    """Zero as a line, the interval as a line across it, the mean as a dot; an arrow where all of it lies beyond."""
+    """Zero as a line, the interval as a line across it, the mean as a dot; an arrow where that lies beyond."""
     middle, level = WIDTH / 2, HEIGHT / 2
     scale = (middle - 6) / far if far else 0.0
 
@@ -240,9 +240,10 @@ def _picture(gap: Estimate, sign: float, far: float, significant: bool, descript
 
     low, high = sorted(map(place, ends_of(gap)))
     kind = ("better" if sign * gap.mean < 0 else "worse") if significant else "alike"
-    if low > WIDTH or high < 0:
-        x, way = (WIDTH - 8, 1) if low > WIDTH else (8, -1)
-        shape = f'<path d="M{x - 14 * way:g} {level:g}h{14 * way}m{-5 * way} -4l{6 * way} 4l{-6 * way} 4"/>'
+    if not 0 <= place(gap.mean) <= WIDTH:
+        x, way = (WIDTH - 8, 1) if place(gap.mean) > WIDTH else (8, -1)
+        nearer = max(0.0, min(low, x - 14.0)) if way > 0 else min(float(WIDTH), max(high, x + 14.0))
+        shape = f'<path d="M{nearer:g} {level:g}H{x:g}m{-5 * way} -4l{6 * way} 4l{-6 * way} 4"/>'
     else:
         low, high = max(low, 0.0), min(high, float(WIDTH))
         shape = f'<path d="M{low:g} {level:g}H{high:g}"/><circle cx="{place(gap.mean):g}" cy="{level:g}" r="3.5"/>'

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from reproduce.results.stats import Estimate
 
-FAR = 2.0  # an interval that begins beyond so many times the reach of all others is left out
+FAR = 2.0  # an interval whose middle lies beyond so many times the reach of all others is left out
 MOST = 0.25  # but at most this share of them
 
 Ends = tuple[float, float]
@@ -21,7 +21,7 @@ def in_reach(estimates: Iterable[Estimate]) -> list[Ends]:
     """The ends of those that an axis shows, the ones farthest from zero last."""
     ends = sorted(map(ends_of, estimates), key=_farthest)
     least = len(ends) * (1 - MOST)
-    while len(ends) - 1 >= least and _nearest(ends[-1]) > FAR * _farthest(ends[-2]) > 0:
+    while len(ends) - 1 >= least and _middle(ends[-1]) > FAR * _farthest(ends[-2]) > 0:
         ends.pop()
     return ends
 
@@ -36,6 +36,5 @@ def _farthest(ends: Ends) -> float:
     return max(map(abs, ends))
 
 
-def _nearest(ends: Ends) -> float:
-    low, high = ends
-    return 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+def _middle(ends: Ends) -> float:
+    return abs(sum(ends)) / 2

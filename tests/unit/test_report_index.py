@@ -209,7 +209,8 @@ def test_an_axis_leaves_out_what_lies_far_beyond():
     assert reach([*near, estimate(9, 11)]) == pytest.approx(1.2)
     assert reach([*near, estimate(-11, -9), estimate(30, 31)]) == pytest.approx(11)  # two of five are not exceptions
     assert reach([*near * 2, estimate(-11, -9), estimate(30, 31)]) == pytest.approx(1.2)
-    assert reach([*near, estimate(2.0, 4.0)]) == pytest.approx(4.0)  # it begins within twice the reach
+    assert reach([*near, estimate(0.4, 4.0)]) == pytest.approx(4.0)  # its middle is within twice the reach
+    assert reach([*near, estimate(0.4, 8.0)]) == pytest.approx(1.2)
     assert (reach([]), reach([Estimate(2.0, 1, None, None)])) == (0.0, 2.0)
     assert len(in_reach([*near, estimate(9, 11)])) == 3
 
