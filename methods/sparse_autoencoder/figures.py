@@ -36,9 +36,12 @@ def family(result: Any) -> tuple[str, float, str]:
         alpha = f", α {options['alpha']:g}" if options.get("alpha", 1.0) != 1.0 else ""
         return f"k-sparse, {width} units{alpha}", float(options["k"]), f"k {options['k']}"
     strength = params.get("l1_coefficient", 0.0)
-    if not strength and params.get("strength"):  # another method's price of activity, as KL to a law
-        named = result.config.method.replace("_", " ")
-        return f"{named}, {width} units", float(params["strength"]), f"{params['strength']:.2g}"
+    if not strength and params.get("kl_coefficient"):
+        price = float(params["kl_coefficient"])
+        return f"KL, {width} units, density {params['target_density']:g}", price, f"{price:.2g}"
+    if not strength and params.get("strength"):  # another method's price of activity
+        price = float(params["strength"])
+        return f"{result.config.method.replace('_', ' ')}, {width} units", price, f"{price:.2g}"
     if not strength:
         return HARD, float(width), f"{width} units"
     kind = "unit-norm decoder" if options.get("decoder") == "unit_norm" else "free decoder"
@@ -74,7 +77,9 @@ def _order(arm: tuple[tuple[str, float, str], Any]) -> tuple[Any, ...]:
 
 
 def frontier(results: list[Any]) -> Figure | None:
-    return _against_l0(arms_of(results, "autoencoding", "fvu"), {"fvu": "fraction of variance unexplained"})
+    problems = arms_of(results, "autoencoding", "fvu")
+    coded = {problem: arms for problem, arms in problems.items() if any(name != NO_CODE for name, *_ in arms)}
+    return _against_l0(coded, {"fvu": "fraction of variance unexplained"})
 
 
 def classified(results: list[Any]) -> Figure | None:

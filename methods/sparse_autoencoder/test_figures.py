@@ -72,7 +72,10 @@ def test_every_way_to_a_sparse_code_is_a_family_of_its_own():
     assert family(result(strength=0.8, decoder="unit_norm"))[0] == found[3][0]  # another price, the same line
 
 
-def test_another_methods_price_is_no_hard_code():
+def test_a_price_of_another_kind_is_no_hard_code():
+    density = result(d_sae=300)
+    density.config.params = {"l1_coefficient": 0.0, "kl_coefficient": 5e-3 / 32, "target_density": 0.1}
+    assert family(density) == ("KL, 300 units, density 0.1", 5e-3 / 32, "0.00016")
     priced = result(d_sae=300)
     priced.config.method, priced.config.params = "activity_prior", {"strength": 5e-3, "kind": "kl"}
     assert family(priced) == ("activity prior, 300 units", 5e-3, "0.005")
@@ -147,3 +150,10 @@ def test_the_density_of_features_leaves_out_the_dead():
     (dead,), (rate,) = (labelled(axis).values() for axis in (left, right))
     assert dead.tolist() == [[0.0, 1.0], [10.0, 0.5], [20.0, 0.0]]
     assert rate.tolist() == [[0.0, 0.0], [10.0, 0.2], [20.0, 0.2]]
+
+
+def test_pixels_alone_are_no_frontier():
+    pixels = [result({"fvu": 0.0, "l0": 151.0}, d_sae=None, classifier_iterations=1000)]
+    assert frontier(pixels) is None
+    (one,) = frontier([*pixels, result(IMAGES), result(IMAGES, d_sae=None)]).subfigs
+    assert one.axes[0].get_title() == "mnist"
