@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ class DirectlyBefore:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.given: weakref.ref[Tensor] | None = None
+        self.given: Tensor | None = None  # kept until the Site is passed: else others could lie in its memory
+        self.version = 0  # of it
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.site,)  # a copy of the model has seen nothing yet
@@ -34,7 +34,7 @@ class DirectlyBefore:
 
     def note(self, kernel: nn.Module, arguments: Any, output: Tensor) -> None:
         if not self._is_over():
-            self.given = weakref.ref(output)
+            self.given, self.version = output, output._version
 
     def refuse_others(self, site: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         """
@@ -43,7 +43,8 @@ class DirectlyBefore:
         """
         if not site.training or self._is_over():
             return
-        if self.given is None or self.given() is not arguments[0]:
+        given, self.given = self.given, None
+        if given is None or not _is_view_of(given, arguments[0]) or given._version != self.version:
             raise ValueError(
                 f"Site {self.site.name!r} needs the output of a kernel right before it, into which its statistics are "
                 "moved: what reaches it was changed in between, or is of another layer: name in sites the modules "
@@ -52,3 +53,11 @@ class DirectlyBefore:
 
     def _is_over(self) -> bool:
         return torch.compiler.is_compiling() or getattr(self.site.transform, "is_folded", True)
+
+
+def _is_view_of(given: Tensor, other: Tensor) -> bool:
+    """Whether it is the same numbers in the same memory, with axes in any order."""
+    axes, others = (
+        {(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1} for t in (given, other)
+    )
+    return given.data_ptr() == other.data_ptr() and axes == others

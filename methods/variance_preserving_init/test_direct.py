@@ -33,6 +33,7 @@ DIRECT: list[Callable[[Wired, Tensor], Tensor]] = [
     lambda m, x: m.act(m.second(m.first(x))),
     lambda m, x: m.act(m.same(m.second(x))),
     lambda m, x: m.first(m.act(m.second(x)).clone()),
+    lambda m, x: m.act(m.second(x).view(x.shape)),
 ]
 OTHER: list[Callable[[Wired, Tensor], Tensor]] = [
     lambda m, x: m.act(m.norm(m.second(x))),
@@ -41,6 +42,9 @@ OTHER: list[Callable[[Wired, Tensor], Tensor]] = [
     lambda m, x: m.act(m.first(x)),
     lambda m, x: m.act(m.second(x) + x),
     lambda m, x: m.act(m.second(x) * 2),
+    lambda m, x: m.act(m.second(x) * 2 * 2),
+    lambda m, x: m.act(m.second(x).mul_(2)),
+    lambda m, x: m.act(m.second(x)[:, torch.arange(7, -1, -1)]),
 ]
 
 
