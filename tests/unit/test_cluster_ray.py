@@ -211,8 +211,12 @@ def command_of(pid: int) -> str:
 
 
 def sockets_of(pid: int) -> list[str]:
-    found = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+    found: list[str] = []
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # the process has ended
+        return found
+    for descriptor in descriptors:
         with suppress(OSError):
             found.append(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
     return found

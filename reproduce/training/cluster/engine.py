@@ -154,10 +154,10 @@ class RayEngine:
 
     def stop(self) -> None:
         """Those that train are asked to; those that wait for a node are not needed any more."""
-        self._office.stop.remote()
-        for attempt in list(self._attempts.values()):
+        for attempt in list(self._attempts.values()):  # first: they would begin as soon as the others have ended
             if not attempt.has_begun:
                 self._ray.cancel(attempt.task, force=True)
+        self._office.stop.remote()
 
     def _collect(self) -> None:
         """Letters first: all that a node has handed in lies there before its answer does."""
