@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from reproduce.experiment.metrics import Metric
 from reproduce.experiment.recipe import AVERAGED_EPOCHS, Recipe, Selection
@@ -24,9 +24,6 @@ from reproduce.training.kernel_spectra import kernel_spectra
 from reproduce.training.objective import objectives
 from reproduce.training.site_statistics import are_described, site_statistics
 from reproduce.training.step import Step
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 LOG_SECONDS = 2.0  # of wall time, not steps: reading a loss waits for the device, and a step may take 0.2 ms
 CHECKPOINT_SECONDS = 30.0
@@ -147,8 +144,6 @@ def train(
 
 
 def _writer(folder: Path, number: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # takes half a second, and a plan writes nothing
-
     return SummaryWriter(str(folder), purge_step=number + 1, flush_secs=10)  # that of the checkpoint was logged
 
 
