@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reproduce.method import Site
+from reproduce.method import Site, version_of
 
 
 class DirectlyBefore:
@@ -34,7 +34,7 @@ class DirectlyBefore:
 
     def note(self, kernel: nn.Module, arguments: Any, output: Tensor) -> None:
         if not self._is_over():
-            self.given, self.version = output, output._version
+            self.given, self.version = output, version_of(output)
 
     def refuse_others(self, site: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         """
@@ -44,7 +44,7 @@ class DirectlyBefore:
         if not site.training or self._is_over():
             return
         given, self.given = self.given, None
-        if given is None or not _is_view_of(given, arguments[0]) or given._version != self.version:
+        if given is None or not _is_view_of(given, arguments[0]) or version_of(given) != self.version:
             raise ValueError(
                 f"Site {self.site.name!r} needs the output of a kernel right before it, into which its statistics are "
                 "moved: what reaches it was changed in between, or is of another layer: name in sites the modules "
@@ -57,6 +57,8 @@ class DirectlyBefore:
 
 def _is_view_of(given: Tensor, other: Tensor) -> bool:
     """Whether it is the same numbers in the same memory, with axes in any order."""
+    if other is given:
+        return True
     axes, others = (
         {(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1} for t in (given, other)
     )

@@ -81,6 +81,13 @@ def test_what_is_not_right_before_the_site_is_refused(wire: Callable[[Wired, Ten
     model.eval()(noise(1))  # where nothing is known yet, it is the identity
 
 
+def test_a_first_batch_without_autograd_is_taken() -> None:
+    model = Wired(lambda m, x: m.act(m.second(x)))
+    attach("variance_preserving_init", model, mode="sample_statistics", sites="pre", example=noise(1))
+    with torch.inference_mode():
+        model(noise(1))
+
+
 def test_a_site_at_the_output_of_the_kernel_itself() -> None:
     model = Wired(lambda m, x: m.act(m.norm(m.second(x))))
     attach("variance_preserving_init", model, mode="sample_statistics", sites={"second": "pre"}, example=noise(1))

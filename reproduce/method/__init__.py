@@ -12,7 +12,13 @@ from reproduce.method.activations import (
     sample_rows,
 )
 from reproduce.method.chebyshev import clenshaw
-from reproduce.method.functions import TransformableFunction, differentiable_once, is_in_backward, making_constants
+from reproduce.method.functions import (
+    TransformableFunction,
+    differentiable_once,
+    is_in_backward,
+    making_constants,
+    version_of,
+)
 from reproduce.method.gaussian import Deviation, gaussian_code
 from reproduce.method.interface import Later, Method, NonNegative, Positive, PositiveCount, Unregularized
 from reproduce.method.kernels import Kernel, KernelKind, kernels_of, refuse_frozen
@@ -88,5 +94,6 @@ __all__ = [
     "sites_with_role",
     "sum_of_each",
     "tied_places",
+    "version_of",
     "weight_in_use",
 ]

@@ -89,3 +89,10 @@ def is_in_backward() -> bool:
     A compiled model cannot tell.
     """
     return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was written in place; one that was made under `inference_mode` does not count that."""
+    if not torch.compiler.is_compiling() and tensor.is_inference():
+        return 0
+    return tensor._version

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.method.callers import Callers
-from reproduce.method.functions import is_in_backward
+from reproduce.method.functions import is_in_backward, version_of
 from reproduce.method.records import PackedRecord
 from reproduce.method.sites import Record, Role, Site, Trace
 
@@ -168,7 +168,7 @@ class StepTrace(Trace):
             n_before = len(self._records)
             super().add(site, activation)
             if len(self._records) > n_before:
-                self.versions.append(_version(activation))
+                self.versions.append(version_of(activation))
 
     def clear(self) -> None:
         super().clear()
@@ -242,7 +242,7 @@ class StepTrace(Trace):
                     "and then attach()"
                 )
             # Of one graph with the pass nothing was overwritten: it records copies.
-            if not torch.compiler.is_compiling() and _version(record.activation) != version:
+            if not torch.compiler.is_compiling() and version_of(record.activation) != version:
                 raise ValueError(
                     f"Site {record.site.name!r}: its activations were overwritten in place after it, by += or a "
                     "module with inplace=True: change that, or name another module"
@@ -269,7 +269,7 @@ class StepTrace(Trace):
         self._records = [
             Record(record.site, torch.cat(joined[record.site])) if record.site in joined else record for record in kept
         ]
-        self.versions = [_version(record.activation) for record in self._records]
+        self.versions = [version_of(record.activation) for record in self._records]
 
     def keep(self) -> None:
         """Keep what was recorded for what comes after the step, beside that of the batches before it."""
@@ -311,13 +311,6 @@ def _has_escaped(activation: Tensor) -> bool:
         return False
     stack = torch._C._functorch.get_interpreter_stack() or []
     return torch._C._functorch.maybe_get_level(activation) > len(stack)
-
-
-def _version(activation: Tensor) -> int:
-    """How often it was written in place; an input that was made under `inference_mode` does not count that."""
-    if not torch.compiler.is_compiling() and activation.is_inference():
-        return 0
-    return activation._version
 
 
 def _is_exported() -> bool:

@@ -42,8 +42,7 @@ SIGNS = {
 for letter in "αβγδεζηθικλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ":
     name = unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
     SIGNS[letter] = rf"$\{name.capitalize() if letter.isupper() else name.lower()}$"
-PLACES = {"Chosen": r"p{.2\linewidth}", "Note": r"p{.2\linewidth}"}
-PLACES |= {"Claim": r"p{.2\linewidth}", "Why": r"p{.2\linewidth}", "Address": r"p{.2\linewidth}"}  # of long texts
+PLACES = dict.fromkeys(("Chosen", "Note", "Claim", "Why", "Address"), r"p{.2\linewidth}")  # of long texts
 HEAD = r"""% Tables of {method}, written by `python -m reproduce report`. In the preamble: \usepackage{{booktabs}}
 % Arms without a run are left out. Letters that are neither Latin nor Greek need LuaLaTeX. References: references.bib"""
 
